@@ -1,0 +1,1 @@
+"""A functional sparsity toolkit for JAX and Flax."""
