@@ -1,0 +1,17 @@
+"""Data sets by name: ``load(name, **options)`` gives a :class:`Dataset`."""
+
+from experiments.data import digits, movielens, npz, reviews
+from experiments.data.base import DATASETS, Batches, Dataset, Split, hold_out, load
+
+__all__ = [
+    "DATASETS",
+    "Batches",
+    "Dataset",
+    "Split",
+    "digits",
+    "hold_out",
+    "load",
+    "movielens",
+    "npz",
+    "reviews",
+]
