@@ -1,0 +1,84 @@
+"""A model as two pure functions, whichever Flax it is written in."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen, nnx
+
+from experiments.data import Dataset
+from experiments.registry import Registry
+
+Params = Any
+Extra = Any
+
+
+class Model(NamedTuple):
+    """A model without state of its own.
+
+    Attributes:
+      init: ``key -> (params, extra)``; ``extra`` is what training changes besides
+        the parameters, such as running means.
+      apply: ``(params, extra, inputs, key) -> (outputs, extra)``. With a key it is
+        in training mode (dropout, batch statistics), with None in evaluation mode.
+        Outputs are (n, classes), or (n,) where the data set wants one number.
+    """
+
+    init: Callable[[jax.Array], tuple[Params, Extra]]
+    apply: Callable[[Params, Extra, Any, jax.Array | None], tuple[jax.Array, Extra]]
+
+
+MODELS: Registry[Model] = Registry("model")
+
+
+def create(name: str, dataset: Dataset, **options: Any) -> Model:
+    """The registered model, sized for a data set.
+
+    Raises:
+      ValueError: unknown name or option, or a data set that it cannot read.
+    """
+    return MODELS.create(name, dataset, **options)
+
+
+def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+    """Splits an nnx module into a graph definition, parameters and the rest.
+
+    Args:
+      build: makes the module from its random streams. The module is called as
+        ``module(inputs, rngs=None)``; ``rngs`` is given in training only.
+    """
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+
+    def init(key):
+        _, params, extra = nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)
+        return params, extra
+
+    def apply(params, extra, inputs, key):
+        module = nnx.merge(graphdef, params, extra)
+        outputs = module(inputs, rngs=None if key is None else nnx.Rngs(key))
+        return outputs, nnx.state(module, nnx.Not(nnx.Param))
+
+    return Model(init, apply)
+
+
+def from_linen(module: linen.Module, example: Any) -> Model:
+    """The same for a linen module; ``params`` is its collection of that name.
+
+    Args:
+      module: called as ``module(inputs, train=bool)``.
+      example: inputs of the right shapes, for the initialisation.
+    """
+
+    def init(key):
+        variables = dict(module.init(key, example, train=False))
+        return variables.pop("params"), variables
+
+    def apply(params, extra, inputs, key):
+        variables = {"params": params, **extra}
+        if key is None:
+            return module.apply(variables, inputs, train=False), extra
+        return module.apply(
+            variables, inputs, train=True, rngs={"dropout": key}, mutable=list(extra)
+        )
+
+    return Model(init, apply)
