@@ -1,1 +1,83 @@
 """A functional sparsity toolkit for JAX and Flax."""
+
+from jaxsparse import checkpoint
+from jaxsparse.choosing import compute_masks
+from jaxsparse.distributions import erk, global_, targets, uniform
+from jaxsparse.masking import PrunedState, apply_masks, masks, pruned
+from jaxsparse.movement import importance_threshold, movement
+from jaxsparse.nm import NM
+from jaxsparse.patterns import Block, Channel, Unstructured
+from jaxsparse.pruning import PruneState, mask_params, prune
+from jaxsparse.regrowth import regrow_gradient, regrow_random, straight_through
+from jaxsparse.regularizers import add_group_lasso, add_l1, prox_group_lasso
+from jaxsparse.report import LeafReport, Report, mask_picture, report
+from jaxsparse.rules import Rule
+from jaxsparse.schedules import (
+    constant,
+    cosine,
+    cubic,
+    exponential,
+    given,
+    iterative,
+    linear,
+    one_shot,
+)
+from jaxsparse.scores import (
+    Score,
+    ScoreContext,
+    gradient,
+    magnitude,
+    random,
+    saliency,
+    saliency_momentum,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NM",
+    "Block",
+    "Channel",
+    "LeafReport",
+    "PruneState",
+    "PrunedState",
+    "Report",
+    "Rule",
+    "Score",
+    "ScoreContext",
+    "Unstructured",
+    "add_group_lasso",
+    "add_l1",
+    "apply_masks",
+    "checkpoint",
+    "compute_masks",
+    "constant",
+    "cosine",
+    "cubic",
+    "erk",
+    "exponential",
+    "given",
+    "global_",
+    "gradient",
+    "importance_threshold",
+    "iterative",
+    "linear",
+    "magnitude",
+    "mask_params",
+    "mask_picture",
+    "masks",
+    "movement",
+    "one_shot",
+    "prox_group_lasso",
+    "prune",
+    "pruned",
+    "random",
+    "regrow_gradient",
+    "regrow_random",
+    "report",
+    "saliency",
+    "saliency_momentum",
+    "straight_through",
+    "targets",
+    "uniform",
+]

@@ -1,0 +1,195 @@
+"""N:M sparsity: n of every m consecutive inputs are kept.
+
+Sources: Mishra et al. 2021, arXiv 2104.08378 (2:4); Hubara et al. 2021,
+arXiv 2102.08124 (transposable masks).
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt
+
+from jaxsparse.patterns import Pattern, check_divides, pad_end, widen
+from jaxsparse.selection import ordered_bits
+from jaxsparse.views import View
+
+MAX_BEST = 4  # 2:4 has 90 transposable patterns, 4:8 more than 10^14
+
+
+@dataclasses.dataclass(frozen=True)
+class NM(Pattern):
+    """Keeps n of every m consecutive entries along the input axis.
+
+    - method "1d": the n largest of every m along K; ties keep the lowest index.
+    - method "best": transposable, at most n in every row *and* column of each
+      m x m tile, so that W and W^T are both n:m: the best of all such patterns
+      (90 for 2:4), m up to 4.
+    - method "greedy": transposable, entries by descending score while their row
+      and column have room. A tile may end with fewer than n in a row or column.
+
+    A schedule on n:m first prunes the m-groups (tiles) that lose least, and ends
+    at exactly n:m everywhere.
+
+    Attributes:
+      n: entries kept of every m. (Some tools name how many are pruned.)
+      m: length of a group.
+      method: "1d", "best" or "greedy".
+      pad: allow sizes that m does not divide: padded, masked, sliced back.
+
+    >>> NM(2, 4).max_sparsity
+    0.5
+    """
+
+    n: int
+    m: int
+    method: Literal["1d", "best", "greedy"] = "1d"
+    pad: bool = False
+
+    def __post_init__(self):
+        if not 0 < self.n < self.m:
+            raise ValueError(f"{self}: 0 < n < m must hold; n is how many of m are kept")
+        if self.method not in ("1d", "best", "greedy"):
+            raise ValueError(f"{self}: method is none of '1d', 'best', 'greedy'")
+        if self.method == "best" and self.m > MAX_BEST:
+            raise ValueError(f"{self}: too many patterns to try; method='greedy' would work")
+
+    @property
+    def max_sparsity(self) -> float:
+        return 1 - self.n / self.m
+
+    def check(self, path: str, view: View) -> None:
+        if not self.pad:
+            k, n = view.matrix_shape
+            check_divides(f"{self}", path, view, "input", k, self.m)
+            if self._tiled:
+                check_divides(f"{self}", path, view, "output", n, self.m)
+
+    def group_shape(self, view: View) -> tuple[int, ...]:
+        return (*view.batch_shape, *self._padded(view))
+
+    def pool(self, entries, view, reduce=None):
+        del reduce  # every entry has a bit of its own
+        return self._pad(view.matrix(widen(entries)), -jnp.inf)
+
+    def expand(self, groups, view):
+        k, n = view.matrix_shape
+        return view.leaf(groups[..., :k, :n])
+
+    def group_size(self, view: View) -> int:
+        return 1
+
+    def units(self, view: View) -> int:
+        k, n = self._padded(view)
+        return k // self.m * (n // self.m if self._tiled else n)
+
+    def unit_scores(self, scores, allowed, view):
+        """A unit is an m-group or tile; its score is what pruning it would lose."""
+        # The padding scores -inf and is nobody's loss.
+        real = self._real(view)
+        lost = jnp.where(self._pruned(scores, allowed) | ~real, 0, scores)
+        dense = None if allowed is None else jnp.all(self._tiles(allowed), axis=self._within)
+        return jnp.sum(self._tiles(lost), axis=self._within), dense
+
+    def finish(self, kept, scores, allowed, view):
+        dense = self._untile(jnp.broadcast_to(self._spread(kept), self._tiled_shape(view)), view)
+        return dense | self._pruned(scores, allowed)
+
+    @property
+    def _tiled(self) -> bool:
+        return self.method != "1d"
+
+    @property
+    def _within(self) -> tuple[int, ...]:
+        return (-3, -1) if self._tiled else (-2,)
+
+    def _padded(self, view: View) -> tuple[int, int]:
+        k, n = view.matrix_shape
+        return k + -k % self.m, n + (-n % self.m if self._tiled else 0)
+
+    def _pad(self, matrix: Array, value) -> Array:
+        k, n = matrix.shape[-2:]
+        return pad_end(matrix, {-2: -k % self.m, -1: -n % self.m if self._tiled else 0}, value)
+
+    def _real(self, view: View) -> Bool[Array, "K N"]:
+        return self._pad(jnp.ones(view.matrix_shape, bool), False)
+
+    def _tiled_shape(self, view: View) -> tuple[int, ...]:
+        k, n = self._padded(view)
+        columns = (n // self.m, self.m) if self._tiled else (n,)
+        return (*view.batch_shape, k // self.m, self.m, *columns)
+
+    def _tiles(self, matrix: Array) -> Array:
+        *batch, k, n = matrix.shape
+        columns = (n // self.m, self.m) if self._tiled else (n,)
+        return matrix.reshape(*batch, k // self.m, self.m, *columns)
+
+    def _untile(self, tiles: Array, view: View) -> Array:
+        return tiles.reshape(self.group_shape(view))
+
+    def _spread(self, units: Array) -> Array:
+        return units[..., :, None, :, None] if self._tiled else units[..., :, None, :]
+
+    def _pruned(
+        self, scores: Float[Array, "*batch K N"], allowed: Bool[Array, "*batch K N"] | None
+    ) -> Bool[Array, "*batch K N"]:
+        """The n:m mask of every group, whether or not selection wants it pruned yet."""
+        bits = self._tiles(ordered_bits(scores, allowed))
+        if self.method == "1d":
+            return _largest(bits, self.n).reshape(scores.shape)
+        if self.method == "greedy":
+            mask = _greedy(jnp.swapaxes(bits, -3, -2), self.n)
+        else:
+            tiles = self._tiles(_finite(scores, allowed))
+            mask = _best(jnp.swapaxes(tiles, -3, -2), self.n)
+        return jnp.swapaxes(mask, -3, -2).reshape(scores.shape)
+
+
+def _largest(bits: UInt[Array, "*b G m N"], n: int) -> Bool[Array, "*b G m N"]:
+    """The n largest along the second last axis; ties keep the lowest index."""
+    m = bits.shape[-2]
+    before = jnp.tri(m, k=-1, dtype=bool)[:, :, None]  # [i, j]: j comes before i
+    mine, other = bits[..., :, None, :], bits[..., None, :, :]
+    ahead = (other > mine) | ((other == mine) & before)
+    return jnp.sum(ahead, axis=-2, dtype=jnp.int32) < n
+
+
+def _greedy(bits: UInt[Array, "*b m m"], n: int) -> Bool[Array, "*b m m"]:
+    """Entries by descending score (ties by row-major index) while row and column have room."""
+    m = bits.shape[-1]
+    order = jnp.argsort(~bits.reshape(*bits.shape[:-2], m * m), axis=-1, stable=True)
+
+    def take(step, mask):
+        at = jax.nn.one_hot(order[..., step], m * m, dtype=bool).reshape(mask.shape)
+        row_full = jnp.sum(mask, axis=-1, keepdims=True) >= n
+        column_full = jnp.sum(mask, axis=-2, keepdims=True) >= n
+        return mask | (at & ~row_full & ~column_full)
+
+    # Begins as a function of the scores, so that it is sharded as they are.
+    return jax.lax.fori_loop(0, m * m, take, bits != bits)
+
+
+def _best(scores: Float[Array, "*b m m"], n: int) -> Bool[Array, "*b m m"]:
+    """The pattern with the largest total of all with n in every row and column."""
+    patterns = _transposable(n, scores.shape[-1])
+    totals = [jnp.sum(jnp.where(kept, scores, 0), axis=(-2, -1)) for kept in patterns]
+    return jnp.asarray(patterns)[jnp.argmax(jnp.stack(totals, axis=-1), axis=-1)]
+
+
+@functools.cache
+def _transposable(n: int, m: int) -> np.ndarray:
+    """All m x m patterns with n ones in every row and column, as (patterns, m, m)."""
+    rows = [row for row in itertools.product((True, False), repeat=m) if sum(row) == n]
+    tiles = np.array(list(itertools.product(rows, repeat=m)))
+    return tiles[(tiles.sum(axis=1) == n).all(axis=1)]
+
+
+def _finite(scores: Array, allowed: Array | None) -> Array:
+    """Scores that can be added: infinities become large, NaN and what is not allowed worse."""
+    large = jnp.finfo(scores.dtype).max / 2**10
+    finite = jnp.clip(jnp.where(jnp.isnan(scores), -large, scores), -large, large)
+    return finite if allowed is None else jnp.where(allowed, finite, -2 * large)

@@ -1,0 +1,314 @@
+"""Which entries of a weight live and die together.
+
+A pattern cuts the matrix view of a kernel (`views.View`) into groups. It pools
+elementwise scores into one number a group, expands one bit a group back to the
+shape of the weight, and says how many groups a sparsity keeps. Choosing the
+groups to keep is `selection`'s work. `nm.NM` is the one pattern whose groups are
+not free to choose; it overrides the second half of the interface.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+from jaxsparse.views import View
+
+Reduce = Literal["mean", "sum", "max", "l2"]
+REDUCES = ("mean", "sum", "max", "l2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """Base of the patterns: one group for every entry unless overridden."""
+
+    def check(self, path: str, view: View) -> None:
+        """Raises ValueError, naming path, shape and what would work, if the view does not fit."""
+
+    def group_shape(self, view: View) -> tuple[int, ...]:
+        """Shape of the group array; the batch axes of the view come first."""
+        raise NotImplementedError
+
+    def pool(
+        self, entries: Shaped[Array, "*shape"], view: View, reduce: Reduce | None = None
+    ) -> Float[Array, "*groups"]:
+        """Reduces entries of the weight's shape to one number a group.
+
+        Accumulates in float32 (float64 for float64 entries). `reduce` None takes
+        the pattern's own.
+        """
+        raise NotImplementedError
+
+    def expand(self, groups: Shaped[Array, "*groups"], view: View) -> Shaped[Array, "*shape"]:
+        """Gives every entry of the weight the value of its group."""
+        raise NotImplementedError
+
+    def group_size(self, view: View) -> int:
+        """Entries in one whole group."""
+        raise NotImplementedError
+
+    # What selection counts. For a free pattern the units are the groups.
+
+    @property
+    def max_sparsity(self) -> float:
+        """The largest fraction that this pattern can prune."""
+        return 1.0
+
+    def units(self, view: View) -> int:
+        """How many units selection chooses from in one batch slice."""
+        return math.prod(self.group_shape(view)[len(view.batch) :])
+
+    def unit_scores(
+        self,
+        scores: Float[Array, "*groups"],
+        allowed: Bool[Array, "*groups"] | None,
+        view: View,
+    ) -> tuple[Float[Array, "*units"], Bool[Array, "*units"] | None]:
+        """Returns the scores that selection ranks and which units it may keep."""
+        return scores, allowed
+
+    def finish(
+        self,
+        kept: Bool[Array, "*units"],
+        scores: Float[Array, "*groups"],
+        allowed: Bool[Array, "*groups"] | None,
+        view: View,
+    ) -> Bool[Array, "*groups"]:
+        """Turns the units kept into a mask over groups."""
+        return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Every entry is a group of its own.
+
+    >>> Unstructured().group_shape(view_of("dense/kernel", (8, 4)))
+    (8, 4)
+    """
+
+    def group_shape(self, view: View) -> tuple[int, ...]:
+        rest = tuple(s for axis, s in enumerate(view.shape) if axis not in view.batch)
+        return view.batch_shape + rest
+
+    def pool(self, entries, view, reduce=None):
+        del reduce  # a group of one entry is its own mean, sum, maximum and norm
+        return jnp.moveaxis(widen(entries), view.batch, range(len(view.batch)))
+
+    def expand(self, groups, view):
+        return jnp.moveaxis(groups, range(len(view.batch)), view.batch)
+
+    def group_size(self, view: View) -> int:
+        return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Block(Pattern):
+    """Blocks of `rows` x `columns` on the (K, N) view: rows along the input axis.
+
+    The score of a block is reduce(scores of its entries); partial blocks at the
+    padded edge average over what is there.
+
+    Attributes:
+      rows: entries along K, the input axis.
+      columns: entries along N, the output axis.
+      reduce: "mean", "sum", "max" or "l2" (the Euclidean norm of the scores).
+      pad: allow sizes that the block does not divide; the edge blocks are cut.
+
+    >>> Block(4, 16).group_shape(view_of("dense/kernel", (64, 32)))
+    (16, 2)
+    """
+
+    rows: int
+    columns: int
+    reduce: Reduce = "mean"
+    pad: bool = False
+
+    def __post_init__(self):
+        if self.rows < 1 or self.columns < 1:
+            raise ValueError(f"{self}: rows and columns must be at least 1")
+        check_reduce(self, self.reduce)
+
+    def check(self, path: str, view: View) -> None:
+        if self.pad:
+            return
+        for name, size, block in zip(
+            ("input", "output"), view.matrix_shape, (self.rows, self.columns), strict=True
+        ):
+            check_divides(f"{self}", path, view, name, size, block)
+
+    def group_shape(self, view: View) -> tuple[int, ...]:
+        k, n = view.matrix_shape
+        return (*view.batch_shape, -(-k // self.rows), -(-n // self.columns))
+
+    def pool(self, entries, view, reduce=None):
+        reduce = reduce or self.reduce
+        matrix = self._pad(view.matrix(widen(entries)), -jnp.inf if reduce == "max" else 0)
+        gk, gn = matrix.shape[-2] // self.rows, matrix.shape[-1] // self.columns
+        tiles = matrix.reshape(*view.batch_shape, gk, self.rows, gn, self.columns)
+        if reduce == "max":
+            return jnp.max(tiles, axis=(-3, -1))
+        if reduce == "l2":
+            return jnp.sqrt(jnp.sum(jnp.square(tiles), axis=(-3, -1)))
+        total = jnp.sum(tiles, axis=(-3, -1))
+        return total / self._sizes(view).astype(total.dtype) if reduce == "mean" else total
+
+    def expand(self, groups, view):
+        k, n = view.matrix_shape
+        gk, gn = groups.shape[-2:]
+        tiles = jnp.broadcast_to(
+            groups[..., :, None, :, None], (*view.batch_shape, gk, self.rows, gn, self.columns)
+        )
+        matrix = tiles.reshape(*view.batch_shape, gk * self.rows, gn * self.columns)
+        return view.leaf(matrix[..., :k, :n])
+
+    def group_size(self, view: View) -> int:
+        return self.rows * self.columns
+
+    def _pad(self, matrix: Array, value) -> Array:
+        k, n = matrix.shape[-2:]
+        return pad_end(matrix, {-2: -k % self.rows, -1: -n % self.columns}, value)
+
+    def _sizes(self, view: View) -> Array:
+        """Entries in each block: rows * columns but for the cut ones at the edge."""
+        (k, n), (gk, gn) = view.matrix_shape, self.group_shape(view)[-2:]
+        if k % self.rows == 0 and n % self.columns == 0:
+            return jnp.asarray(self.rows * self.columns)
+        rows = jnp.clip(k - self.rows * jnp.arange(gk), max=self.rows)
+        columns = jnp.clip(n - self.columns * jnp.arange(gn), max=self.columns)
+        return rows[:, None] * columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel(Pattern):
+    """Whole slices along one axis of the leaf: channels, neurons or heads.
+
+    `Channel(-1)` prunes output channels and `Channel(-2)` input channels of Dense
+    and conv kernels alike; `Channel(1)` prunes heads of an attention kernel
+    (embed, heads, head_dim).
+
+    Attributes:
+      axis: axis of the leaf (not of the view) that indexes the groups.
+      reduce: "mean", "sum", "max" or "l2" over the slice.
+
+    >>> Channel(-1).group_shape(view_of("conv/kernel", (3, 3, 8, 4)))
+    (4,)
+    """
+
+    axis: int
+    reduce: Reduce = "mean"
+
+    def __post_init__(self):
+        check_reduce(self, self.reduce)
+
+    def check(self, path: str, view: View) -> None:
+        rank = len(view.shape)
+        if not -rank <= self.axis < rank:
+            raise ValueError(
+                f"{self} on {path!r} of shape {view.shape}: no such axis; "
+                f"axes {-rank} to {rank - 1} would work"
+            )
+        if self.axis % rank in view.batch:
+            raise ValueError(
+                f"{self} on {path!r} of shape {view.shape}: axis {self.axis} is a batch axis "
+                f"({view}); another axis, or batch_axis=() in the rule, would work"
+            )
+
+    def group_shape(self, view: View) -> tuple[int, ...]:
+        return (*view.batch_shape, view.shape[self.axis])
+
+    def pool(self, entries, view, reduce=None):
+        entries, axes, reduce = widen(entries), self._pooled(view), reduce or self.reduce
+        if reduce == "l2":
+            pooled = jnp.sqrt(jnp.sum(jnp.square(entries), axis=axes))
+        else:
+            pooled = {"mean": jnp.mean, "sum": jnp.sum, "max": jnp.max}[reduce](entries, axis=axes)
+        return jnp.moveaxis(pooled, *self._batch_first(view))
+
+    def expand(self, groups, view):
+        kept_axes, batch_axes = self._batch_first(view)
+        groups = jnp.moveaxis(groups, batch_axes, kept_axes)
+        return jnp.broadcast_to(jnp.expand_dims(groups, self._pooled(view)), view.shape)
+
+    def group_size(self, view: View) -> int:
+        return math.prod(view.shape[axis] for axis in self._pooled(view))
+
+    def _pooled(self, view: View) -> tuple[int, ...]:
+        kept = (self.axis % len(view.shape), *view.batch)
+        return tuple(axis for axis in range(len(view.shape)) if axis not in kept)
+
+    def _batch_first(self, view: View) -> tuple[list[int], list[int]]:
+        """Where the batch axes stand once the pooled axes are gone, and where they go."""
+        left = sorted((self.axis % len(view.shape), *view.batch))
+        return [left.index(axis) for axis in view.batch], list(range(len(view.batch)))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["groups"], meta_fields=["pattern", "view"]
+)
+@dataclasses.dataclass(frozen=True)
+class GroupMask:
+    """A mask as the optimizer's state keeps it: one bit a group (a 4x16 block is one).
+
+    Attributes:
+      groups: bool, of shape `pattern.group_shape(view)`; True is kept.
+      pattern: how the groups lie on the weight.
+      view: the matrix view of the weight.
+    """
+
+    groups: Bool[Array, "*groups"]
+    pattern: Pattern
+    view: View
+
+    def expand(self) -> Bool[Array, "*shape"]:
+        """Returns the mask in the shape of the weight."""
+        return self.pattern.expand(self.groups, self.view)
+
+
+def widen(entries: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    """Casts to at least float32, the type in which scores are computed."""
+    return entries.astype(jnp.promote_types(entries.dtype, jnp.float32))
+
+
+def pad_end(array: Array, amounts: dict[int, int], value) -> Array:
+    """Pads the end of the axes named in `amounts`; nothing to pad costs nothing."""
+    if not any(amounts.values()):
+        return array
+    widths = [(0, 0)] * array.ndim
+    for axis, amount in amounts.items():
+        widths[axis] = (0, amount)
+    return jnp.pad(array, widths, constant_values=value)
+
+
+def check_reduce(pattern: Pattern, reduce: str) -> None:
+    """Raises ValueError unless `reduce` is one of REDUCES."""
+    if reduce not in REDUCES:
+        raise ValueError(f"{pattern}: reduce={reduce!r} is none of {', '.join(REDUCES)}")
+
+
+def check_divides(what: str, path: str, view: View, side: str, size: int, block: int) -> None:
+    """Raises ValueError with the nearest sizes unless `block` divides `size`."""
+    if size % block:
+        nearest = " or ".join(str(s) for s in (size - size % block, size + -size % block) if s > 0)
+        divisors = [d for d in range(1, size + 1) if size % d == 0]
+        closest = sorted(divisors, key=lambda d: abs(d - block))[:2]
+        raise ValueError(
+            f"{what} on {path!r} of shape {view.shape}, seen as {view}: the {side} size {size} is "
+            f"no multiple of {block}; {side} size {nearest} would work, so would a block of "
+            f"{' or '.join(map(str, sorted(closest)))} there, or pad=True"
+        )
+
+
+def check_sparsity(what: str, sparsity: float, pattern: Pattern | None = None) -> None:
+    """Raises ValueError unless the sparsity lies in [0, 1) and within the pattern's reach."""
+    if not 0 <= sparsity < 1:
+        hint = f"; did you mean {sparsity / 100}?" if 1 < sparsity < 100 else ""
+        raise ValueError(f"{what}: sparsity {sparsity} is not in [0, 1){hint}")
+    if pattern is not None and sparsity > pattern.max_sparsity:
+        raise ValueError(
+            f"{what}: sparsity {sparsity} is above {pattern.max_sparsity}, "
+            f"which is all that {pattern} prunes"
+        )

@@ -1,0 +1,284 @@
+"""`prune`: the optax transform that scores, chooses and holds masks.
+
+It stands at the head of a chain, where gradients are raw. Everything else about
+pruning is a choice handed to it: the score, the schedule, the distribution, the
+regrowth.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxsparse import schedules, scores
+from jaxsparse.choosing import Budget, Groups, choose, drop_and_grow, hold, pool_scores
+from jaxsparse.distributions import Distribution, targets_of, uniform
+from jaxsparse.movement import ImportanceThreshold
+from jaxsparse.nm import NM
+from jaxsparse.patterns import GroupMask, Unstructured, widen
+from jaxsparse.regrowth import DropAndGrow, Regrowth, StraightThrough
+from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
+from jaxsparse.schedules import Schedule
+from jaxsparse.scores import Score, ScoreContext
+from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
+
+NEED_PARAMS = "{name} needs the parameters: call update(grads, state, params)"
+
+
+class PruneState(NamedTuple):
+    """State of `prune`.
+
+    Attributes:
+      count: optimizer steps done.
+      masks: GroupMask by slash path, in force until the next update; leaves that
+        no rule names do not appear.
+      score: the score's own state, `()` for scores without.
+      threshold: tau_0 of `importance_threshold`, `()` for every other schedule.
+    """
+
+    count: Int[Array, ""]
+    masks: dict[str, GroupMask]
+    score: Any
+    threshold: Any
+
+
+def prune(
+    rules: Sequence[Rule] | None = None,
+    *,
+    score: Score | None = None,
+    schedule: Schedule | ImportanceThreshold | float | Float[Array, ""] | None = None,
+    sparsity: float | None = None,
+    distribution: Distribution | None = None,
+    regrowth: Regrowth = None,
+    masks: Tree | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Chooses masks as training goes and keeps gradients to what they leave.
+
+    Update number t (from 0) sees dL/dW' with respect to the masked weights
+    W' = `mask_params(params, masks(state))` and the stored weights. If the schedule
+    says so it scores them and chooses masks, which are in force from step t + 1;
+    then it passes on the gradients, zero where the masks of step t are. Without
+    `schedule` the masks are static: the `masks` given, or all kept.
+
+    Args:
+      rules: which leaves, with which pattern. None takes the paths of `masks`, one
+        bit an entry.
+      score: what each entry is worth; default `magnitude()`.
+      schedule: when to update and how sparse to be; a float or an array is the
+        sparsity itself, of every leaf and at every step.
+      sparsity: overall target of the leaves whose rules name none.
+      distribution: how they share it; default `uniform()`.
+      regrowth: None never brings back what is masked; else `regrow_random()`,
+        `regrow_gradient()` or `straight_through()`.
+      masks: initial masks, by path or as a tree like the parameters.
+      seed: of the random initial masks and the random growth of sparse-to-sparse
+        training.
+
+    Returns:
+      A transformation with a PruneState. Put it first in `optax.chain`, or give it
+      to `pruned`.
+
+    Raises:
+      ValueError: at init, on rules that match nothing, overlap or do not fit, and
+        on sparsities out of reach; at update, without parameters.
+      TypeError: on arguments of the wrong kind.
+
+    >>> tx = prune([Rule(".*kernel", Unstructured(), 0.5)], schedule=schedules.one_shot())
+    >>> params = {"kernel": jnp.array([[1.0, -3.0], [2.0, 0.5]])}
+    >>> _, state = tx.update(params, tx.init(params), params)
+    >>> state.masks["kernel"].groups.tolist()
+    [[False, True], [True, False]]
+    """
+    rules = _implied_rules(masks) if rules is None else check_rules(rules)
+    score = score or scores.magnitude()
+    distribution = distribution or uniform()
+    when = _as_schedule(schedule)
+    if isinstance(sparsity, jax.Array):
+        raise TypeError(
+            "prune: sparsity must be static: inject_hyperparams(prune, static_args=('sparsity',)) "
+            "would work, so would a float schedule, which may be traced"
+        )
+    free_choice = isinstance(regrowth, StraightThrough) or isinstance(when, ImportanceThreshold)
+    dense_gradients = regrowth == StraightThrough("dense")
+
+    def plan(params) -> tuple[dict[str, LeafSpec], Budget | None]:
+        specs = resolve(rules, params)
+        _check_pairs(specs, when, regrowth)
+        if not isinstance(when, Schedule):
+            return specs, None
+        if schedules.is_given(when):
+            return specs, Budget(specs, when, dict.fromkeys(specs, 0.0), distribution)
+        return specs, Budget(specs, when, targets_of(specs, sparsity, distribution), distribution)
+
+    def init(params):
+        if type(params).__name__ == "_ParamsPlaceholder":  # optax.tree.map_params asks so
+            return PruneState(*[np.zeros(())] * len(PruneState._fields))
+        specs, budget = plan(params)
+        weights = {path: _array(w) for path, w in leaves_by_path(params).items() if path in specs}
+        if masks is not None:
+            groups = _given_groups(masks, specs)
+        elif isinstance(regrowth, DropAndGrow) and budget is not None:
+            chance = pool_scores(scores.random_scores(jax.random.key(seed), weights), specs)
+            groups = choose(chance, None, budget, budget.schedule.begin)
+        else:
+            groups = {path: _all_kept(specs[path].pool(w)) for path, w in weights.items()}
+        threshold = ()
+        if isinstance(when, ImportanceThreshold):
+            dtype = jnp.result_type(*map(widen, weights.values()))
+            threshold = jnp.asarray(jnp.nan if when.initial is None else when.initial, dtype)
+        return PruneState(
+            jnp.zeros((), jnp.int32), hold(groups, specs), score.init(weights, specs), threshold
+        )
+
+    def update(updates, state, params=None, *, exact_zeros: bool = False, **extra):
+        del extra
+        if params is None:
+            raise ValueError(NEED_PARAMS.format(name="prune"))
+        if exact_zeros and free_choice:
+            raise ValueError(
+                "pruned(...) stores exact zeros, but this pruner needs the raw weights "
+                "(straight_through or importance_threshold): optax.chain(pruner, optimizer), and "
+                "mask_params at the end, would work"
+            )
+        specs, budget = plan(params)
+        step, groups = state.count, {path: state.masks[path].groups for path in specs}
+        weights = {path: w for path, w in leaves_by_path(params).items() if path in specs}
+        grads = {path: g for path, g in leaves_by_path(updates).items() if path in specs}
+        context = ScoreContext(step, _ramp(when, step), specs)
+        memory, threshold, found = state.score, state.threshold, None
+        if jax.tree.leaves(memory):  # it learns at every step
+            found, memory = score.update(grads, memory, weights, context)
+
+        def pooled():
+            now = score.update(grads, memory, weights, context)[0] if found is None else found
+            return pool_scores(now, specs)
+
+        def by_threshold():
+            return when.choose(step, threshold, pooled(), specs)
+
+        def by_count():
+            if isinstance(regrowth, DropAndGrow):
+                growth = regrowth.growth(grads, jax.random.fold_in(jax.random.key(seed), step))
+                return drop_and_grow(
+                    regrowth, pooled(), pool_scores(growth, specs), groups, budget, step
+                ), threshold
+            return choose(pooled(), None if free_choice else groups, budget, step), threshold
+
+        masked = groups
+        if when is not None:
+            rechoose = by_count if budget else by_threshold
+            masked, threshold = lax.cond(
+                when.updates_at(step), rechoose, lambda: (groups, threshold)
+            )
+        if not dense_gradients:
+            updates = mask_params(updates, {p: mask.expand() for p, mask in state.masks.items()})
+        state = PruneState(optax.safe_increment(step), hold(masked, specs), memory, threshold)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def mask_params(params: Tree, masks: Tree) -> Tree:
+    """Returns the parameters with exact zeros where a mask is False: what the model sees.
+
+    where(mask, w, 0), so a masked NaN or infinity is zero too. Gradients with
+    respect to *its result* are dense, which is what `prune` wants.
+
+    Args:
+      params: any Flax or plain tree.
+      masks: `{"slash/path": mask}` or a tree like `params` with None where dense.
+
+    Raises:
+      KeyError: if a mask names a leaf that is not there.
+      ValueError: if shapes differ.
+    """
+    leaves = leaves_by_path(params)
+    masked = {}
+    for path, mask in leaves_by_path(masks).items():
+        if path not in leaves:
+            raise KeyError(f"mask for {path!r}, but no such leaf; {near_misses(path, leaves)}")
+        leaf = leaves[path]
+        if mask.shape != leaf.shape:
+            raise ValueError(f"the mask of {path!r} has shape {mask.shape}, the leaf {leaf.shape}")
+        masked[path] = jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+    return replace_by_path(params, masked)
+
+
+def _implied_rules(masks: Tree | None) -> tuple[Rule, ...]:
+    if masks is None:
+        raise TypeError("prune needs rules, or the masks to keep to")
+    return tuple(Rule(re.escape(path), Unstructured(), 0.0) for path in leaves_by_path(masks))
+
+
+def _as_schedule(schedule: Any) -> Schedule | ImportanceThreshold | None:
+    if schedule is None or isinstance(schedule, Schedule | ImportanceThreshold):
+        return schedule
+    if isinstance(schedule, int | float | jax.Array | np.ndarray | np.generic):
+        return schedules.given(schedule)
+    raise TypeError(
+        f"prune: {schedule!r} is no schedule; cubic(begin=0, end=1000), a float or an array "
+        "would work"
+    )
+
+
+def _ramp(when: Schedule | ImportanceThreshold | None, step: Array) -> Float[Array, ""]:
+    if isinstance(when, ImportanceThreshold):
+        return when.ramp(step)
+    return jnp.zeros(()) if when is None else when.ramp(step)
+
+
+def _check_pairs(specs: Mapping[str, LeafSpec], when: Any, regrowth: Regrowth) -> None:
+    """Raises ValueError on the pairs that cannot work together."""
+    for path, spec in specs.items():
+        fixed = isinstance(spec.pattern, NM)
+        if fixed and isinstance(regrowth, DropAndGrow):
+            raise ValueError(
+                f"{regrowth} moves groups about, but {spec.pattern} on {path!r} fixes how many of "
+                "every m are kept; straight_through() would work"
+            )
+        if fixed and isinstance(when, ImportanceThreshold):
+            raise ValueError(
+                f"importance_threshold keeps as many as pass it, but {spec.pattern} on {path!r} "
+                "fixes how many; a count schedule such as cubic(...) would work"
+            )
+        if spec.sparsity is not None and when is not None and schedules.is_given(when):
+            raise ValueError(
+                f"the schedule is the sparsity itself, but the rule of {path!r} says "
+                f"{spec.sparsity}; a rule without sparsity would work"
+            )
+
+
+def _given_groups(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
+    """Compresses full masks to one bit a group."""
+    given = leaves_by_path(masks)
+    groups = {}
+    for path, spec in specs.items():
+        if path not in given:
+            raise ValueError(f"no mask given for leaf {path!r}; {near_misses(path, given)}")
+        mask = jnp.asarray(given[path], bool)
+        if mask.shape != spec.view.shape:
+            raise ValueError(
+                f"the mask of {path!r} has shape {mask.shape}, the leaf {spec.view.shape}"
+            )
+        groups[path] = spec.pool(mask, "max") > 0
+        if not isinstance(mask, jax.core.Tracer) and (spec.expand(groups[path]) != mask).any():
+            raise ValueError(f"the mask of {path!r} splits groups of {spec.pattern}")
+    return groups
+
+
+def _array(weight: Any) -> Array:
+    """A weight to pool; optimizers are initialised with bare shapes, too."""
+    bare = isinstance(weight, jax.ShapeDtypeStruct)
+    return jnp.zeros(weight.shape, weight.dtype) if bare else weight
+
+
+def _all_kept(pooled: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """All True, and sharded as the weight is: a constant would come out replicated."""
+    return jnp.isnan(pooled) | ~jnp.isnan(pooled)

@@ -1,0 +1,81 @@
+"""What happens to masked groups when masks are chosen again."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxsparse.patterns import widen
+from jaxsparse.schedules import Schedule
+from jaxsparse.scores import Leaves, random_scores
+
+
+@dataclasses.dataclass(frozen=True)
+class StraightThrough:
+    """Made by `straight_through`."""
+
+    gradients: Literal["dense", "masked"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DropAndGrow:
+    """Made by `regrow_random` and `regrow_gradient`."""
+
+    by: Literal["random", "gradient"]
+    fraction: float
+
+    def __post_init__(self):
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"regrowth: fraction {self.fraction} is not in [0, 1]")
+
+    def dropped(
+        self, schedule: Schedule, step: Int[Array, ""], kept: Int[Array, "*batch"]
+    ) -> Int[Array, "*batch"]:
+        """round(kept * fraction / 2 * (1 + cos(pi step / end))); no decay without an end."""
+        share = jnp.float32(self.fraction)
+        if schedule.end:
+            share *= (1 + jnp.cos(jnp.pi * jnp.clip(step / schedule.end, 0, 1))) / 2
+        return jnp.round(share * kept).astype(jnp.int32)
+
+    def growth(self, grads: Leaves, key: Array) -> Leaves:
+        """Scores by which groups come back: |gradient|, or chance."""
+        if self.by == "random":
+            return random_scores(key, grads)
+        return {path: jnp.abs(widen(g)) for path, g in grads.items()}
+
+
+Regrowth = StraightThrough | DropAndGrow | None
+
+
+def straight_through(gradients: Literal["dense", "masked"] = "dense") -> StraightThrough:
+    """Masks are chosen anew among *all* groups, from raw weights that stay dense.
+
+    Bengio et al. 2013, arXiv 1308.3432; for n:m Zhou et al. 2021, arXiv 2102.04010.
+    The forward pass sees masked weights, and "dense" hands their gradients to the
+    raw weights as they are; "masked" keeps them from masked weights, which then
+    move by regularization alone (movement sparsity). The stored weights never
+    become zero, so use it in a chain without `apply_masks`, and `mask_params` at
+    the end.
+    """
+    if gradients not in ("dense", "masked"):
+        raise ValueError(f"straight_through: gradients={gradients!r} is no 'dense' or 'masked'")
+    return StraightThrough(gradients)
+
+
+def regrow_random(fraction: float = 0.3) -> DropAndGrow:
+    """SET: drops the `fraction` of kept groups that score least, grows as many at random.
+
+    Mocanu et al. 2018, arXiv 1707.04780. The fraction decays to 0 by a half cosine
+    up to the schedule's end. Begins from random masks unless given some. What
+    grows starts at exactly 0.
+    """
+    return DropAndGrow("random", fraction)
+
+
+def regrow_gradient(fraction: float = 0.3) -> DropAndGrow:
+    """RigL: like `regrow_random`, but grows where the dense gradient is largest.
+
+    Evci et al. 2020, arXiv 1911.11134.
+    """
+    return DropAndGrow("gradient", fraction)

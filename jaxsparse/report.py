@@ -1,0 +1,263 @@
+"""What is sparse, against what was asked for, and what it takes to store."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse.nm import NM
+from jaxsparse.patterns import Block, Channel, Unstructured
+from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
+from jaxsparse.trees import Tree, leaves_by_path, near_misses
+from jaxsparse.views import view_of
+
+INDEX_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafReport:
+    """One leaf of the model.
+
+    Attributes:
+      path, shape, dtype: of the leaf.
+      pattern: "Block(4, 16) on (64, 32)", or "dense".
+      target: sparsity asked for, None if unknown or dense.
+      kept, size: entries kept and entries in all.
+      dense_bytes: as a plain array.
+      stored_bytes: as a packed array, indices counted, or dense where that is less.
+      non_finite: NaN and infinite entries under the mask; `mask_params` zeroes
+        them, an additive update cannot.
+      note: what else is worth knowing, empty if nothing.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    pattern: str
+    target: float | None
+    kept: int
+    size: int
+    dense_bytes: int
+    stored_bytes: int
+    non_finite: int
+    note: str
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of entries that are masked."""
+        return 1 - self.kept / self.size if self.size else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Every leaf and the totals; `str(report)` is a table.
+
+    Attributes:
+      leaves: in the order of the tree.
+    """
+
+    leaves: tuple[LeafReport, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction masked of the leaves that have a mask."""
+        pruned = [leaf for leaf in self.leaves if leaf.pattern != "dense"]
+        size = sum(leaf.size for leaf in pruned)
+        return 1 - sum(leaf.kept for leaf in pruned) / size if size else 0.0
+
+    @property
+    def total_sparsity(self) -> float:
+        """Fraction masked of all parameters."""
+        return 1 - self.kept / self.size if self.size else 0.0
+
+    @property
+    def kept(self) -> int:
+        """Parameters kept, dense leaves included."""
+        return sum(leaf.kept for leaf in self.leaves)
+
+    @property
+    def size(self) -> int:
+        """Parameters in all."""
+        return sum(leaf.size for leaf in self.leaves)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the whole model as plain arrays."""
+        return sum(leaf.dense_bytes for leaf in self.leaves)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the whole model with what is masked not stored."""
+        return sum(leaf.stored_bytes for leaf in self.leaves)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as plain numbers and strings, for JSON."""
+        names = ("sparsity", "total_sparsity", "kept", "size", "dense_bytes", "stored_bytes")
+        return {name: getattr(self, name) for name in names} | {
+            "leaves": [
+                dataclasses.asdict(leaf) | {"sparsity": leaf.sparsity} for leaf in self.leaves
+            ]
+        }
+
+    def __str__(self) -> str:
+        head = ("leaf", "shape", "pattern", "target", "sparsity", "kept", "bytes", "stored", "note")
+        rows = [head]
+        for leaf in self.leaves:
+            target = "" if leaf.target is None else f"{leaf.target:.2%}"
+            sparsity = "" if leaf.pattern == "dense" else f"{leaf.sparsity:.2%}"
+            rows.append(
+                (
+                    leaf.path,
+                    "x".join(map(str, leaf.shape)),
+                    leaf.pattern,
+                    target,
+                    sparsity,
+                    *(f"{n:,}" for n in (leaf.kept, leaf.dense_bytes, leaf.stored_bytes)),
+                    leaf.note,
+                )
+            )
+        totals = (f"{n:,}" for n in (self.kept, self.dense_bytes, self.stored_bytes))
+        rows.append(("total", f"{self.size:,}", "", "", f"{self.total_sparsity:.2%}", *totals, ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        left = {0, 2, 8}
+        lines = [
+            "  ".join(
+                cell.ljust(width) if at in left else cell.rjust(width)
+                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        rule = "-" * max(map(len, lines))
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def report(
+    params: Tree,
+    masks: Tree,
+    *,
+    rules: Sequence[Rule] = (),
+    targets: Mapping[str, float] | None = None,
+) -> Report:
+    """Counts what masks leave of the parameters.
+
+    Args:
+      params: any Flax or plain tree.
+      masks: `masks(opt_state)`, or a tree like `params` with None where dense.
+      rules: the rules of the pruner, for patterns; without them masks are taken
+        as unstructured.
+      targets: sparsity asked for by path, `targets(rules, params, sparsity)`.
+
+    Raises:
+      KeyError: if a mask names a leaf that is not there.
+
+    >>> r = report({"w": jnp.ones((4, 4))}, {"w": jnp.eye(4, dtype=bool)})
+    >>> r.sparsity, r.kept
+    (0.75, 4)
+    """
+    leaves, by_path = leaves_by_path(params), leaves_by_path(masks)
+    for path in by_path:
+        if path not in leaves:
+            raise KeyError(f"mask for {path!r}, but no such leaf; {near_misses(path, leaves)}")
+    specs = resolve(check_rules(rules), params) if rules else {}
+    rows = []
+    for path, leaf in leaves.items():
+        size, itemsize = math.prod(leaf.shape), leaf.dtype.itemsize
+        kept, stored, bad, pattern, note = size, size * itemsize, 0, "dense", ""
+        if path in by_path:
+            spec = specs.get(path) or _unstructured(path, leaf.shape)
+            mask = np.asarray(by_path[path])
+            kept, stored = int(mask.sum()), min(stored, _stored_bytes(spec, mask, itemsize))
+            bad = int(jnp.sum(~jnp.isfinite(leaf) & ~by_path[path]))
+            pattern, note = f"{_short(spec)} on {spec.view}", _note(spec, leaf, bad)
+        target = (targets or {}).get(path)
+        rows.append(
+            LeafReport(path, tuple(leaf.shape), str(leaf.dtype), pattern, target, kept, size,
+                       size * itemsize, stored, bad, note)
+        )  # fmt: skip
+    return Report(tuple(rows))
+
+
+def mask_picture(mask: Any, longest: int = 256) -> np.ndarray:
+    """Returns a mask as a grey picture: uint8 (rows, columns), 0 kept and 255 masked.
+
+    The leaf is seen as its matrix view, stacks under one another; large ones are
+    averaged down to at most `longest` pixels a side.
+    """
+    mask = np.asarray(mask)
+    matrix = mask.reshape(-1, mask.shape[-1]) if mask.ndim > 1 else mask.reshape(1, -1)
+    for axis in (0, 1):
+        edges = np.unique(np.linspace(0, matrix.shape[axis], longest + 1).astype(int))[:-1]
+        sums = np.add.reduceat(matrix, edges, axis=axis, dtype=np.float64)
+        counts = np.diff(np.append(edges, matrix.shape[axis]))
+        matrix = sums / (counts[:, None] if axis == 0 else counts)
+    return np.round(255 * (1 - matrix)).astype(np.uint8)
+
+
+def _unstructured(path: str, shape: tuple[int, ...]) -> LeafSpec:
+    return LeafSpec(path, Unstructured(), view_of(path, tuple(shape)), None)
+
+
+def _stored_bytes(spec: LeafSpec, mask: np.ndarray, itemsize: int) -> int:
+    """Values, indices and pointers of the packed array for this pattern."""
+    pattern, view = spec.pattern, spec.view
+    slices, (k, n) = math.prod(view.batch_shape), view.matrix_shape
+    kept = int(mask.sum())
+    if isinstance(pattern, Block):
+        blocks = int(np.asarray(spec.pool(jnp.asarray(mask), "max") > 0).sum())
+        pointers = slices * (spec.group_shape[-1] + 1)
+        values = blocks * pattern.rows * pattern.columns * itemsize
+        return values + INDEX_BYTES * (blocks + pointers)
+    if isinstance(pattern, NM) and kept * pattern.m <= pattern.n * mask.size:
+        values = slices * -(-k // pattern.m) * pattern.n * n
+        return values * itemsize + -(-values * math.ceil(math.log2(pattern.m)) // 8)
+    if isinstance(pattern, Channel):
+        return kept * itemsize + INDEX_BYTES * (kept // pattern.group_size(view))
+    return kept * (itemsize + INDEX_BYTES) + INDEX_BYTES * slices * (n + 1)
+
+
+def _short(spec: LeafSpec) -> str:
+    pattern = spec.pattern
+    if isinstance(pattern, Block):
+        return f"Block({pattern.rows}, {pattern.columns})"
+    if isinstance(pattern, NM):
+        return f"NM({pattern.n}, {pattern.m})"
+    return f"Channel({pattern.axis})" if isinstance(pattern, Channel) else "Unstructured()"
+
+
+def _note(spec: LeafSpec, leaf: Any, non_finite: int) -> str:
+    notes = [f"{non_finite} NaN or inf under the mask"] if non_finite else []
+    sharding = getattr(leaf, "sharding", None)
+    if isinstance(leaf, jax.Array) and sharding is not None and not sharding.is_fully_replicated:
+        shard = sharding.shard_shape(leaf.shape)
+        if not _whole_groups(spec, shard):
+            notes.append(f"shards of {'x'.join(map(str, shard))} cut groups: pooling gathers")
+    return "; ".join(notes)
+
+
+def _whole_groups(spec: LeafSpec, shard: tuple[int, ...]) -> bool:
+    """Whether every shard holds whole groups, so that pooling moves nothing."""
+    pattern, view = spec.pattern, spec.view
+    if isinstance(pattern, Channel):
+        split = {axis for axis, size in enumerate(shard) if size != view.shape[axis]}
+        return split <= {pattern.axis % len(view.shape), *view.batch}
+    rows, columns = 1, 1
+    if isinstance(pattern, Block):
+        rows, columns = pattern.rows, pattern.columns
+    elif isinstance(pattern, NM):
+        rows, columns = pattern.m, 1 if pattern.method == "1d" else pattern.m
+    return _whole(view.shape, shard, view.inputs, rows) and _whole(
+        view.shape, shard, view.outputs, columns
+    )
+
+
+def _whole(
+    shape: tuple[int, ...], shard: tuple[int, ...], axes: tuple[int, ...], block: int
+) -> bool:
+    """Only the major one of the merged axes may be split, in multiples of the block."""
+    if any(shard[axis] != shape[axis] for axis in axes[1:]):
+        return False
+    return math.prod(shard[axis] for axis in axes) % block == 0

@@ -1,0 +1,75 @@
+"""Trees aligned by path.
+
+Frameworks wrap one and the same weight differently: a linen dict holds arrays,
+an `nnx.State` holds Variables (Param at init, OptVariable in the optimizer's
+state, plain arrays at update), partitioned linen parameters hold metadata boxes.
+A slash path such as `"encoder/layers_0/mlp/kernel"` names the weight in all of
+them, so everything here is keyed by path and no two trees are ever zipped.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from flax.core import meta
+
+Tree = Any
+
+
+def leaves_by_path(tree: Tree) -> dict[str, Any]:
+    """Returns `{"slash/path": leaf}`, in the order of the tree.
+
+    Boxes that hold one array (`nnx.Variable`, linen's `Partitioned`) are opened
+    and add nothing to the path. Nodes without leaves (`None`,
+    `optax.MaskedNode()`) do not appear.
+
+    Raises:
+      ValueError: if two leaves share a path, as in `{"a/b": x, "a": {"b": y}}`.
+    """
+    found: dict[str, Any] = {}
+    boxes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
+    for key_path, box in boxes:
+        path = "/".join(str(_key(entry)) for entry in key_path)
+        for leaf in jax.tree.leaves(box):
+            if path in found:
+                raise ValueError(f"two leaves of the tree share the path {path!r}")
+            found[path] = leaf
+    return found
+
+
+def replace_by_path(tree: Tree, new: Mapping[str, Any]) -> Tree:
+    """Returns `tree` with the leaves named in `new` exchanged, the others as they are.
+
+    Raises:
+      KeyError: if `new` names a path that the tree lacks; near misses are listed.
+    """
+    old = leaves_by_path(tree)
+    for path in new:
+        if path not in old:
+            raise KeyError(f"the tree has no leaf {path!r}; {near_misses(path, old)}")
+    return jax.tree.unflatten(
+        jax.tree.structure(tree), [new.get(path, leaf) for path, leaf in old.items()]
+    )
+
+
+def near_misses(name: str, known: Iterable[str], limit: int = 5) -> str:
+    """Returns `"did you mean 'a', 'b'?"`, or the first names where none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.4)
+    if close:
+        return "did you mean " + ", ".join(map(repr, close)) + "?"
+    shown = ", ".join(map(repr, names[:limit])) + (", ..." if len(names) > limit else "")
+    return f"known: {shown}" if names else "there is none"
+
+
+def _is_box(node: Any) -> bool:
+    return isinstance(node, nnx.Variable | meta.AxisMetadata)
+
+
+def _key(entry: Any) -> Any:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return getattr(entry, attribute)
+    return entry

@@ -1,0 +1,136 @@
+"""The matrix that a kernel stands for.
+
+A layer computes y = x @ W with W of shape (K, N), K the input axis. Kernels come
+in other shapes: convolutions (h, w, in, out), attention (embed, heads, head_dim),
+stacks of layers under `scan` with leading axes. A View says which axes of the
+leaf are batch, which make up K and which make up N.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+Axes = int | Sequence[int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A leaf of shape `shape` seen as a batch of (K, N) matrices.
+
+    Attributes:
+      shape: shape of the leaf.
+      batch: axes along which every slice is a weight of its own.
+      inputs: axes that make up K, major to minor (a receptive field comes first).
+      outputs: axes that make up N, major to minor; empty inputs mean K = 1.
+    """
+
+    shape: tuple[int, ...]
+    batch: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Sizes of the batch axes."""
+        return tuple(self.shape[axis] for axis in self.batch)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(K, N) of one slice."""
+        k = math.prod(self.shape[axis] for axis in self.inputs)
+        return k, math.prod(self.shape[axis] for axis in self.outputs)
+
+    def matrix(self, leaf: Shaped[Array, "*shape"]) -> Shaped[Array, "*batch K N"]:
+        """Returns the leaf as (*batch, K, N)."""
+        leaf = jnp.transpose(leaf, self._order)
+        return jnp.reshape(leaf, self.batch_shape + self.matrix_shape)
+
+    def leaf(self, matrix: Shaped[Array, "*batch K N"]) -> Shaped[Array, "*shape"]:
+        """Undoes `matrix`."""
+        ordered = jnp.reshape(matrix, tuple(self.shape[axis] for axis in self._order))
+        return jnp.transpose(ordered, self._inverse)
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return self.batch + self.inputs + self.outputs
+
+    @property
+    def _inverse(self) -> tuple[int, ...]:
+        return tuple(self._order.index(axis) for axis in range(len(self.shape)))
+
+    def __str__(self) -> str:
+        k, n = self.matrix_shape
+        stacked = "".join(f"{size} x " for size in self.batch_shape)
+        return f"{stacked}({k}, {n})"
+
+
+def view_of(
+    path: str,
+    shape: tuple[int, ...],
+    in_axis: Axes = None,
+    out_axis: Axes = None,
+    batch_axis: Axes = None,
+) -> View:
+    """Returns the View of a leaf, from its name and rank where no axis is given.
+
+    With an axis given, the words mean what they mean in `jax.nn.initializers`:
+    `in_axis` defaults to -2, `out_axis` to -1, `batch_axis` to none, and what is
+    left is a receptive field, folded into K. With none given:
+
+    - rank 1: (1, N), rank 2: (in, out);
+    - `.../query|key|value/kernel` of rank 3: (embed, heads, head_dim) and
+      `.../out/kernel` of rank 3: (heads, head_dim, embed), as in
+      `flax`'s MultiHeadAttention; axes before these are batch;
+    - a parent named `*conv*`: all but the last two axes are the receptive field;
+    - rank 4: (h, w, in, out); higher rank: axes before these are batch;
+    - rank 3: (batch, in, out), a stack of Dense layers.
+
+    Raises:
+      ValueError: on rank 0, and on axes that are out of range or named twice.
+    """
+    rank = len(shape)
+    if rank == 0:
+        raise ValueError(f"{path!r} is a scalar: it has no axes to prune along")
+    if in_axis is None and out_axis is None and batch_axis is None:
+        batch, inputs, outputs = _by_name(path, rank)
+        return View(tuple(shape), *map(tuple, (batch, inputs, outputs)))
+    inputs = _axes(path, shape, -2 if in_axis is None else in_axis)
+    outputs = _axes(path, shape, -1 if out_axis is None else out_axis)
+    batch = _axes(path, shape, () if batch_axis is None else batch_axis)
+    named = batch + inputs + outputs
+    if len(set(named)) != len(named):
+        raise ValueError(
+            f"{path!r} of shape {shape}: an axis is named twice in in_axis={in_axis}, "
+            f"out_axis={out_axis}, batch_axis={batch_axis}"
+        )
+    receptive = tuple(axis for axis in range(rank) if axis not in named)
+    return View(tuple(shape), batch, receptive + inputs, outputs)
+
+
+def _by_name(path: str, rank: int) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    parent = path.split("/")[-2].lower() if "/" in path else ""
+    axes = range(rank)
+    if rank <= 2:
+        return (), axes[:-1], axes[-1:]
+    if re.fullmatch(r"(.*/)?(query|key|value)/kernel", path):
+        return axes[:-3], axes[-3:-2], axes[-2:]
+    if re.fullmatch(r"(.*/)?out/kernel", path):
+        return axes[:-3], axes[-3:-1], axes[-1:]
+    if "conv" in parent:
+        return (), axes[:-1], axes[-1:]
+    if rank >= 4:
+        return axes[:-4], axes[-4:-1], axes[-1:]
+    return axes[:-2], axes[-2:-1], axes[-1:]
+
+
+def _axes(path: str, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    rank = len(shape)
+    listed = (axes,) if isinstance(axes, int) else tuple(axes or ())
+    for axis in listed:
+        if not -rank <= axis < rank:
+            raise ValueError(f"{path!r} of shape {shape} has no axis {axis}")
+    return tuple(axis % rank for axis in listed)
