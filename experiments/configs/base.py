@@ -1,0 +1,34 @@
+"""The defaults that every config starts from, with what each key means."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """An MLP on the digits, dense."""
+    config = ConfigDict()
+    # Everything random (weights, data order, dropout, random regrowth) follows from it.
+    config.seed = 0
+    config.steps = 1500
+    config.batch_size = 64
+    # `path`: a file or folder of the user's own; `validation`: a fraction of the training
+    # split to evaluate on in place of the test split, for tuning. Other keys are the
+    # loader's options; likewise for model, optimizer and recipe below.
+    config.data = ConfigDict({"name": "digits", "path": "", "validation": 0.0})
+    config.model = ConfigDict({"name": "mlp"})
+    config.optimizer = ConfigDict({"name": "adamw"})
+    # With `restart` the rate starts over, at rewind * peak, where pruning begins
+    # (iterative pruning: at every round).
+    config.learning_rate = ConfigDict(
+        {"peak": 2e-3, "warmup": 50, "shape": "cosine", "restart": True, "rewind": 1.0}
+    )
+    # (path regex, pattern) or (path regex, pattern, sparsity). Patterns: "unstructured",
+    # "4x16" (rows along the input axis x columns), "2:4", "channel:0"; " pad" behind allows
+    # sizes that do not divide.
+    config.rules = ((r"layers_\d+/kernel", "unstructured"),)
+    config.sparsity = 0.9
+    config.distribution = "uniform"
+    config.recipe = ConfigDict({"name": "dense"})
+    config.log_every = 50
+    config.eval_every = 250
+    config.checkpoint_every = 250
+    return config

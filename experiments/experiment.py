@@ -1,0 +1,156 @@
+"""A config made into pure functions: everything follows from the seed and the step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+import jaxsparse as js
+from experiments import data, models, optimizers, recipes, rules, tasks
+
+_EVAL_BATCH = 1024
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step, and all that a checkpoint holds."""
+
+    params: Any
+    extra: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config made into functions.
+
+    Attributes:
+      config: the config.
+      dataset: see ``experiments.data``.
+      batches: step -> (inputs, labels).
+      recipe: see ``experiments.recipes``.
+      rules: the config's rules, parsed.
+      targets: path -> sparsity asked for; empty where the recipe has no target.
+      init: () -> the state before step 0.
+      step: (state, inputs, labels, step) -> (state, {name: scalar}); the state that
+        goes in is consumed.
+      predict: (state, inputs) -> outputs of the masked model in evaluation mode.
+      sparsity: state -> fraction of zeros in the pruned leaves.
+    """
+
+    config: ConfigDict
+    dataset: data.Dataset
+    batches: data.Batches
+    recipe: recipes.Recipe
+    rules: list[js.Rule]
+    targets: dict[str, float]
+    init: Callable[[], TrainState]
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    predict: Callable[[TrainState, Any], jax.Array]
+    sparsity: Callable[[TrainState], jax.Array]
+
+    def masks(self, state: TrainState) -> recipes.Masks:
+        """Masks in force, by path."""
+        return self.recipe.masks(state.opt_state)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Metrics of the masked model on the held-out split, as ``test_<name>``."""
+        split = self.dataset.test
+        size = min(_EVAL_BATCH, len(split))
+        outputs = []
+        for begin in range(0, len(split), size):
+            # The last batch is filled up with repetitions: one shape, one compilation.
+            rows = np.minimum(np.arange(begin, begin + size), len(split) - 1)
+            outputs.append(np.asarray(self.predict(state, split.take(rows).inputs)))
+        found = tasks.evaluate(
+            self.dataset.task, np.concatenate(outputs)[: len(split)], split.labels
+        )
+        return {f"test_{name}": value for name, value in found.items()}
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Makes data, model, recipe and the compiled functions of a checked config.
+
+    Raises:
+      ValueError: whatever in the config has no meaning; names the key or the leaf.
+    """
+    dataset = data.load(**config.data)
+    model = models.create(dataset=dataset, **config.model)
+    # Streams apart: weights must not change when a model gains dropout.
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    shapes, _ = jax.eval_shape(model.init, init_key)
+    parsed = rules.parse_rules(config.rules)
+    distribution = rules.parse_distribution(config.distribution)
+    setup = recipes.Setup(
+        rules=parsed,
+        sparsity=config.sparsity,
+        distribution=distribution,
+        steps=config.steps,
+        seed=config.seed,
+        optimizer=functools.partial(_optimizer, config),
+    )
+    recipe = recipes.create(setup=setup, **config.recipe)
+    targets = js.targets(parsed, shapes, config.sparsity, distribution)
+    loss_of = tasks.loss_fn(dataset.task)
+    progress_name, progress_of = tasks.progress_metric(dataset.task)
+
+    def masked(state: TrainState):
+        masks = recipe.masks(state.opt_state)
+        return js.mask_params(state.params, masks) if masks else state.params
+
+    @jax.jit
+    def init() -> TrainState:
+        params, extra = model.init(init_key)
+        return TrainState(params, extra, recipe.tx.init(params))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, inputs, labels, number):
+        key = jax.random.fold_in(step_key, number)
+
+        def loss(params):
+            outputs, extra = model.apply(params, state.extra, inputs, key)
+            return loss_of(outputs, labels), (outputs, extra)
+
+        grad_fn = jax.value_and_grad(loss, has_aux=True)
+        (value, (outputs, extra)), grads = grad_fn(masked(state))
+        options = {"masks": recipe.masks(state.opt_state)} if recipe.wants_masks else {}
+        updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params, **options)
+        params = optax.apply_updates(state.params, updates)
+        measured = {"loss": value, progress_name: progress_of(outputs, labels)}
+        return TrainState(params, extra, opt_state), measured
+
+    @jax.jit
+    def predict(state: TrainState, inputs):
+        return model.apply(masked(state), state.extra, inputs, None)[0]
+
+    @jax.jit
+    def sparsity(state: TrainState):
+        masks = recipe.masks(state.opt_state).values()
+        kept = sum(jnp.sum(mask, dtype=jnp.int32) for mask in masks)
+        return 1.0 - kept / max(1, sum(mask.size for mask in masks)) if masks else jnp.zeros(())
+
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        batches=data.Batches(dataset.train, config.batch_size, config.seed),
+        recipe=recipe,
+        rules=parsed,
+        targets=targets if recipe.has_target else {},
+        init=init,
+        step=step,
+        predict=predict,
+        sparsity=sparsity,
+    )
+
+
+def _optimizer(config: ConfigDict, restarts):
+    """The optimizer of a config, and its learning rate with these restarts."""
+    options = config.learning_rate.to_dict()
+    restarts = tuple(restarts) if options.pop("restart") else ()
+    rate = optimizers.learning_rate(config.steps, restarts, **options)
+    return optimizers.create(learning_rate=rate, **config.optimizer), rate

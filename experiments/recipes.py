@@ -1,0 +1,268 @@
+"""Recipes: how a run gets sparse, as one optax transform.
+
+A recipe is made from a :class:`Setup`, what every recipe is told, and its options
+in the config. Most train dense up to the step ``begin``, prune up to ``end`` and
+fine-tune to the end of the run, all within one optax state.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxsparse as js
+from experiments.registry import Registry, near_misses
+from jaxsparse.distributions import Distribution
+from jaxsparse.schedules import Schedule
+
+Masks = Mapping[str, jax.Array]
+MakeOptimizer = Callable[[Sequence[int]], tuple[optax.GradientTransformation, optax.Schedule]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What every recipe is told.
+
+    Attributes:
+      rules: which leaves get which pattern.
+      sparsity: target over the pruned leaves, shared out by ``distribution``.
+      distribution: see above.
+      steps: length of the run.
+      seed: for whatever the recipe draws at random.
+      optimizer: restarts -> (optimizer, its learning rate); a restart is a step at
+        which the learning-rate schedule begins anew.
+    """
+
+    rules: Sequence[js.Rule]
+    sparsity: float
+    distribution: Distribution
+    steps: int
+    seed: int
+    optimizer: MakeOptimizer
+
+    def prune(self, schedule: Schedule, **options: Any):
+        """``js.prune`` with this setup's rules and targets."""
+        return js.prune(
+            self.rules,
+            schedule=schedule,
+            sparsity=self.sparsity,
+            distribution=self.distribution,
+            seed=self.seed,
+            **options,
+        )
+
+
+class Recipe(NamedTuple):
+    """How to step, and what the model is at any time.
+
+    Attributes:
+      tx: the transform; it is given gradients with respect to the masked weights.
+      learning_rate: step -> rate, for the log.
+      masks: optimizer state -> masks by path; none where the model is dense. What
+        the model computes with is always ``mask_params(params, masks)``.
+      dense_until: steps before the first mask; there the dense model is measured.
+        0 where no such phase exists.
+      wants_masks: whether ``tx.update`` must be given the masks in force.
+      has_target: whether the sparsity was asked for, or is what came out.
+    """
+
+    tx: optax.GradientTransformationExtraArgs
+    learning_rate: optax.Schedule
+    masks: Callable[[Any], Masks] = js.masks
+    dense_until: int = 0
+    wants_masks: bool = False
+    has_target: bool = True
+
+
+RECIPES: Registry[Recipe] = Registry("recipe")
+
+_RAMPS = {
+    "cubic": js.cubic,
+    "linear": js.linear,
+    "cosine": js.cosine,
+    "exponential": js.exponential,
+}
+
+
+def create(name: str, setup: Setup, **options: Any) -> Recipe:
+    """The registered recipe.
+
+    Raises:
+      ValueError: unknown name or option (with near misses), or steps out of order.
+    """
+    return RECIPES.create(name, setup, **options)
+
+
+def _check_steps(setup: Setup, **steps: int) -> None:
+    for name, step in steps.items():
+        if not 0 <= step < setup.steps:
+            raise ValueError(f"recipe.{name} = {step} is outside the run's {setup.steps} steps")
+
+
+@RECIPES.register("dense")
+def dense(setup: Setup, begin: int = 0) -> Recipe:
+    """No pruning. With ``begin`` the learning rate restarts there, as the sparse
+    recipes' does: a dense model of the same budget to compare them with."""
+    tx, rate = setup.optimizer((begin,) if begin else ())
+    tx = optax.with_extra_args_support(tx)
+    return Recipe(tx, rate, masks=lambda state: {}, dense_until=begin)
+
+
+@RECIPES.register("magnitude")
+def magnitude(
+    setup: Setup,
+    begin: int,
+    end: int,
+    every: int = 10,
+    ramp: str = "cubic",
+    group_lasso: float = 0.0,
+    form: str = "pruned",
+) -> Recipe:
+    """Gradual magnitude pruning (Zhu and Gupta, 2017).
+
+    Args:
+      setup: see ``Setup``.
+      begin: first masks.
+      end: the target is reached, the masks stay.
+      every: steps between mask updates.
+      ramp: "cubic", "linear", "cosine" or "exponential".
+      group_lasso: weight of a group lasso on the rules' groups, added to the gradient.
+      form: "pruned", or "chain" for the same parts as a plain ``optax.chain``.
+    """
+    _check_steps(setup, begin=begin, end=end)
+    if ramp not in _RAMPS:
+        raise ValueError(f"unknown recipe.ramp {ramp!r}{near_misses(ramp, _RAMPS)}")
+    if form not in ("pruned", "chain"):
+        raise ValueError(f"recipe.form is 'pruned' or 'chain', not {form!r}")
+    pruner = setup.prune(_RAMPS[ramp](0.0, begin=begin, end=end, every=every))
+    optimizer, rate = setup.optimizer((begin,) if begin else ())
+    parts = [js.add_group_lasso(group_lasso, setup.rules)] if group_lasso else []
+    if form == "chain":
+        tx = optax.chain(pruner, *parts, optimizer, js.apply_masks())
+    else:
+        tx = js.pruned(optax.chain(*parts, optimizer), pruner)
+    return Recipe(tx, rate, dense_until=begin, wants_masks=form == "chain")
+
+
+@RECIPES.register("one_shot")
+def one_shot(setup: Setup, begin: int) -> Recipe:
+    """The whole target at once at ``begin``, by magnitude; then fine-tuning."""
+    _check_steps(setup, begin=begin)
+    optimizer, rate = setup.optimizer((begin,) if begin else ())
+    tx = js.pruned(optimizer, setup.prune(js.one_shot(begin=begin)))
+    return Recipe(tx, rate, dense_until=begin)
+
+
+@RECIPES.register("iterative")
+def iterative(setup: Setup, begin: int, rounds: int) -> Recipe:
+    """Rounds of pruning and fine-tuning, the learning rate rewound at every round
+    (Renda et al., 2020).
+
+    Round i of n (from 0) prunes by magnitude to the density ``(1 - S)^((i+1)/n)``, so
+    every round removes the same share of what is left. The rounds divide the steps
+    after ``begin`` evenly.
+
+    Args:
+      setup: see ``Setup``.
+      begin: the first round.
+      rounds: how many.
+    """
+    _check_steps(setup, begin=begin)
+    length = (setup.steps - begin) // rounds
+    starts = tuple(begin + index * length for index in range(rounds))
+    optimizer, rate = setup.optimizer(tuple(start for start in starts if start))
+    tx = js.pruned(optimizer, setup.prune(js.iterative(rounds, begin=begin, every=length)))
+    return Recipe(tx, rate, dense_until=begin)
+
+
+@RECIPES.register("nm")
+def nm(setup: Setup, begin: int, end: int, every: int = 10) -> Recipe:
+    """N:M sparsity with straight-through gradients (Zhou et al., 2021).
+
+    Between ``begin`` and ``end`` the masks follow the raw weights, which stay dense
+    and keep learning where they are masked; from ``end`` on the masks are fixed.
+    """
+    _check_steps(setup, begin=begin, end=end)
+    optimizer, rate = setup.optimizer((begin,) if begin else ())
+    schedule = js.constant(begin=begin, end=end, every=every)
+    pruner = setup.prune(schedule, regrowth=js.straight_through())
+    return Recipe(optax.chain(pruner, optimizer), rate, dense_until=begin)
+
+
+@RECIPES.register("rigl")
+def rigl(setup: Setup, end: int, every: int = 20, fraction: float = 0.3) -> Recipe:
+    """RigL (Evci et al., 2020): sparse from the start; every ``every`` steps up to
+    ``end`` the smallest weights go and those with the largest gradients come."""
+    return _dynamic(setup, end, every, js.regrow_gradient(fraction), replace_update=True)
+
+
+@RECIPES.register("set")
+def set_(setup: Setup, end: int, every: int = 20, fraction: float = 0.3) -> Recipe:
+    """SET (Mocanu et al., 2018): as RigL, but what comes is drawn at random."""
+    return _dynamic(setup, end, every, js.regrow_random(fraction), replace_update=False)
+
+
+def _dynamic(setup: Setup, end: int, every: int, regrowth: Any, replace_update: bool) -> Recipe:
+    _check_steps(setup, end=end)
+    pruner = setup.prune(js.constant(end=end, every=every), regrowth=regrowth)
+    optimizer, rate = setup.optimizer(())
+    return Recipe(js.pruned(optimizer, pruner, replace_update=replace_update), rate)
+
+
+@RECIPES.register("movement")
+def movement(
+    setup: Setup,
+    begin: int,
+    end: int,
+    every: int = 1,
+    score_rate: float = 1e-2,
+    regularization: float = 0.0,
+) -> Recipe:
+    """Movement pruning (Sanh et al., 2020): what moves towards zero goes.
+
+    The scores learn from the first step. The raw weights stay dense, so that what
+    is masked can come back.
+
+    Args:
+      setup: see ``Setup``.
+      begin: first masks.
+      end: the target is reached, the masks stay.
+      every: steps between mask updates.
+      score_rate: learning rate of the scores' Adam.
+      regularization: weight of the penalty on the scores.
+    """
+    _check_steps(setup, begin=begin, end=end)
+    optimizer, rate = setup.optimizer((begin,) if begin else ())
+    score = js.movement(optimizer=optax.adam(score_rate), regularization=regularization)
+    pruner = setup.prune(
+        js.cubic(0.0, begin=begin, end=end, every=every),
+        score=score,
+        regrowth=js.straight_through("masked"),
+    )
+    return Recipe(optax.chain(pruner, optimizer), rate, dense_until=begin)
+
+
+@RECIPES.register("group_lasso")
+def group_lasso(setup: Setup, begin: int, end: int, alpha: float) -> Recipe:
+    """Proximal group lasso (Yuan and Lin, 2006), then the zero groups become the masks.
+
+    Between ``begin`` and ``end`` every step shrinks every group by
+    ``learning rate * alpha * sqrt(group size)`` in norm, down to exact zero. At
+    ``end`` the shrinking stops and what is zero stays zero. ``alpha`` decides the
+    sparsity; the config's target plays no part.
+    """
+    _check_steps(setup, begin=begin, end=end)
+    optimizer, rate = setup.optimizer(tuple(step for step in (begin, end) if step))
+
+    def shrinking_rate(step):
+        return jnp.where((step >= begin) & (step < end), rate(step), 0.0)
+
+    # Magnitudes lie above -1, so nothing is masked during step `end - 1`; from step
+    # `end` on a group's magnitude must lie above 0.
+    freeze = js.importance_threshold(begin=end - 1, end=end, initial=-1.0, final=0.0)
+    pruner = js.prune(setup.rules, schedule=freeze, seed=setup.seed)
+    prox = js.prox_group_lasso(shrinking_rate, alpha, setup.rules)
+    return Recipe(optax.chain(pruner, optimizer, prox), rate, dense_until=begin, has_target=False)

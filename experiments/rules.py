@@ -1,0 +1,60 @@
+"""Patterns and distributions as a config spells them."""
+
+import re
+from collections.abc import Sequence
+
+import jaxsparse as js
+from experiments.registry import near_misses
+from jaxsparse.distributions import Distribution
+from jaxsparse.patterns import Pattern
+
+_DISTRIBUTIONS = {"uniform": js.uniform, "erk": js.erk, "global": js.global_}
+
+
+def parse_pattern(text: str) -> Pattern:
+    """A pattern from its short spelling.
+
+    "unstructured"; "4x16" (blocks of 4 rows along the input axis by 16 columns);
+    "2:4" (2 kept of every 4 along the input axis); "channel:1" (slices of an axis).
+    " pad" behind blocks or n:m allows sizes that do not divide.
+
+    Raises:
+      ValueError: anything else.
+    """
+    body, pad = text.removesuffix(" pad"), text.endswith(" pad")
+    if body == "unstructured" and not pad:
+        return js.Unstructured()
+    if match := re.fullmatch(r"(\d+)x(\d+)", body):
+        return js.Block(int(match[1]), int(match[2]), pad=pad)
+    if match := re.fullmatch(r"(\d+):(\d+)", body):
+        return js.NM(int(match[1]), int(match[2]), pad=pad)
+    if (match := re.fullmatch(r"channel:(-?\d+)", body)) and not pad:
+        return js.Channel(int(match[1]))
+    raise ValueError(
+        f"unknown pattern {text!r}; write 'unstructured', '4x16', '2:4' or 'channel:0', "
+        "with ' pad' behind blocks or n:m where sizes do not divide"
+    )
+
+
+def parse_rules(entries: Sequence[Sequence]) -> list[js.Rule]:
+    """Rules from (path regex, pattern) or (path regex, pattern, sparsity) entries.
+
+    Raises:
+      ValueError: an entry of another form, or an unknown pattern.
+    """
+    rules = []
+    for entry in entries:
+        if isinstance(entry, str) or len(entry) not in (2, 3):
+            raise ValueError(
+                f"a rule is (path regex, pattern) or (path regex, pattern, sparsity): {entry!r}"
+            )
+        sparsity = entry[2] if len(entry) == 3 else None
+        rules.append(js.Rule(entry[0], parse_pattern(entry[1]), sparsity=sparsity))
+    return rules
+
+
+def parse_distribution(name: str) -> Distribution:
+    """``uniform``, ``erk`` or ``global`` with the library's defaults."""
+    if name not in _DISTRIBUTIONS:
+        raise ValueError(f"unknown distribution {name!r}{near_misses(name, _DISTRIBUTIONS)}")
+    return _DISTRIBUTIONS[name]()
