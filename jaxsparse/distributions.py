@@ -12,7 +12,7 @@ from jaxsparse.nm import NM
 from jaxsparse.patterns import check_sparsity
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.schedules import Schedule
-from jaxsparse.selection import count, ordered_bits, over, search_thresholds
+from jaxsparse.selection import common_bits, count, over, search_thresholds
 from jaxsparse.trees import Tree
 from jaxsparse.wide import Wide, total
 from jaxsparse.wide import constant as constant_wide
@@ -79,13 +79,7 @@ class _Global(Distribution):
                 f"global_: sparsity {sparsity} is out of reach with every leaf between "
                 f"minimum={self.minimum} and maximum={self.maximum}"
             )
-        sizes = {spec.path: spec.pattern.group_size(spec.view) for spec in specs}
-        if len(set(sizes.values())) > 1:
-            listed = ", ".join(f"{path!r}: {size}" for path, size in sizes.items())
-            raise ValueError(
-                "global_ ranks groups against each other, so they must be of one size, "
-                f"but their entries are {listed}; uniform() or erk() would work"
-            )
+        _check_sizes(specs)
         return super().fill(sparsity, specs)
 
     def kept(self, schedule, step, targets, specs, scores):
@@ -99,7 +93,8 @@ class _Global(Distribution):
 
     def _joint(self, schedule, step, target, specs, scores) -> dict[str, Array]:
         """One threshold over all leaves, the counts of each slice clipped to its bounds."""
-        bits = [ordered_bits(*scores[spec.path]) for spec in specs]
+        _check_sizes(specs)  # `fill` is not asked where the schedule is the sparsity
+        bits = common_bits([scores[spec.path] for spec in specs])
         shapes = [spec.view.batch_shape for spec in specs]
         bounds = [self._bounds(schedule, step, spec) for spec in specs]
         size = sum(math.prod(shape) * spec.units for shape, spec in zip(shapes, specs, strict=True))
@@ -137,7 +132,9 @@ class _Global(Distribution):
     def _bounds(self, schedule, step, spec: LeafSpec) -> tuple[Array | int, int]:
         """Fewest and most units a slice keeps; the minimum waits until pruning has begun."""
         floor = spec.units - round(self.maximum * spec.units)
+        # A schedule that begins above the minimum would raise it, and so would `given`.
         least = schedule.share(step, self.minimum, spec.units).low.astype(jnp.int32)
+        least = jnp.minimum(least, round(self.minimum * spec.units))
         return floor, spec.units - least
 
 
@@ -207,6 +204,16 @@ def targets_of(
 
 def _fillable(spec: LeafSpec) -> bool:
     return spec.sparsity is None and not isinstance(spec.pattern, NM)
+
+
+def _check_sizes(specs: Sequence[LeafSpec]) -> None:
+    sizes = {spec.path: spec.pattern.group_size(spec.view) for spec in specs}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{path!r}: {size}" for path, size in sizes.items())
+        raise ValueError(
+            "global_ ranks groups against each other, so they must be of one size, "
+            f"but their entries are {listed}; uniform() or erk() would work"
+        )
 
 
 def _own(schedule: Schedule, step: Array, target: float, spec: LeafSpec) -> Int[Array, "*batch"]:

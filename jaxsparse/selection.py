@@ -8,7 +8,7 @@ exchange, and every leaf is counted in the same loop.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 DIGIT = 2  # bits decided by one pass over the data
-CHUNK = 32  # minor entries counted in one go; shards should hold multiples
+CHUNK = 32  # minor entries counted in one go
+SHARDS = 16  # chunks stay whole where the minor axis lies on up to so many devices
 
 
 class Candidates(NamedTuple):
@@ -42,7 +43,7 @@ def top_k_masks(leaves: list[Candidates]) -> list[Bool[Array, "..."]]:
     """
     if not leaves:
         return []
-    bits = [ordered_bits(leaf.scores, leaf.allowed) for leaf in leaves]
+    bits = common_bits([(leaf.scores, leaf.allowed) for leaf in leaves])
     kept = [jnp.asarray(leaf.kept, jnp.int32) for leaf in leaves]
     cuts = kth_largest(bits, kept)
     above = [b > over(c, b) for b, c in zip(bits, cuts, strict=True)]
@@ -64,6 +65,15 @@ def _first_in_order(equal: list[Array], kept: list[Array]) -> list[Array]:
         e & (o >= over(c, o)) & (over(k, o) > 0)
         for e, o, c, k in zip(equal, order, cuts, kept, strict=True)
     ]
+
+
+def common_bits(
+    scores: Sequence[tuple[Float[Array, "..."], Bool[Array, "..."] | None]],
+) -> list[UInt[Array, "..."]]:
+    """`ordered_bits` of (scores, allowed) in one order: of float64 if one leaf is float64."""
+    wide = any(s.dtype == jnp.float64 for s, _ in scores)
+    dtype = jnp.float64 if wide else jnp.float32
+    return [ordered_bits(s.astype(dtype), allowed) for s, allowed in scores]
 
 
 def ordered_bits(
@@ -154,8 +164,13 @@ def _counts(chunked: Array, thresholds: list[Array]) -> list[Int[Array, "*batch"
 
 
 def _chunked(bits: Array) -> Array:
-    """Splits the minor axis into chunks of a power of two, at most CHUNK."""
-    chunk = math.gcd(bits.shape[-1], CHUNK)
+    """Splits the minor axis into chunks of a power of two, at most CHUNK.
+
+    A chunk that lies on two devices would be gathered, and under explicit axes
+    refused. Where the axis is split is not known here, so a chunk divides its
+    SHARDS-th part.
+    """
+    chunk = max(1, math.gcd(bits.shape[-1], CHUNK * SHARDS) // SHARDS)
     return bits.reshape(*bits.shape[:-1], bits.shape[-1] // chunk, chunk)
 
 
