@@ -38,6 +38,10 @@ class Rule:
     batch_axis: Axes = None
 
     def __post_init__(self):
+        for name in ("in_axis", "out_axis", "batch_axis"):
+            axes = getattr(self, name)
+            if isinstance(axes, Sequence):  # a list would not hash
+                object.__setattr__(self, name, tuple(axes))
         try:
             re.compile(self.path)
         except re.error as error:
