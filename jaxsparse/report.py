@@ -211,8 +211,8 @@ def _stored_bytes(spec: LeafSpec, mask: np.ndarray, itemsize: int) -> int:
         pointers = slices * (spec.group_shape[-1] + 1)
         values = blocks * pattern.rows * pattern.columns * itemsize
         return values + INDEX_BYTES * (blocks + pointers)
-    if isinstance(pattern, NM) and kept * pattern.m <= pattern.n * mask.size:
-        values = slices * -(-k // pattern.m) * pattern.n * n
+    values = slices * -(-k // pattern.m) * pattern.n * n if isinstance(pattern, NM) else 0
+    if isinstance(pattern, NM) and kept <= values:
         return values * itemsize + -(-values * math.ceil(math.log2(pattern.m)) // 8)
     if isinstance(pattern, Channel):
         return kept * itemsize + INDEX_BYTES * (kept // pattern.group_size(view))
