@@ -270,7 +270,7 @@ class GroupMask:
 
 def widen(entries: Shaped[Array, "..."]) -> Float[Array, "..."]:
     """Casts to at least float32, the type in which scores are computed."""
-    return entries.astype(jnp.promote_types(entries.dtype, jnp.float32))
+    return entries.astype(jnp.float64 if entries.dtype == jnp.float64 else jnp.float32)
 
 
 def pad_end(array: Array, amounts: dict[int, int], value) -> Array:

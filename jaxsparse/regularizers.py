@@ -104,7 +104,7 @@ def prox_group_lasso(
             # A norm of zero divides into infinity, and the group stays at zero.
             factor = jnp.maximum(0, 1 - rate * alpha * jnp.sqrt(size) / norms)
             factor = spec.expand(jnp.where(norms > 0, factor, 0))
-            change = jnp.where(factor > 0, factor * proposed - widen(weights[path]), -weights[path])
+            change = jnp.where(factor > 0, factor * proposed, 0) - widen(weights[path])
             return change.astype(changes[path].dtype)
 
         new = {path: shrunk(path, spec) for path, spec in specs.items()}
