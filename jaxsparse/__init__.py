@@ -3,11 +3,12 @@
 from jaxsparse import checkpoint
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import erk, global_, targets, uniform
-from jaxsparse.masking import PrunedState, apply_masks, masks, pruned
+from jaxsparse.masking import apply_masks, mask_params
 from jaxsparse.movement import importance_threshold, movement
 from jaxsparse.nm import NM
 from jaxsparse.patterns import Block, Channel, Unstructured
-from jaxsparse.pruning import PruneState, mask_params, prune
+from jaxsparse.pruning import PruneState, masks, prune
+from jaxsparse.reference import PrunedState, pruned
 from jaxsparse.regrowth import regrow_gradient, regrow_random, straight_through
 from jaxsparse.regularizers import add_group_lasso, add_l1, prox_group_lasso
 from jaxsparse.report import LeafReport, Report, mask_picture, report

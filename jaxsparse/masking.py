@@ -1,57 +1,41 @@
-"""Where masks meet weights: `masks`, `apply_masks` and `pruned`."""
+"""Where masks meet weights: exact zeros in what the model sees and in what is stored."""
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
-from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Shaped
 
-from jaxsparse.pruning import NEED_PARAMS, PruneState
-from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
+from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
-FIRST_MOMENTS = ("mu", "m", "trace", "momentum", "ema")
+NEED_PARAMS = "{name} needs the parameters: call update(grads, state, params)"
 
 
-class PrunedState(NamedTuple):
-    """State of `pruned`: the pruner's and the optimizer's."""
+def mask_params(params: Tree, masks: Tree) -> Tree:
+    """Returns the parameters with exact zeros where a mask is False: what the model sees.
 
-    pruner: Any
-    optimizer: optax.OptState
-
-
-def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
-    """Returns the masks in force, expanded to the shapes of the weights.
+    where(mask, w, 0), so a masked NaN or infinity is zero too. Gradients with
+    respect to *its result* are dense, which is what `prune` wants.
 
     Args:
-      opt_state: any optax state with one or more PruneStates in it, however deep;
-        an `nnx.Optimizer`'s `opt_state` too.
-      params: give them to get a tree like them, None where dense.
-
-    Returns:
-      `{"slash/path": bool mask}`, True is kept, or the tree.
+      params: any Flax or plain tree.
+      masks: `{"slash/path": mask}` or a tree like `params` with None where dense.
 
     Raises:
-      ValueError: without a PruneState, and on a leaf in two of them.
+      KeyError: if a mask names a leaf that is not there.
+      ValueError: if shapes differ.
     """
-    found = {}
-    states = [s for s in jax.tree.leaves(opt_state, is_leaf=_is_prune_state) if _is_prune_state(s)]
-    if not states:
-        raise ValueError(
-            "no PruneState in the optimizer's state; a chain that begins with prune(...), or "
-            "pruned(optimizer, prune(...)), has one"
-        )
-    for state in states:
-        for path, mask in nnx.as_pure(state.masks).items():
-            if path in found:
-                raise ValueError(f"leaf {path!r} is pruned twice: it is in two PruneStates")
-            found[path] = mask.expand()
-    if params is None:
-        return found
-    everything = dict.fromkeys(leaves_by_path(params))
-    return replace_by_path(params, everything | found)
+    leaves = leaves_by_path(params)
+    masked = {}
+    for path, mask in leaves_by_path(masks).items():
+        if path not in leaves:
+            raise KeyError(f"mask for {path!r}, but no such leaf; {near_misses(path, leaves)}")
+        leaf = leaves[path]
+        if mask.shape != leaf.shape:
+            raise ValueError(f"the mask of {path!r} has shape {mask.shape}, the leaf {leaf.shape}")
+        masked[path] = select(mask, leaf, 0)
+    return replace_by_path(params, masked)
 
 
 def apply_masks() -> optax.GradientTransformationExtraArgs:
@@ -75,93 +59,37 @@ def apply_masks() -> optax.GradientTransformationExtraArgs:
                 "apply_masks needs the masks in force: "
                 "update(grads, state, params, masks=masks(state)) would work"
             )
-        return _zeroing(updates, params, leaves_by_path(masks)), state
+        return zero_masked(updates, params, leaves_by_path(masks)), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def pruned(
-    optimizer: optax.GradientTransformation,
-    pruner: optax.GradientTransformation,
-    *,
-    reset: Literal["first", "all", "none"] = "first",
-    replace_update: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """The reference form: after every applied step, weights are +0 under `masks(new_state)`.
+def select(
+    mask: Bool[Array, "..."], kept: Shaped[Array, "..."], masked: Shaped[Array, "..."] | float
+) -> Shaped[Array, "..."]:
+    """where(mask, kept, masked) in the dtype and sharding of `kept`."""
+    sharding = jax.typeof(kept).sharding
+    if jax.typeof(mask).sharding != sharding and sharding.mesh.are_all_axes_explicit:
+        mask = jax.sharding.reshard(mask, sharding)
+    return jnp.where(mask, kept, jnp.asarray(masked, kept.dtype))
 
-    Gradients go to the pruner, what it passes on to the optimizer, and the
-    optimizer's updates become where(new mask, u, -w). It needs no `masks=`. Wrap it
-    outermost: `pruned(schedule_free(...), pruner)`.
 
-    Args:
-      optimizer: any optax transformation, regularizers included.
-      pruner: a `prune(...)`, or partitions and wraps of it.
-      reset: what is zeroed of the optimizer's state where a weight regrows:
-        "first" moments (leaves under mu, m, trace, momentum, ema), "all" that have
-        the weight's path and shape, or "none". Fresh second moments at a large
-        count would overshoot several learning rates.
-      replace_update: skip the optimizer on steps where something regrows, as RigL
-        does: the change of masks is that step's update.
+def zero_masked(
+    updates: Tree,
+    params: Tree,
+    masks: Mapping[str, Bool[Array, "..."]],
+    regrown: Mapping[str, Bool[Array, "..."]] | None = None,
+) -> Tree:
+    """Returns updates u that leave w + u at exactly +0 where a mask is False.
 
-    Raises:
-      ValueError: on a pruner that needs raw weights, or without parameters.
+    u <- where(mask, u, -w), in the weight's dtype; adding it turns -0 into +0, too.
+    What is regrown starts from zero, u - w, since its raw value may still be there.
     """
-    if reset not in ("first", "all", "none"):
-        raise ValueError(f"pruned: reset={reset!r} is none of 'first', 'all', 'none'")
-    optimizer = optax.with_extra_args_support(optimizer)
-    pruner = optax.with_extra_args_support(pruner)
-
-    def init(params):
-        return PrunedState(pruner.init(params), optimizer.init(params))
-
-    def update(updates, state, params=None, **extra):
-        if params is None:
-            raise ValueError(NEED_PARAMS.format(name="pruned"))
-        passed, pruner_state = pruner.update(
-            updates, state.pruner, params, exact_zeros=True, **extra
-        )
-        before, after = masks(state.pruner), masks(pruner_state)
-        regrown = {path: mask & ~before[path] for path, mask in after.items()}
-
-        def step():
-            return optimizer.update(passed, state.optimizer, params, **extra)
-
-        if replace_update:
-            any_regrown = jnp.any(jnp.stack([jnp.any(mask) for mask in regrown.values()]))
-            idle = jax.tree.map(jnp.zeros_like, jax.eval_shape(step)[0])
-            changes, inner = lax.cond(any_regrown, lambda: (idle, state.optimizer), step)
-        else:
-            changes, inner = step()
-        if reset != "none":
-            inner = _reset(inner, regrown, reset)
-        return _zeroing(changes, params, after), PrunedState(pruner_state, inner)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _zeroing(updates: Tree, params: Tree, masks: dict[str, Bool[Array, "..."]]) -> Tree:
-    """where(mask, update, -weight): adding it leaves +0 exactly, also from -0."""
     weights, changes = leaves_by_path(params), leaves_by_path(updates)
-    return replace_by_path(
-        updates,
-        {
-            path: jnp.where(mask, changes[path].astype(weights[path].dtype), -weights[path])
-            for path, mask in masks.items()
-        },
-    )
-
-
-def _reset(state: Tree, regrown: dict[str, Bool[Array, "..."]], which: str) -> Tree:
-    """Zeroes moments of regrown weights: leaves whose path ends with the weight's."""
-    cleared = {}
-    for path, leaf in leaves_by_path(state).items():
-        for target, mask in regrown.items():
-            field = path.removesuffix("/" + target)
-            is_moment = field != path and jnp.shape(leaf) == mask.shape
-            if is_moment and (which == "all" or field.rpartition("/")[2] in FIRST_MOMENTS):
-                cleared[path] = jnp.where(mask, jnp.zeros((), leaf.dtype), leaf)
-    return replace_by_path(state, cleared)
-
-
-def _is_prune_state(node: Any) -> bool:
-    return isinstance(node, PruneState)
+    new = {}
+    for path, mask in masks.items():
+        weight, change = weights[path], changes[path].astype(weights[path].dtype)
+        if regrown is not None:
+            change = select(~regrown[path], change, change - weight)
+        new[path] = select(mask, change, -weight)
+    return replace_by_path(updates, new)

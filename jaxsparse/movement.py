@@ -159,7 +159,7 @@ class ImportanceThreshold:
         return {path: _above(scores[path], tau, specs[path]) for path in specs}, initial
 
     def _curve(self, step: Array) -> Float[Array, ""]:
-        progress = (step - self.begin).astype(jnp.float32) / (self.end - self.begin)
+        progress = (step - self.begin).astype(jnp.result_type(float)) / (self.end - self.begin)
         return 1 - (1 - jnp.clip(progress, 0.0, 1.0)) ** self.power
 
 

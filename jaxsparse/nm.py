@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from jaxsparse.patterns import Pattern, check_divides, pad_end, widen
+from jaxsparse.patterns import Pattern, check_divides, pad_end, tile, untile, widen
 from jaxsparse.selection import ordered_bits
 from jaxsparse.views import View
 
@@ -66,7 +66,7 @@ class NM(Pattern):
         if not self.pad:
             k, n = view.matrix_shape
             check_divides(f"{self}", path, view, "input", k, self.m)
-            if self._tiled:
+            if self.method != "1d":
                 check_divides(f"{self}", path, view, "output", n, self.m)
 
     def group_shape(self, view: View) -> tuple[int, ...]:
@@ -85,54 +85,35 @@ class NM(Pattern):
 
     def units(self, view: View) -> int:
         k, n = self._padded(view)
-        return k // self.m * (n // self.m if self._tiled else n)
+        return k // self.m * (n // self._columns)
 
     def unit_scores(self, scores, allowed, view):
         """A unit is an m-group or tile; its score is what pruning it would lose."""
         # The padding scores -inf and is nobody's loss.
-        real = self._real(view)
+        real = self._pad(jnp.ones(view.matrix_shape, bool), False)
         lost = jnp.where(self._pruned(scores, allowed) | ~real, 0, scores)
-        dense = None if allowed is None else jnp.all(self._tiles(allowed), axis=self._within)
-        return jnp.sum(self._tiles(lost), axis=self._within), dense
+        dense = None if allowed is None else jnp.all(self._tiles(allowed), axis=(-3, -1))
+        return jnp.sum(self._tiles(lost), axis=(-3, -1)), dense
 
     def finish(self, kept, scores, allowed, view):
-        dense = self._untile(jnp.broadcast_to(self._spread(kept), self._tiled_shape(view)), view)
-        return dense | self._pruned(scores, allowed)
+        pruned = self._tiles(self._pruned(scores, allowed))
+        return untile(pruned | kept[..., :, None, :, None])
 
     @property
-    def _tiled(self) -> bool:
-        return self.method != "1d"
-
-    @property
-    def _within(self) -> tuple[int, ...]:
-        return (-3, -1) if self._tiled else (-2,)
+    def _columns(self) -> int:
+        """Columns of a unit: "1d" groups are m x 1 tiles."""
+        return 1 if self.method == "1d" else self.m
 
     def _padded(self, view: View) -> tuple[int, int]:
         k, n = view.matrix_shape
-        return k + -k % self.m, n + (-n % self.m if self._tiled else 0)
+        return k + -k % self.m, n + -n % self._columns
 
     def _pad(self, matrix: Array, value) -> Array:
         k, n = matrix.shape[-2:]
-        return pad_end(matrix, {-2: -k % self.m, -1: -n % self.m if self._tiled else 0}, value)
-
-    def _real(self, view: View) -> Bool[Array, "K N"]:
-        return self._pad(jnp.ones(view.matrix_shape, bool), False)
-
-    def _tiled_shape(self, view: View) -> tuple[int, ...]:
-        k, n = self._padded(view)
-        columns = (n // self.m, self.m) if self._tiled else (n,)
-        return (*view.batch_shape, k // self.m, self.m, *columns)
+        return pad_end(matrix, {-2: -k % self.m, -1: -n % self._columns}, value)
 
     def _tiles(self, matrix: Array) -> Array:
-        *batch, k, n = matrix.shape
-        columns = (n // self.m, self.m) if self._tiled else (n,)
-        return matrix.reshape(*batch, k // self.m, self.m, *columns)
-
-    def _untile(self, tiles: Array, view: View) -> Array:
-        return tiles.reshape(self.group_shape(view))
-
-    def _spread(self, units: Array) -> Array:
-        return units[..., :, None, :, None] if self._tiled else units[..., :, None, :]
+        return tile(matrix, self.m, self._columns)
 
     def _pruned(
         self, scores: Float[Array, "*batch K N"], allowed: Bool[Array, "*batch K N"] | None
@@ -140,14 +121,14 @@ class NM(Pattern):
         """The n:m mask of every group, whether or not selection wants it pruned yet."""
         bits = self._tiles(ordered_bits(scores, allowed))
         if self.method == "1d":
-            return _largest(bits, self.n).reshape(scores.shape)
+            return untile(_largest(bits[..., 0], self.n)[..., None])
         if self.method == "greedy":
             mask = _greedy(jnp.swapaxes(bits, -3, -2), self.n)
         else:
             ranks = self._tiles(_ranks(scores, allowed))
             finite = self._tiles(jnp.where(jnp.isfinite(scores), scores, 0))
             mask = _best(jnp.swapaxes(ranks, -3, -2), jnp.swapaxes(finite, -3, -2), self.n)
-        return jnp.swapaxes(mask, -3, -2).reshape(scores.shape)
+        return untile(jnp.swapaxes(mask, -3, -2))
 
 
 def _largest(bits: UInt[Array, "*b G m N"], n: int) -> Bool[Array, "*b G m N"]:

@@ -147,8 +147,7 @@ class Block(Pattern):
     def pool(self, entries, view, reduce=None):
         reduce = reduce or self.reduce
         matrix = self._pad(view.matrix(widen(entries)), -jnp.inf if reduce == "max" else 0)
-        gk, gn = matrix.shape[-2] // self.rows, matrix.shape[-1] // self.columns
-        tiles = matrix.reshape(*view.batch_shape, gk, self.rows, gn, self.columns)
+        tiles = tile(matrix, self.rows, self.columns)
         if reduce == "max":
             return jnp.max(tiles, axis=(-3, -1))
         if reduce == "l2":
@@ -162,8 +161,7 @@ class Block(Pattern):
         tiles = jnp.broadcast_to(
             groups[..., :, None, :, None], (*view.batch_shape, gk, self.rows, gn, self.columns)
         )
-        matrix = tiles.reshape(*view.batch_shape, gk * self.rows, gn * self.columns)
-        return view.leaf(matrix[..., :k, :n])
+        return view.leaf(untile(tiles)[..., :k, :n])
 
     def group_size(self, view: View) -> int:
         return self.rows * self.columns
@@ -271,6 +269,23 @@ class GroupMask:
 def widen(entries: Shaped[Array, "..."]) -> Float[Array, "..."]:
     """Casts to at least float32, the type in which scores are computed."""
     return entries.astype(jnp.float64 if entries.dtype == jnp.float64 else jnp.float32)
+
+
+def tile(matrix: Shaped[Array, "*batch K N"], rows: int, columns: int) -> Array:
+    """(*batch, K, N) as (*batch, K / rows, rows, N / columns, columns).
+
+    One axis at a time, because that is what a sharded array can be reshaped by.
+    """
+    *batch, k, n = matrix.shape
+    split = matrix.reshape(*batch, k // rows, rows, n)
+    return split.reshape(*batch, k // rows, rows, n // columns, columns)
+
+
+def untile(tiles: Shaped[Array, "*batch GK rows GN columns"]) -> Array:
+    """Undoes `tile`."""
+    *batch, gk, rows, gn, columns = tiles.shape
+    merged = tiles.reshape(*batch, gk, rows, gn * columns)
+    return merged.reshape(*batch, gk * rows, gn * columns)
 
 
 def pad_end(array: Array, amounts: dict[int, int], value) -> Array:

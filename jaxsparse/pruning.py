@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse import schedules, scores
 from jaxsparse.choosing import Budget, Groups, choose, drop_and_grow, hold, pool_scores
 from jaxsparse.distributions import Distribution, targets_of, uniform
+from jaxsparse.masking import NEED_PARAMS, mask_params
 from jaxsparse.movement import ImportanceThreshold
 from jaxsparse.nm import NM
 from jaxsparse.patterns import GroupMask, Unstructured, widen
@@ -27,8 +29,6 @@ from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.schedules import Schedule
 from jaxsparse.scores import Score, ScoreContext
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
-
-NEED_PARAMS = "{name} needs the parameters: call update(grads, state, params)"
 
 
 class PruneState(NamedTuple):
@@ -185,30 +185,36 @@ def prune(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def mask_params(params: Tree, masks: Tree) -> Tree:
-    """Returns the parameters with exact zeros where a mask is False: what the model sees.
-
-    where(mask, w, 0), so a masked NaN or infinity is zero too. Gradients with
-    respect to *its result* are dense, which is what `prune` wants.
+def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
+    """Returns the masks in force, expanded to the shapes of the weights.
 
     Args:
-      params: any Flax or plain tree.
-      masks: `{"slash/path": mask}` or a tree like `params` with None where dense.
+      opt_state: any optax state with one or more PruneStates in it, however deep;
+        an `nnx.Optimizer`'s `opt_state` too.
+      params: give them to get a tree like them, None where dense.
+
+    Returns:
+      `{"slash/path": bool mask}`, True is kept, or the tree.
 
     Raises:
-      KeyError: if a mask names a leaf that is not there.
-      ValueError: if shapes differ.
+      ValueError: without a PruneState, and on a leaf in two of them.
     """
-    leaves = leaves_by_path(params)
-    masked = {}
-    for path, mask in leaves_by_path(masks).items():
-        if path not in leaves:
-            raise KeyError(f"mask for {path!r}, but no such leaf; {near_misses(path, leaves)}")
-        leaf = leaves[path]
-        if mask.shape != leaf.shape:
-            raise ValueError(f"the mask of {path!r} has shape {mask.shape}, the leaf {leaf.shape}")
-        masked[path] = jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
-    return replace_by_path(params, masked)
+    found = {}
+    states = [s for s in jax.tree.leaves(opt_state, is_leaf=_is_prune_state) if _is_prune_state(s)]
+    if not states:
+        raise ValueError(
+            "no PruneState in the optimizer's state; a chain that begins with prune(...), or "
+            "pruned(optimizer, prune(...)), has one"
+        )
+    for state in states:
+        for path, mask in nnx.as_pure(state.masks).items():
+            if path in found:
+                raise ValueError(f"leaf {path!r} is pruned twice: it is in two PruneStates")
+            found[path] = mask.expand()
+    if params is None:
+        return found
+    everything = dict.fromkeys(leaves_by_path(params))
+    return replace_by_path(params, everything | found)
 
 
 def _implied_rules(masks: Tree | None) -> tuple[Rule, ...]:
@@ -282,3 +288,7 @@ def _array(weight: Any) -> Array:
 def _all_kept(pooled: Float[Array, "..."]) -> Bool[Array, "..."]:
     """All True, and sharded as the weight is: a constant would come out replicated."""
     return jnp.isnan(pooled) | ~jnp.isnan(pooled)
+
+
+def _is_prune_state(node: Any) -> bool:
+    return isinstance(node, PruneState)

@@ -35,8 +35,10 @@ class DropAndGrow:
         """round(kept * fraction / 2 * (1 + cos(pi step / end))); no decay without an end."""
         share = jnp.float32(self.fraction)
         if schedule.end:
-            share *= (1 + jnp.cos(jnp.pi * jnp.clip(step / schedule.end, 0, 1))) / 2
-        return jnp.round(share * kept).astype(jnp.int32)
+            share *= (
+                1 + jnp.cos(jnp.pi * jnp.clip(step.astype(jnp.float32) / schedule.end, 0, 1))
+            ) / 2
+        return jnp.round(share * kept.astype(jnp.float32)).astype(jnp.int32)
 
     def growth(self, grads: Leaves, key: Array) -> Leaves:
         """Scores by which groups come back: |gradient|, or chance."""

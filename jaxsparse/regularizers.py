@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from jaxsparse.masking import NEED_PARAMS
 from jaxsparse.nm import NM
 from jaxsparse.patterns import widen
-from jaxsparse.pruning import NEED_PARAMS
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 

@@ -139,7 +139,11 @@ def search_thresholds(
             ]
         return found
 
-    start = [jnp.zeros(shape, dtype) for shape in batch_shapes]
+    # Functions of the data, so that under explicit axes they are sharded as the batch is.
+    start = [
+        jnp.zeros_like(count(b != b, len(shape)), dtype)
+        for b, shape in zip(bits, batch_shapes, strict=True)
+    ]
     return lax.fori_loop(0, width // DIGIT, decide, start)
 
 
@@ -188,5 +192,5 @@ def over(per_slice: Array, entries: Array) -> Array:
     return per_slice.reshape(per_slice.shape + (1,) * (entries.ndim - per_slice.ndim))
 
 
-def _as(value: Array, like: Array) -> Array:
-    return jnp.broadcast_to(value, like.shape)
+def _as(value: Bool[Array, "..."], like: Array) -> Bool[Array, "..."]:
+    return jnp.broadcast_to(value, like.shape) & (like == like)  # sharded as `like`

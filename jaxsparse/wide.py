@@ -20,10 +20,11 @@ class Wide(NamedTuple):
 
     def __add__(self, other: "Wide") -> "Wide":  # pyright: ignore[reportIncompatibleMethodOverride]
         low = self.low + other.low
-        return Wide(self.high + other.high + (low < other.low), low)
+        return Wide(self.high + other.high + (low < other.low).astype(jnp.uint32), low)
 
     def __sub__(self, other: "Wide") -> "Wide":
-        return Wide(self.high - other.high - (self.low < other.low), self.low - other.low)
+        borrow = (self.low < other.low).astype(jnp.uint32)
+        return Wide(self.high - other.high - borrow, self.low - other.low)
 
     def __ge__(self, other: "Wide") -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         return (self.high > other.high) | ((self.high == other.high) & (self.low >= other.low))

@@ -1,0 +1,67 @@
+"""Every public name is documented, every example in prose and docstrings runs."""
+
+import doctest
+import inspect
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+
+import jaxsparse as js
+
+ROOT = pathlib.Path(__file__).parent.parent
+MODULES = sorted(
+    f"jaxsparse.{m.name}" for m in pkgutil.iter_modules(js.__path__) if m.name != "kernels"
+)
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+
+
+def module(name):
+    __import__(name)
+    return sys.modules[name]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    results = doctest.testmod(module(name))
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_has_a_docstring(name):
+    assert module(name).__doc__, name
+    for label, thing in vars(module(name)).items():
+        if label.startswith("_") or getattr(thing, "__module__", None) != name:
+            continue
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            assert inspect.getdoc(thing), f"{name}.{label}"
+
+
+def test_the_top_level_names_are_listed():
+    assert sorted(js.__all__) == js.__all__
+    assert all(hasattr(js, name) for name in js.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_pages_run_from_top_to_bottom(page, tmp_path):
+    """The Python blocks of a page are one program, run as a reader would."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    if not blocks:
+        assert "```python" not in page.read_text()
+        return
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks))
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target

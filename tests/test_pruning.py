@@ -1,0 +1,239 @@
+"""`prune` and `pruned` on their own: what they refuse, and the fine print."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from members import PATTERNS, REFUSED, REGROWTHS, rules_for, small_params, step_of
+
+import jaxsparse as js
+
+W = {"w": jnp.arange(1.0, 17.0).reshape(4, 4)}
+HALF = [js.Rule("w", js.Unstructured(), 0.5)]
+
+
+@pytest.mark.parametrize("pattern,regrowth", REFUSED)
+def test_pairs_that_cannot_work_say_why(pattern, regrowth):
+    tx = js.prune(rules_for(pattern), schedule=js.constant(end=5), regrowth=REGROWTHS[regrowth])
+    with pytest.raises(ValueError, match=r"fixes how many.*straight_through\(\) would work"):
+        tx.init(small_params())
+
+
+def test_nm_takes_no_threshold():
+    tx = js.prune(
+        rules_for("nm"), score=js.movement(), schedule=js.importance_threshold(begin=1, end=5)
+    )
+    with pytest.raises(ValueError, match=r"fixes how many; a count schedule"):
+        tx.init(small_params())
+
+
+@pytest.mark.parametrize(
+    "build,error,message",
+    [
+        (lambda: js.prune(), TypeError, "needs rules, or the masks"),
+        (lambda: js.prune(["w"]), TypeError, "is no Rule"),
+        (lambda: js.prune(HALF, schedule="cubic"), TypeError, "is no schedule"),
+        (lambda: js.prune(HALF, schedule=1.5), ValueError, r"1\.5 is not in \[0, 1\)"),
+        (lambda: js.prune(HALF, sparsity=jnp.float32(0.5)), TypeError, "must be static"),
+        (lambda: js.pruned(optax.sgd(1.0), js.prune(HALF), reset="second"), ValueError, "none of"),
+    ],
+)
+def test_bad_arguments(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_a_float_schedule_and_a_rules_sparsity_contradict():
+    with pytest.raises(ValueError, match="the schedule is the sparsity itself"):
+        js.prune(HALF, schedule=0.25).init(W)
+
+
+def test_a_leaf_without_sparsity_is_named():
+    tx = js.prune([js.Rule("w", js.Unstructured())], schedule=js.one_shot())
+    with pytest.raises(ValueError, match=r"no sparsity for leaf 'w'.*would work"):
+        tx.init(W)
+
+
+def test_missing_params_and_masks():
+    pruner = js.prune(HALF, schedule=js.one_shot())
+    with pytest.raises(ValueError, match="prune needs the parameters"):
+        pruner.update(W, pruner.init(W))
+    tx = js.pruned(optax.sgd(1.0), pruner)
+    with pytest.raises(ValueError, match="pruned needs the parameters"):
+        tx.update(W, tx.init(W))
+    with pytest.raises(ValueError, match="apply_masks needs the parameters"):
+        js.apply_masks().update(W, optax.EmptyState())
+    with pytest.raises(ValueError, match="apply_masks needs the masks"):
+        js.apply_masks().update(W, optax.EmptyState(), W)
+
+
+def test_masks_of_a_state():
+    with pytest.raises(ValueError, match="no PruneState"):
+        js.masks(optax.sgd(1.0).init(W))
+    twice = optax.chain(js.prune(HALF), js.prune(HALF)).init(W)
+    with pytest.raises(ValueError, match="leaf 'w' is pruned twice"):
+        js.masks(twice)
+    state = js.prune(HALF).init(W)
+    tree = js.masks(state, {"w": W["w"], "b": jnp.zeros(4)})
+    assert tree["b"] is None and tree["w"].all()
+
+
+def test_mask_params_names_what_does_not_fit():
+    with pytest.raises(KeyError, match="did you mean 'w'"):
+        js.mask_params(W, {"ww": jnp.ones((4, 4), bool)})
+    with pytest.raises(ValueError, match=r"mask of 'w' has shape \(4,\), the leaf \(4, 4\)"):
+        js.mask_params(W, {"w": jnp.ones(4, bool)})
+
+
+def test_masked_nan_and_inf_are_zero():
+    bad = {"w": jnp.full((4, 4), jnp.nan).at[0].set(jnp.inf)}
+    seen = js.mask_params(bad, {"w": jnp.zeros((4, 4), bool)})
+    assert not np.asarray(seen["w"]).any()
+
+
+def test_static_masks_need_no_rules():
+    mask = jax.random.bernoulli(jax.random.key(0), 0.5, (4, 4))
+    tx = js.pruned(optax.adam(1.0), js.prune(masks={"w": mask}))
+    params, state = W, tx.init(W)
+    for _ in range(3):
+        params, state = step_of(tx)(params, state)
+    assert (js.masks(state)["w"] == mask).all()
+    assert not np.asarray(params["w"])[~np.asarray(mask)].any()
+    assert np.asarray(params["w"])[np.asarray(mask)].all()
+
+
+def test_given_masks_must_fit_the_pattern():
+    mask = jnp.ones((4, 4), bool).at[0, 0].set(False)
+    with pytest.raises(ValueError, match=r"mask of 'w' splits groups of Block\("):
+        js.prune([js.Rule("w", js.Block(2, 2), 0.5)], masks={"w": mask}).init(W)
+    with pytest.raises(ValueError, match="no mask given for leaf 'w'"):
+        js.prune(HALF, masks={"v": mask}).init(W)
+    with pytest.raises(ValueError, match=r"mask of 'w' has shape"):
+        js.prune(HALF, masks={"w": mask[:2]}).init(W)
+
+
+def test_gradients_pass_under_the_masks_in_force():
+    """The first update still has all weights in force: its gradients pass whole."""
+    pruner = js.prune(HALF, schedule=js.one_shot())
+    passed, state = pruner.update(W, pruner.init(W), W)
+    np.testing.assert_array_equal(passed["w"], W["w"])
+    passed, _ = pruner.update(W, state, W)
+    np.testing.assert_array_equal(passed["w"] != 0, js.masks(state)["w"])
+
+
+def test_a_score_of_the_wrong_shape_is_an_error():
+    def score(shape):
+        return js.Score(lambda w, s: (), lambda g, s, w, c: ({"w": jnp.ones(shape)}, s))
+
+    for shape in [(4, 4), (2, 2)]:
+        rules = [js.Rule("w", js.Block(2, 2), 0.5)]
+        pruner = js.prune(rules, score=score(shape), schedule=js.one_shot())
+        _, state = pruner.update(W, pruner.init(W), W)
+        assert js.masks(state)["w"].sum() == 8
+    pruner = js.prune(HALF, score=score((3,)), schedule=js.one_shot())
+    with pytest.raises(ValueError, match=r"score of leaf 'w' has shape \(3,\)"):
+        pruner.update(W, pruner.init(W), W)
+
+
+@pytest.mark.parametrize("reset", ["first", "all", "none"])
+def test_regrown_weights_start_at_zero_with_fresh_first_moments(reset):
+    """RigL: what grows begins at 0; second moments stay, or Adam would overshoot."""
+    pruner = js.prune(
+        rules_for("unstructured"),
+        schedule=js.constant(end=20, every=5),
+        regrowth=js.regrow_gradient(0.5),
+    )
+    tx = js.pruned(optax.adam(1e-2), pruner, reset=reset, replace_update=True)
+    params = small_params()
+    state = tx.init(params)
+    ones = jax.tree.map(jnp.ones_like, state.optimizer[0].mu)
+    state = state._replace(
+        optimizer=(state.optimizer[0]._replace(mu=ones, nu=ones), *state.optimizer[1:])
+    )
+    before = js.masks(state)["dense/kernel"]
+    params, state = jax.jit(step_of(tx))(params, state)
+    after = js.masks(state)["dense/kernel"]
+    grown, stayed = np.asarray(after & ~before), np.asarray(after & before)
+    assert grown.any()
+    assert not np.asarray(params["dense"]["kernel"])[grown].any()
+    mu, nu = (np.asarray(m["dense"]["kernel"]) for m in state.optimizer[0][1:])
+    assert (mu[grown] == (reset == "none")).all() and (nu[grown] == (reset != "all")).all()
+    assert mu[stayed].all() and nu[stayed].all()
+
+
+def test_replace_update_freezes_the_optimizer_on_regrowth_steps():
+    pruner = js.prune(
+        rules_for("unstructured"),
+        schedule=js.constant(end=9, every=3),
+        regrowth=js.regrow_random(0.5),
+    )
+    tx = js.pruned(optax.adam(1e-2), pruner, replace_update=True)
+    params = small_params()
+    state = tx.init(params)
+    counts, step = [], jax.jit(step_of(tx))
+    for _ in range(7):
+        params, state = step(params, state)
+        counts.append(int(state.optimizer[0].count))
+    assert counts == [0, 1, 2, 2, 3, 4, 4]
+
+
+def test_sparse_training_begins_random_and_repeats_by_seed():
+    def first(seed):
+        pruner = js.prune(
+            rules_for("block"), schedule=js.constant(end=9), regrowth=js.regrow_random(), seed=seed
+        )
+        return js.masks(pruner.init(small_params()))["dense/kernel"]
+
+    assert first(0).mean() == 0.5
+    assert (first(0) == first(0)).all() and (first(0) != first(1)).any()
+
+
+def test_compute_masks_outside_training():
+    masks = js.compute_masks(W, [js.Rule("w", js.Channel(-1))], sparsity=0.5)
+    np.testing.assert_array_equal(masks["w"], np.arange(4) >= 2 + np.zeros((4, 1)))
+    by_gradient = js.compute_masks(W, HALF, score=js.gradient(), grads={"w": -W["w"][::-1]})
+    np.testing.assert_array_equal(by_gradient["w"], (W["w"] > 8)[::-1])
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block", "nm", "channel"])
+@pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
+def test_sharded_training(pattern, explicit):
+    """On eight devices masks follow the weight's sharding, and the numbers are the same."""
+    kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    tx = js.pruned(
+        optax.sgd(1e-2),
+        js.prune([js.Rule("w", PATTERNS[pattern], 0.5)], schedule=js.cubic(end=4, every=2)),
+    )
+    weight = {"w": jax.random.normal(jax.random.key(0), (32, 32))}
+    expected, reference = weight, tx.init(weight)
+    for _ in range(6):
+        updates, reference = tx.update(
+            jax.tree.map(jnp.sin, js.mask_params(expected, js.masks(reference))),
+            reference,
+            expected,
+        )
+        expected = optax.apply_updates(expected, updates)
+    with jax.set_mesh(mesh):
+        spec = jax.sharding.PartitionSpec("x", "y")
+        params = jax.device_put(weight, jax.sharding.NamedSharding(mesh, spec))
+        state = jax.jit(tx.init)(params)
+
+        @jax.jit
+        def step(params, state):
+            grads = jax.tree.map(jnp.sin, js.mask_params(params, js.masks(state)))
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        if pattern != "channel":  # one number a column lives on the columns' axis alone
+            assert state.pruner.masks["w"].groups.sharding.spec == spec
+        text = step.lower(params, state).compile().as_text()
+        for collective in ("all-gather(", "all-to-all(", "collective-permute("):
+            assert collective not in text, collective
+        for _ in range(6):
+            params, state = step(params, state)
+        assert step._cache_size() == 1
+        assert params["w"].sharding.spec == spec
+    np.testing.assert_array_equal(js.masks(state)["w"], js.masks(reference)["w"])
+    np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-5)
