@@ -159,15 +159,17 @@ def _best(
     ranks: Int[Array, "*b m m"], finite: Float[Array, "*b m m"], n: int
 ) -> Bool[Array, "*b m m"]:
     """Of all patterns with n in every row and column that with the largest total."""
-    patterns = _transposable(n, finite.shape[-1])
+    m = finite.shape[-1]
+    patterns = jnp.asarray(_transposable(n, m).reshape(-1, m * m), finite.dtype)
 
-    def totals(entries):
-        sums = [jnp.sum(jnp.where(kept, entries, 0), axis=(-2, -1)) for kept in patterns]
-        return jnp.stack(sums, axis=-1)
+    def totals(entries):  # products, for they shard as the tiles do; a lookup would not
+        flat = entries.reshape(*entries.shape[:-2], m * m).astype(patterns.dtype)
+        return jnp.matmul(flat, patterns.T, precision="highest")
 
     rank = totals(ranks)
     total = jnp.where(rank == jnp.max(rank, axis=-1, keepdims=True), totals(finite), -jnp.inf)
-    return jnp.asarray(patterns)[jnp.argmax(total, axis=-1)]
+    chosen = jax.nn.one_hot(jnp.argmax(total, axis=-1), len(patterns), dtype=patterns.dtype)
+    return jnp.matmul(chosen, patterns).reshape(finite.shape) > 0
 
 
 @functools.cache

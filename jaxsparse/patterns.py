@@ -86,6 +86,7 @@ class Pattern:
 class Unstructured(Pattern):
     """Every entry is a group of its own.
 
+    >>> from jaxsparse.views import view_of
     >>> Unstructured().group_shape(view_of("dense/kernel", (8, 4)))
     (8, 4)
     """
@@ -118,6 +119,7 @@ class Block(Pattern):
       reduce: "mean", "sum", "max" or "l2" (the Euclidean norm of the scores).
       pad: allow sizes that the block does not divide; the edge blocks are cut.
 
+    >>> from jaxsparse.views import view_of
     >>> Block(4, 16).group_shape(view_of("dense/kernel", (64, 32)))
     (16, 2)
     """
@@ -192,6 +194,7 @@ class Channel(Pattern):
       axis: axis of the leaf (not of the view) that indexes the groups.
       reduce: "mean", "sum", "max" or "l2" over the slice.
 
+    >>> from jaxsparse.views import view_of
     >>> Channel(-1).group_shape(view_of("conv/kernel", (3, 3, 8, 4)))
     (4,)
     """

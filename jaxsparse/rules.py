@@ -26,6 +26,7 @@ class Rule:
       in_axis, out_axis, batch_axis: how the leaf is a matrix, as in
         `jax.nn.initializers`; None infers it (see `views.view_of`).
 
+    >>> from jaxsparse.patterns import Unstructured
     >>> Rule(r".*/kernel", Unstructured(), sparsity=0.9).sparsity
     0.9
     """

@@ -107,7 +107,7 @@ def one_shot(begin: int = 0) -> Schedule:
 def cubic(initial: float = 0.0, *, begin: int = 0, end: int, every: int = 1) -> Schedule:
     """s0 + (s - s0) (1 - (1 - p)^3): Zhu and Gupta 2017, arXiv 1710.01878.
 
-    >>> float(cubic(begin=0, end=10).sparsity(5, 0.8))
+    >>> round(float(cubic(begin=0, end=10).sparsity(5, 0.8)), 4)
     0.7
     """
     return Schedule(_cubic, initial, begin, end, every)

@@ -37,7 +37,6 @@ def test_resumed_training_is_bit_identical(member, tmp_path):
     for _ in range(found, END + 2):
         again, again_state = step(again, again_state)
     jax.tree.map(np.testing.assert_array_equal, (again, again_state), (params, state))
-    assert step._cache_size() == 1, "a restored state must not compile again"
 
 
 def test_nothing_saved_and_bad_arguments(tmp_path):
