@@ -34,6 +34,7 @@ class Experiment:
       dataset: see ``experiments.data``.
       batches: step -> (inputs, labels).
       recipe: see ``experiments.recipes``.
+      progress_metric: the name that ``step`` gives its measure beside the loss.
       rules: the config's rules, parsed.
       targets: path -> sparsity asked for; empty where the recipe has no target.
       init: () -> the state before step 0.
@@ -47,6 +48,7 @@ class Experiment:
     dataset: data.Dataset
     batches: data.Batches
     recipe: recipes.Recipe
+    progress_metric: str
     rules: list[js.Rule]
     targets: dict[str, float]
     init: Callable[[], TrainState]
@@ -139,6 +141,7 @@ def build(config: ConfigDict) -> Experiment:
         dataset=dataset,
         batches=data.Batches(dataset.train, config.batch_size, config.seed),
         recipe=recipe,
+        progress_metric=progress_name,
         rules=parsed,
         targets=targets if recipe.has_target else {},
         init=init,

@@ -1,10 +1,10 @@
 """The training loop: logs, evaluates, checkpoints, resumes."""
 
+import contextlib
 import logging
 import pathlib
 import time
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -35,70 +35,74 @@ def run(config: ConfigDict, path: str, overwrite: bool = False, html: bool = Tru
     Raises:
       ValueError: a config without meaning, or a folder that is not for this config.
     """
+    clock = _Clock()
     experiment = experiments.build(configs.check(config))
     folder = workdir.open_workdir(path, configs.to_json(config), overwrite)
     if workdir.finished(folder):
         _LOG.info("%s is finished; --overwrite starts it again", folder)
         return workdir.read_report(folder)
-    state, history = _fit(experiment, folder)
+    state, history = _fit(experiment, folder, clock)
     return summary.write(experiment, state, history, folder, html)
 
 
-def _fit(experiment: experiments.Experiment, folder: pathlib.Path):
+def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Clock"):
     """Runs the steps that are left; returns the last state and all records."""
     config, steps = experiment.config, experiment.config.steps
+    # The last step before the masks begin is where the dense model is measured.
+    milestones = (steps, experiment.recipe.dense_until)
+    shown = ("loss", experiment.progress_metric, "sparsity", "step_ms")
     state, begin = experiment.init(), 0
-    checkpointer = js.checkpoint.Checkpointer(
-        folder / "checkpoints", every=config.checkpoint_every, keep=2
-    )
-    if (restored := checkpointer.restore_latest(state)) is not None:
-        begin, state = restored
-        _LOG.info("%s resumes after step %d", folder, begin)
-    writer = MetricWriter(folder, begin)
-    clock = _Clock(writer.history[-1]["seconds"] if writer.history else 0.0, begin)
-    bar = tqdm(total=steps, initial=begin, unit="step", disable=None, dynamic_ncols=True)
-    for number in range(begin, steps):
-        inputs, labels = experiment.batches(number)
-        state, measured = experiment.step(state, inputs, labels, np.int32(number))
-        done = number + 1
-        # The last step before the masks begin is where the dense model is measured.
-        evaluates = done % config.eval_every == 0 or done in (steps, experiment.recipe.dense_until)
-        if evaluates or done % config.log_every == 0:
-            record = {name: float(value) for name, value in measured.items()}
-            record["sparsity"] = float(experiment.sparsity(state))
-            record["learning_rate"] = float(experiment.recipe.learning_rate(number))
-            record["step_ms"] = clock.lap(done)
-            if evaluates:
-                record |= experiment.evaluate(state)
-            record["seconds"] = clock.total()
-            writer.write(done, **record)
-            clock.resume(done)
-            bar.set_postfix({name: f"{record[name]:.3g}" for name in (*measured, "sparsity")})
-        bar.update()
-        # After the records of this step, so that a checkpoint never outruns them.
-        if done < steps:
-            checkpointer.save(done, state)
-    bar.close()
-    writer.close()
-    checkpointer.close()
-    return jax.block_until_ready(state), writer.history
+    with contextlib.ExitStack() as stack:
+        checkpointer = stack.enter_context(
+            js.checkpoint.Checkpointer(folder / "checkpoints", every=config.checkpoint_every)
+        )
+        if (restored := checkpointer.restore_latest(state)) is not None:
+            begin, state = restored
+            _LOG.info("%s resumes after step %d", folder, begin)
+        writer = stack.enter_context(contextlib.closing(MetricWriter(folder, begin)))
+        bar = stack.enter_context(tqdm(total=steps, initial=begin, unit="step", disable=None))
+        clock.resume(begin, writer.history[-1]["seconds"] if writer.history else 0.0)
+        for number in range(begin, steps):
+            inputs, labels = experiment.batches(number)
+            state, measured = experiment.step(state, inputs, labels, np.int32(number))
+            done = number + 1
+            evaluates = done % config.eval_every == 0 or done in milestones
+            if evaluates or done % config.log_every == 0:
+                record = {name: float(value) for name, value in measured.items()}
+                record["step_ms"] = clock.lap(done)
+                record["sparsity"] = float(experiment.sparsity(state))
+                record["learning_rate"] = float(experiment.recipe.learning_rate(number))
+                if evaluates:
+                    record |= experiment.evaluate(state)
+                writer.write(done, **record, seconds=clock.total())
+                clock.start_lap(done)
+                bar.set_postfix({name: f"{record[name]:.3g}" for name in shown})
+            bar.update()
+            # After the records of this step, so that a checkpoint never outruns them.
+            if done < steps:
+                checkpointer.save(done, state)
+        return state, writer.history
 
 
 class _Clock:
-    """Seconds since the start of the run, over kills, and milliseconds per step."""
+    """Seconds of the run, those before a kill included, and milliseconds per step."""
 
-    def __init__(self, before: float, step: int):
-        self._start = time.perf_counter() - before
-        self.resume(step)
+    def __init__(self):
+        self._start = time.perf_counter()
 
-    def resume(self, step: int) -> None:
+    def resume(self, step: int, before: float) -> None:
+        """Begins at ``step``, after ``before`` seconds in earlier processes."""
+        self._start -= before
+        self.start_lap(step)
+
+    def start_lap(self, step: int) -> None:
         """Step times are measured from here; logging and evaluation stay out of them."""
         self._lap, self._step = time.perf_counter(), step
 
     def lap(self, step: int) -> float:
-        """Mean milliseconds per step since the last ``resume``."""
+        """Mean milliseconds per step since ``start_lap``."""
         return 1e3 * (time.perf_counter() - self._lap) / max(1, step - self._step)
 
     def total(self) -> float:
-        """Seconds of the run so far."""
+        """Seconds of the run so far, compilation included."""
         return time.perf_counter() - self._start

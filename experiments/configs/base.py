@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     # loader's options; likewise for model, optimizer and recipe below.
     config.data = ConfigDict({"name": "digits", "path": "", "validation": 0.0})
     config.model = ConfigDict({"name": "mlp"})
-    config.optimizer = ConfigDict({"name": "adamw"})
+    config.optimizer = ConfigDict({"name": "adamw", "weight_decay": 0.0})
     # With `restart` the rate starts over, at rewind * peak, where pruning begins
     # (iterative pruning: at every round).
     config.learning_rate = ConfigDict(

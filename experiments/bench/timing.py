@@ -1,0 +1,77 @@
+"""Interleaved timing: what is compared runs in turn, in one process, and medians are quoted."""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Any
+
+import jax
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def interleave(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Returns seconds of every run in every round; each round runs all of them in turn.
+
+    A run must end in finished arrays. One round that is not counted comes first.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for counted in range(-1, rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if counted >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
+    """Returns the median over rounds of each run's time over the base's in the same round."""
+    return {
+        name: statistics.median(a / b for a, b in zip(times, seconds[base], strict=True))
+        for name, times in seconds.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Returns what a figure must be read with: device, cores, versions, date, commit."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=RESULTS.parent,
+        check=False,
+    )
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "device": jax.devices()[0].device_kind,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def write(name: str, result: Mapping[str, Any]) -> pathlib.Path:
+    """Writes results/NAME.json together with the machine's description."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(dict(result) | {"machine": machine()}, indent=2) + "\n")
+    return path
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,16 @@
+"""Unstructured gradual magnitude pruning of an MLP on the digits, to 95 %."""
+
+from experiments.configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.steps = 2400
+    config.model.hidden = (300, 100)
+    config.rules = ((r"layers_\d+/kernel", "unstructured"),)
+    config.sparsity = 0.95
+    config.distribution = "erk"
+    config.recipe.name = "magnitude"
+    config.recipe.begin = 800
+    config.recipe.end = 1800
+    return config
