@@ -96,8 +96,9 @@ class Unstructured(Pattern):
         return view.batch_shape + rest
 
     def pool(self, entries, view, reduce=None):
-        del reduce  # a group of one entry is its own mean, sum, maximum and norm
-        return jnp.moveaxis(widen(entries), view.batch, range(len(view.batch)))
+        # A group of one entry is its own mean, sum and maximum.
+        entries = jnp.abs(widen(entries)) if reduce == "l2" else widen(entries)
+        return jnp.moveaxis(entries, view.batch, range(len(view.batch)))
 
     def expand(self, groups, view):
         return jnp.moveaxis(groups, range(len(view.batch)), view.batch)
