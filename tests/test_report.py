@@ -1,0 +1,158 @@
+"""What the report counts, against counting by hand."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxsparse as js
+
+
+def one(shape, pattern, sparsity=None, dtype=jnp.float32, path="w"):
+    w = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+    rules = [js.Rule(path, pattern, sparsity)]
+    return js.report({path: w}, js.compute_masks({path: w}, rules), rules=rules).leaves[0]
+
+
+def test_block_bytes():
+    leaf = one((64, 32), js.Block(4, 16), 0.75)  # 8 of 32 blocks; 2 block columns
+    assert (leaf.kept, leaf.size, leaf.sparsity) == (512, 2048, 0.75)
+    assert leaf.dense_bytes == 64 * 32 * 4
+    assert leaf.stored_bytes == 8 * 64 * 4 + 4 * 8 + 4 * 3
+    assert leaf.pattern == "Block(4, 16) on (64, 32)"
+
+
+def test_stacked_blocks_have_pointers_each():
+    leaf = one((3, 64, 32), js.Block(4, 16), 0.75, path="layers/kernel")
+    assert leaf.stored_bytes == 3 * (8 * 64 * 4 + 4 * 8 + 4 * 3)
+
+
+def test_padded_blocks_store_whole_blocks():
+    leaf = one((30, 32), js.Block(4, 16, pad=True), 0.5)  # 8 of 16 blocks
+    assert leaf.stored_bytes == 8 * 64 * 4 + 4 * 8 + 4 * 3
+
+
+@pytest.mark.parametrize(
+    "n,m,dtype,share",
+    [(2, 4, jnp.bfloat16, 9 / 16), (1, 4, jnp.float32, 17 / 64), (4, 8, jnp.float32, 35 / 64)],
+)
+def test_nm_bytes(n, m, dtype, share):
+    leaf = one((64, 32), js.NM(n, m), dtype=dtype)
+    assert leaf.stored_bytes == share * leaf.dense_bytes
+    assert leaf.sparsity == 1 - n / m
+
+
+def test_padded_nm_bytes():
+    leaf = one((6, 4), js.NM(2, 4, pad=True), dtype=jnp.bfloat16)
+    assert leaf.kept == 16  # two of four and two of two
+    assert leaf.stored_bytes == 16 * 2 + 16 * 2 // 8
+
+
+def test_half_pruned_nm_is_not_counted_as_nm():
+    w, rules = {"w": jnp.ones((8, 4))}, [js.Rule("w", js.NM(2, 4))]
+    mask = {"w": jnp.ones((8, 4), bool).at[2:4].set(False)}  # the lower groups are dense yet
+    assert js.report(w, mask, rules=rules).leaves[0].stored_bytes == 8 * 4 * 4
+
+
+def test_unstructured_and_channel_bytes():
+    leaf = one((64, 32), js.Unstructured(), 0.9)
+    assert leaf.kept == 2048 - round(0.9 * 2048) == 205
+    assert leaf.stored_bytes == 205 * (4 + 4) + 4 * 33
+    leaf = one((64, 32), js.Channel(-1), 0.75)
+    assert leaf.stored_bytes == 8 * 64 * 4 + 8 * 4
+    leaf = one((64, 32), js.Unstructured(), 0.1)
+    assert leaf.stored_bytes == leaf.dense_bytes  # packing would cost more
+
+
+PARAMS = {
+    "mlp": {"kernel": jnp.arange(1.0, 65.0).reshape(8, 8), "bias": jnp.zeros(8)},
+    "head": jnp.ones((4, 2), jnp.bfloat16),
+}
+RULES = [js.Rule("mlp/kernel", js.Block(4, 4), 0.75)]
+
+
+def test_totals_text_and_json():
+    masks = js.compute_masks(PARAMS, RULES)
+    report = js.report(PARAMS, masks, rules=RULES, targets=js.targets(RULES, PARAMS))
+    by_path = {leaf.path: leaf for leaf in report.leaves}
+    assert set(by_path) == {"mlp/kernel", "mlp/bias", "head"}
+    assert (report.kept, report.size) == (16 + 8 + 8, 64 + 8 + 8)
+    assert report.sparsity == 0.75 and report.total_sparsity == pytest.approx(1 - 32 / 80)
+    assert report.dense_bytes == 4 * 64 + 4 * 8 + 2 * 8
+    assert report.stored_bytes == (16 * 4 + 4 + 12) + 4 * 8 + 2 * 8
+    assert by_path["mlp/kernel"].target == 0.75 and by_path["head"].target is None
+    assert (by_path["head"].pattern, by_path["head"].stored_bytes) == ("dense", 16)
+    lines = str(report).splitlines()
+    for path in by_path:
+        assert sum(line.startswith(path + " ") for line in lines) == 1
+    assert lines[-1].split() == ["total", "80", "60.00%", "32", "304", "128"]
+    loaded = json.loads(json.dumps(report.to_dict()))
+    assert loaded["kept"] == 32 and loaded["sparsity"] == 0.75
+    assert {leaf["path"]: leaf["kept"] for leaf in loaded["leaves"]}["mlp/kernel"] == 16
+
+
+def test_masks_as_a_tree_with_none_and_without_rules():
+    masks = {"mlp": {"kernel": PARAMS["mlp"]["kernel"] > 32, "bias": None}, "head": None}
+    report = js.report(PARAMS, masks)
+    assert report.sparsity == 0.5 and report.leaves[0].path == "head"
+    assert {x.pattern for x in report.leaves} == {"dense", "Unstructured() on (8, 8)"}
+    assert js.report(PARAMS, {}).sparsity == 0.0
+
+
+def test_what_is_not_finite_under_the_mask_is_counted():
+    w = {"w": jnp.asarray([jnp.nan, jnp.inf, 1.0, jnp.nan])}
+    leaf = js.report(w, {"w": jnp.asarray([False, False, False, True])}).leaves[0]
+    assert leaf.non_finite == 2 and "2 NaN or inf under the mask" in leaf.note
+    assert leaf.note in str(js.report(w, {"w": jnp.asarray([False, False, False, True])}))
+    assert js.report(w, {"w": jnp.ones(4, bool)}).leaves[0].note == ""
+
+
+def test_a_mask_without_leaf():
+    with pytest.raises(KeyError, match=r"'mlp/kernle'.*did you mean 'mlp/kernel'"):
+        js.report(PARAMS, {"mlp/kernle": jnp.ones(1, bool)})
+
+
+def test_mask_picture_small_is_the_mask():
+    mask = np.random.default_rng(1).random((5, 7)) < 0.5
+    np.testing.assert_array_equal(js.mask_picture(mask), np.where(mask, 0, 255))
+    assert js.mask_picture(mask).dtype == np.uint8
+    assert js.mask_picture(mask[0]).shape == (1, 7)
+    stacked = np.random.default_rng(2).random((2, 3, 4)) < 0.5
+    np.testing.assert_array_equal(js.mask_picture(stacked), np.where(stacked, 0, 255).reshape(6, 4))
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (10, 7), (3, 100)])
+def test_mask_picture_averages(shape):
+    mask = np.random.default_rng(3).random(shape) < 0.4
+    picture = js.mask_picture(mask, longest=4)
+    edges = [[size * i // 4 for i in range(5)] if size > 4 else range(size + 1) for size in shape]
+    assert picture.shape == tuple(len(e) - 1 for e in edges)
+    for i, j in np.ndindex(picture.shape):
+        part = mask[edges[0][i] : edges[0][i + 1], edges[1][j] : edges[1][j + 1]]
+        assert abs(int(picture[i, j]) - 255 * (1 - part.mean())) <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "pattern,spec,cut",
+    [
+        (js.Block(4, 16), P("a", "b"), None),
+        (js.Block(8, 16), P("a", "b"), "4x16"),
+        (js.Block(4, 16), P(None, ("a", "b")), "16x4"),
+        (js.NM(2, 4), P("a", "b"), None),
+        (js.NM(4, 8), P("a", "b"), "4x16"),
+        (js.Channel(-1), P(None, "a"), None),
+        (js.Channel(-1), P("a", None), "4x32"),
+        (js.Unstructured(), P("a", "b"), None),
+        (js.Block(8, 16), P(None, None), None),
+    ],
+)
+def test_note_on_shards_that_cut_groups(kind, pattern, spec, cut):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
+    w = {"w": jax.device_put(np.ones((16, 32), np.float32), NamedSharding(mesh, spec))}
+    leaf = js.report(w, {"w": np.ones((16, 32), bool)}, rules=[js.Rule("w", pattern)]).leaves[0]
+    assert leaf.note == ("" if cut is None else f"shards of {cut} cut groups: pooling gathers")
