@@ -50,6 +50,11 @@ def structs(shapes):
     return {p: jax.ShapeDtypeStruct(s, jnp.float32) for p, s in shapes.items()}
 
 
+def compute(params, **options):
+    """Compiled as a whole, which takes less time than op by op."""
+    return jax.jit(lambda params: js.compute_masks(params, ALL, **options))(params)
+
+
 def counts(masks):
     return {path: int(mask.sum()) for path, mask in masks.items()}
 
@@ -112,7 +117,7 @@ def test_global_is_one_threshold():
     rng = np.random.default_rng(1)
     params = {f"l{i}": jnp.asarray(rng.normal(size=s), jnp.float32) * (i + 1)
               for i, s in enumerate([(40, 30), (7, 5), (64,)])}  # fmt: skip
-    masks = js.compute_masks(params, ALL, sparsity=0.7, distribution=js.global_(0.0, 0.999))
+    masks = compute(params, sparsity=0.7, distribution=js.global_(0.0, 0.999))
     flat = np.concatenate([np.abs(np.asarray(w)).ravel() for w in params.values()])
     cut = np.sort(flat)[round(0.7 * flat.size)]
     for path, mask in masks.items():
@@ -123,10 +128,10 @@ def test_global_bounds_are_kept_and_the_rest_redistributed():
     rng = np.random.default_rng(2)
     scale = {"large": 100.0, "middle": 1.0, "small": 0.01}
     params = {p: jnp.asarray(rng.random((50, 20)) + 0.1, jnp.float32) * s for p, s in scale.items()}
-    free = counts(js.compute_masks(params, ALL, sparsity=0.6, distribution=js.global_(0, 1 - 1e-9)))
+    free = counts(compute(params, sparsity=0.6, distribution=js.global_(0, 1 - 1e-9)))
     assert free == {"large": 1000, "middle": 200, "small": 0}
     bound = js.global_(0.3, 0.9)
-    masks = js.compute_masks(params, ALL, sparsity=0.6, distribution=bound)
+    masks = compute(params, sparsity=0.6, distribution=bound)
     assert counts(masks) == {"large": 700, "middle": 400, "small": 100}
     for path, mask in masks.items():  # within a leaf the largest
         w = np.asarray(params[path])
@@ -142,7 +147,7 @@ def test_global_total_is_exact_with_ties_over_leaves_and_layers(sparsity, levels
         "head/kernel": jnp.asarray(rng.integers(0, levels, (33, 4)), jnp.float32),
         "bias": jnp.zeros(17),
     }
-    masks = js.compute_masks(params, ALL, sparsity=sparsity, distribution=js.global_(0.05, 0.9))
+    masks = compute(params, sparsity=sparsity, distribution=js.global_(0.05, 0.9))
     size = 240 + 132 + 17
     assert sum(counts(masks).values()) == size - round(sparsity * size)
     slices = [*np.asarray(masks["layers/kernel"]), masks["head/kernel"], masks["bias"]]
@@ -159,9 +164,9 @@ def test_global_is_jointly_chosen_at_every_step_of_a_schedule():
     ):
         tx = js.prune(ALL, schedule=schedule, sparsity=0.5 if len(asked) > 1 else None,
                       distribution=js.global_(0.0, 0.98))  # fmt: skip
-        state = tx.init(params)
+        state, update = tx.init(params), jax.jit(tx.update)
         for sparsity in asked:
-            _, state = tx.update(params, state, params)
+            _, state = update(params, state, params)
             kept = counts(js.masks(state))
             assert kept == {"a": max(2, 100 - round(200 * sparsity)), "b": kept["b"]}
             assert sum(kept.values()) == 200 - round(200 * sparsity)
@@ -171,7 +176,7 @@ def test_global_ranks_float32_and_float64_leaves_together():
     with jax.enable_x64(True):
         params = {"a": jnp.asarray([1.0, 2, 3, 4], jnp.float32)}
         params["b"] = jnp.asarray([1.5, 2.5, 0.1, 0.2], jnp.float64)
-        masks = js.compute_masks(params, ALL, sparsity=0.5, distribution=js.global_())
+        masks = compute(params, sparsity=0.5, distribution=js.global_())
     assert masks["a"].tolist() == [False, True, True, True]
     assert masks["b"].tolist() == [False, True, False, False]
 

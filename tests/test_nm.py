@@ -1,5 +1,6 @@
 """N:M masks against brute force."""
 
+import functools
 import itertools
 
 import jax.numpy as jnp
@@ -16,13 +17,16 @@ from jaxsparse.views import view_of
 
 def mask_of(pattern, scores, path="dense/kernel"):
     """The mask with every group pruned."""
-    scores = jnp.asarray(scores, jnp.float32)
     view = view_of(path, scores.shape)
     pattern.check(path, view)
+    return np.asarray(pruned(pattern, view, jnp.asarray(scores, jnp.float32)))
+
+
+@functools.partial(jit, static_argnums=(0, 1))
+def pruned(pattern, view, scores):
     pooled = pattern.pool(scores, view)
-    units, _ = pattern.unit_scores(pooled, None, view)
-    none = jnp.zeros(units.shape, bool)
-    return np.asarray(pattern.expand(pattern.finish(none, pooled, None, view), view))
+    none = jnp.zeros(pattern.unit_scores(pooled, None, view)[0].shape, bool)
+    return pattern.expand(pattern.finish(none, pooled, None, view), view)
 
 
 def oracle_1d(scores, n, m):

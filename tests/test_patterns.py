@@ -1,5 +1,7 @@
 """Pooling and expanding against numpy, whatever the shape of the kernel."""
 
+import dataclasses
+import functools
 import re
 
 import jax
@@ -29,6 +31,16 @@ KERNELS = [  # path, shape, matrix view with batch first
 ]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def pool(pattern, view, leaf):
+    return pattern.pool(leaf, view)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def expand(pattern, view, groups):
+    return pattern.expand(groups, view)
+
+
 def pooled(matrix, rows, columns, reduce):
     """Blocks one by one; those at the edge hold what is there."""
     batch, k, n = matrix.shape
@@ -50,19 +62,19 @@ def test_block_pool_and_expand(path, shape, matrix_shape, rows, columns, pad, re
     pattern, view = js.Block(rows, columns, reduce, pad), view_of(path, shape)
     pattern.check(path, view)
     expected = pooled(leaf.reshape(matrix_shape), rows, columns, reduce)
-    groups = pattern.pool(jnp.asarray(leaf), view)
+    groups = pool(pattern, view, leaf)
     assert groups.shape == pattern.group_shape(view)
     assert pattern.units(view) == expected[0].size
     np.testing.assert_allclose(groups, expected.reshape(groups.shape), rtol=1e-5)
     ids = jnp.arange(groups.size, dtype=jnp.float32).reshape(groups.shape)
-    full = pattern.expand(ids, view)
+    full = expand(pattern, view, ids)
     assert full.shape == shape
     seen = np.asarray(full).reshape(matrix_shape)
     for at in np.ndindex(expected.shape):
         b, i, j = at
         block = seen[b, i * rows : (i + 1) * rows, j * columns : (j + 1) * columns]
         assert (block == np.ravel_multi_index(at, expected.shape)).all()
-    np.testing.assert_allclose(pattern.pool(full, view, "max"), ids)
+    np.testing.assert_allclose(pool(dataclasses.replace(pattern, reduce="max"), view, full), ids)
 
 
 @pytest.mark.parametrize("reduce", NUMPY)
@@ -78,10 +90,10 @@ def test_channel_pool_and_expand(axis, batch_axis, reduce):
     first = np.moveaxis(leaf, [*batch, axis % 4], range(len(batch) + 1))
     flat = first.reshape(-1, np.prod(shape) // np.prod(first.shape[: len(batch) + 1]))
     expected = np.array([NUMPY[reduce](row) for row in flat]).reshape(pattern.group_shape(view))
-    groups = pattern.pool(jnp.asarray(leaf), view)
+    groups = pool(pattern, view, leaf)
     np.testing.assert_allclose(groups, expected, rtol=1e-4, atol=1e-5)
     assert pattern.group_size(view) == flat.shape[1]
-    full = np.asarray(pattern.expand(groups, view))
+    full = np.asarray(expand(pattern, view, groups))
     moved = np.moveaxis(full, [*batch, axis % 4], range(len(batch) + 1))
     for at in np.ndindex(groups.shape):
         assert (moved[at] == np.asarray(groups)[at]).all()

@@ -88,24 +88,34 @@ def test_prox_is_the_shrinkage_of_the_proposed_weights(name, weights):
     assert (got[expected == 0] == 0).all() and not np.signbit(got[expected == 0]).any()
 
 
+def stepper(tx):
+    """A step without a loss."""
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_prox_reaches_exact_zero_and_stays(dtype):
     rng = np.random.default_rng(3)
     params = {"w": jnp.asarray(rng.normal(size=(8, 6)), dtype) * 0.1}
     tx = optax.chain(optax.sgd(0.1), js.prox_group_lasso(0.1, 0.2, [js.Rule("w", js.Block(4, 2))]))
     state, zeros = tx.init(params), []
+    step = stepper(tx)
     for _ in range(12):
-        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state)
         zeros.append(int((params["w"] == 0).sum()))
     assert zeros[0] < 48 and zeros == sorted(zeros) and zeros[-1] == 48
     assert not np.signbit(np.asarray(params["w"], np.float32)).any()
     gradient = optax.chain(js.add_group_lasso(0.2, [js.Rule("w", js.Block(4, 2))]), optax.sgd(0.1))
     params = {"w": jnp.full((8, 6), 0.31)}
-    state = gradient.init(params)
+    state, step = gradient.init(params), stepper(gradient)
     for _ in range(40):  # a subgradient steps over zero for ever
-        updates, state = gradient.update({"w": jnp.zeros((8, 6))}, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state)
     assert (params["w"] != 0).all()
 
 

@@ -26,6 +26,11 @@ SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-39, -1e-39, np.nan, -np.nan, np.inf, -np
 SPECIAL += [np.float32(1) + np.float32(2**-23), 3.4e38, -3.4e38, 2**-24, 1e-40]
 
 
+@jax.jit
+def choose(scores, kept, allowed=None):
+    return top_k_masks([Candidates(scores, kept, allowed)])[0]
+
+
 def oracle(scores, k, allowed=None):
     """The k largest of one slice by a stable sort."""
     flat = np.asarray(scores).astype(np.float64).ravel()
@@ -50,15 +55,16 @@ def adversarial(name, rng, n):
     }[name]
 
 
+every = jax.jit(jax.vmap(choose, in_axes=(None, 0)))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("name", ["equal", "zeros", "subnormal", "nan", "mixed", "ties", "normal"])
 def test_every_k_on_adversarial_scores(name, dtype):
     n = 37
     with np.errstate(over="ignore"):
         scores = adversarial(name, np.random.default_rng(1), n).astype(dtype)
-    masks = jax.jit(jax.vmap(lambda k: top_k_masks([Candidates(jnp.asarray(scores), k)])[0]))(
-        jnp.arange(n + 1)
-    )
+    masks = every(jnp.asarray(scores), jnp.arange(n + 1))
     for k in range(n + 1):
         np.testing.assert_array_equal(masks[k], oracle(scores, k), err_msg=f"k={k}")
 
@@ -66,9 +72,9 @@ def test_every_k_on_adversarial_scores(name, dtype):
 def test_float64_distinguishes_what_float32_does_not():
     scores = 1 + np.arange(9)[::-1] * 2.0**-50
     with jax.enable_x64(True):
-        got = top_k_masks([Candidates(jnp.asarray(scores[[3, 0, 8, 1]]), jnp.int32(2))])[0]
+        got = choose(jnp.asarray(scores[[3, 0, 8, 1]]), jnp.int32(2))
         tiny = jnp.asarray([5e-324, 0.0, -5e-324, 1e-323, -0.0])
-        small = top_k_masks([Candidates(tiny, jnp.int32(3))])[0]
+        small = choose(tiny, jnp.int32(3))
     assert got.tolist() == [False, True, False, True]
     assert small.tolist() == [True, True, False, True, False]
 
@@ -76,14 +82,15 @@ def test_float64_distinguishes_what_float32_does_not():
 def test_float32_and_float64_leaves_are_ranked_together():
     with jax.enable_x64(True):
         a, b = jnp.asarray([1.0, 4.0], jnp.float32), jnp.asarray([3.0, 2.0], jnp.float64)
-        masks = top_k_masks([Candidates(a, jnp.int32(1)), Candidates(b, jnp.int32(1))])
+        masks = jax.jit(lambda a, b: top_k_masks([Candidates(x, jnp.int32(1)) for x in (a, b)]))(
+            a, b
+        )
         bits = np.concatenate([np.asarray(x) for x in common_bits([(a, None), (b, None)])])
     assert [m.tolist() for m in masks] == [[False, True], [True, False]]
     assert np.argsort(bits).tolist() == [0, 3, 2, 1]
 
 
 CASES = [((5,), 0), ((3, 5), 1), ((2, 8), 0), ((2, 3, 32), 1), ((3, 2, 8), 2), ((1, 64), 0)]
-choose = jax.jit(lambda s, k, a: top_k_masks([Candidates(s, k, a)])[0])
 
 
 @settings(max_examples=40, deadline=None)
@@ -103,9 +110,8 @@ def test_several_leaves_are_chosen_apart():
     rng = np.random.default_rng(2)
     leaves = [rng.integers(0, 3, s).astype(np.float32) for s in ((7,), (4, 64), (3, 5))]
     kept = [3, 100, 0]
-    got = top_k_masks(
-        [Candidates(jnp.asarray(s), jnp.int32(k)) for s, k in zip(leaves, kept, strict=True)]
-    )
+    together = jax.jit(lambda leaves: top_k_masks([Candidates(*leaf) for leaf in leaves]))
+    got = together([(s, np.int32(k)) for s, k in zip(leaves, kept, strict=True)])
     for mask, scores, k in zip(got, leaves, kept, strict=True):
         np.testing.assert_array_equal(mask, oracle(scores, k))
     assert top_k_masks([]) == []
@@ -115,9 +121,7 @@ def test_several_leaves_are_chosen_apart():
 def test_not_allowed_ranks_below_nan():
     scores = jnp.asarray([jnp.inf, jnp.nan, -jnp.inf, 5.0])
     allowed = jnp.asarray([False, True, True, False])
-    got = [
-        top_k_masks([Candidates(scores, jnp.int32(k), allowed)])[0].tolist() for k in range(1, 5)
-    ]
+    got = [choose(scores, jnp.int32(k), allowed).tolist() for k in range(1, 5)]
     assert got == [
         [False, False, True, False],
         [False, True, True, False],
@@ -153,10 +157,9 @@ def test_eight_devices_exchange_counts_only(kind, shape, spec):
     allowed = np.random.default_rng(4).random(shape) < 0.7
     with jax.set_mesh(mesh):
         put = [jax.device_put(x, NamedSharding(mesh, spec)) for x in (scores, allowed)]
-        choose = jax.jit(lambda s, a, k: top_k_masks([Candidates(s, k, a)])[0])
-        text = choose.lower(*put, jnp.int32(5)).compile().as_text()
+        text = choose.lower(put[0], jnp.int32(5), put[1]).compile().as_text()
         for k in (0, 5, scores.size // 3, scores.size):
-            mask = choose(*put, jnp.int32(k))
+            mask = choose(put[0], jnp.int32(k), put[1])
             np.testing.assert_array_equal(mask, oracle(scores, k, allowed))
             assert mask.sharding.is_equivalent_to(put[0].sharding, mask.ndim)
     assert "all-reduce" in text
@@ -171,7 +174,6 @@ def test_sharded_stack_of_layers(kind):
     with jax.set_mesh(mesh):
         put = jax.device_put(scores, NamedSharding(mesh, P("a", None, "b")))
         counts = jax.device_put(kept, NamedSharding(mesh, P("a")))
-        choose = jax.jit(lambda s, k: top_k_masks([Candidates(s, k)])[0])
         text, mask = choose.lower(put, counts).compile().as_text(), choose(put, counts)
     for layer, k in enumerate(kept):
         np.testing.assert_array_equal(np.asarray(mask)[layer], oracle(scores[layer], k))
