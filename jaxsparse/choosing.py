@@ -56,7 +56,9 @@ def choose(
         )
         for path, spec in specs.items()
     }
-    kept = budget.distribution.kept(budget.schedule, step, budget.targets, specs, units)
+    kept = budget.distribution.kept(
+        budget.schedule, jnp.asarray(step), budget.targets, specs, units
+    )
     best = top_k_masks([Candidates(units[path][0], kept[path], units[path][1]) for path in specs])
     return {
         path: spec.pattern.finish(

@@ -129,7 +129,7 @@ class _Global(Distribution):
             start += low.size
         return kept
 
-    def _bounds(self, schedule, step, spec: LeafSpec) -> tuple[Array | int, int]:
+    def _bounds(self, schedule, step, spec: LeafSpec) -> tuple[int, Array]:
         """Fewest and most units a slice keeps; the minimum waits until pruning has begun."""
         floor = spec.units - round(self.maximum * spec.units)
         # A schedule that begins above the minimum would raise it, and so would `given`.
@@ -189,12 +189,14 @@ def targets_of(
     rest = [spec for spec in specs.values() if _fillable(spec)]
     if sparsity is not None:
         check_sparsity("sparsity", sparsity)
-    elif rest:
+        found = distribution.fill(sparsity, rest) if rest else {}
+    elif not rest:
+        found = {}
+    else:
         raise ValueError(
             f"no sparsity for leaf {rest[0].path!r}: neither its rule names one nor prune; "
             "Rule(..., sparsity=0.9) or prune(..., sparsity=0.9) would work"
         )
-    found = distribution.fill(sparsity, rest) if rest else {}
     for path, spec in specs.items():
         if path not in found:
             limit = spec.pattern.max_sparsity

@@ -5,11 +5,16 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
 NEED_PARAMS = "{name} needs the parameters: call update(grads, state, params)"
+
+
+def next_count(count: Int[Array, ""]) -> Int[Array, ""]:
+    """count + 1, saturating at the largest integer."""
+    return jnp.asarray(optax.safe_increment(count))
 
 
 def mask_params(params: Tree, masks: Tree) -> Tree:

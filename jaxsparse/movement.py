@@ -10,7 +10,7 @@ nothing could grow back.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,9 +69,9 @@ def movement(
         raise ValueError(f"movement: regularization {regularization} is negative")
     learner = optax.adam(1e-2) if optimizer is None else optimizer
 
-    def init(weights, specs):
+    def init(weights, specs) -> Any:
         # Pooled from the weight, so that scores are sharded as the weight is.
-        scores = {path: jnp.zeros_like(specs[path].pool(w, "sum")) for path, w in weights.items()}
+        scores: Any = {p: jnp.zeros_like(specs[p].pool(w, "sum")) for p, w in weights.items()}
         return MovementState(scores, learner.init(scores))
 
     def update(grads, state, weights, context: ScoreContext):
@@ -88,7 +88,7 @@ def movement(
         steps, learned = learner.update(
             {path: gradient(path) for path in weights}, state.optimizer, state.scores
         )
-        scores = optax.apply_updates(state.scores, steps)
+        scores: Any = optax.apply_updates(state.scores, steps)
         return scores, MovementState(scores, learned)
 
     return Score(init, update)

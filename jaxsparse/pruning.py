@@ -15,12 +15,13 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse import schedules, scores
 from jaxsparse.choosing import Budget, Groups, choose, drop_and_grow, hold, pool_scores
 from jaxsparse.distributions import Distribution, targets_of, uniform
-from jaxsparse.masking import NEED_PARAMS, mask_params
+from jaxsparse.masking import NEED_PARAMS, mask_params, next_count
 from jaxsparse.movement import ImportanceThreshold
 from jaxsparse.nm import NM
 from jaxsparse.patterns import GroupMask, Unstructured, widen
@@ -46,6 +47,11 @@ class PruneState(NamedTuple):
     masks: dict[str, GroupMask]
     score: Any
     threshold: Any
+
+
+# optax.tree.map_params initialises with a placeholder: a leaf where our state has a
+# tree says that nothing in it has the shape of the parameters.
+MAP_PARAMS = PruneState(*[jax.ShapeDtypeStruct((), jnp.int32)] * 4)  # pyright: ignore
 
 
 def prune(
@@ -117,9 +123,9 @@ def prune(
             return specs, Budget(specs, when, dict.fromkeys(specs, 0.0), distribution)
         return specs, Budget(specs, when, targets_of(specs, sparsity, distribution), distribution)
 
-    def init(params):
-        if type(params).__name__ == "_ParamsPlaceholder":  # optax.tree.map_params asks so
-            return PruneState(*[np.zeros(())] * len(PruneState._fields))
+    def init(params) -> Any:
+        if type(params).__name__ == "_ParamsPlaceholder":
+            return MAP_PARAMS
         specs, budget = plan(params)
         weights = {path: _array(w) for path, w in leaves_by_path(params).items() if path in specs}
         if masks is not None:
@@ -137,7 +143,7 @@ def prune(
             jnp.zeros((), jnp.int32), hold(groups, specs), score.init(weights, specs), threshold
         )
 
-    def update(updates, state, params=None, *, exact_zeros: bool = False, **extra):
+    def update(updates, state, params=None, *, exact_zeros: bool = False, **extra) -> Any:
         del extra
         if params is None:
             raise ValueError(NEED_PARAMS.format(name="prune"))
@@ -160,27 +166,25 @@ def prune(
             now = score.update(grads, memory, weights, context)[0] if found is None else found
             return pool_scores(now, specs)
 
-        def by_threshold():
-            return when.choose(step, threshold, pooled(), specs)
-
-        def by_count():
+        def rechoose():
+            if isinstance(when, ImportanceThreshold):
+                return when.choose(step, threshold, pooled(), specs)
+            if budget is None:
+                return groups, threshold
             if isinstance(regrowth, DropAndGrow):
                 growth = regrowth.growth(grads, jax.random.fold_in(jax.random.key(seed), step))
-                return drop_and_grow(
-                    regrowth, pooled(), pool_scores(growth, specs), groups, budget, step
-                ), threshold
-            return choose(pooled(), None if free_choice else groups, budget, step), threshold
+                growth = pool_scores(growth, specs)
+                new = drop_and_grow(regrowth, pooled(), growth, groups, budget, step)
+            else:
+                new = choose(pooled(), None if free_choice else groups, budget, step)
+            return new, threshold
 
-        masked = groups
+        chosen = groups, threshold
         if when is not None:
-            rechoose = by_count if budget else by_threshold
-            masked, threshold = lax.cond(
-                when.updates_at(step), rechoose, lambda: (groups, threshold)
-            )
+            chosen = lax.cond(when.updates_at(step), rechoose, lambda: (groups, threshold))
         if not dense_gradients:
             updates = mask_params(updates, {p: mask.expand() for p, mask in state.masks.items()})
-        state = PruneState(optax.safe_increment(step), hold(masked, specs), memory, threshold)
-        return updates, state
+        return updates, PruneState(next_count(step), hold(chosen[0], specs), memory, chosen[1])
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -227,7 +231,9 @@ def _as_schedule(schedule: Any) -> Schedule | ImportanceThreshold | None:
     if schedule is None or isinstance(schedule, Schedule | ImportanceThreshold):
         return schedule
     if isinstance(schedule, int | float | jax.Array | np.ndarray | np.generic):
-        return schedules.given(schedule)
+        return schedules.given(
+            schedule if isinstance(schedule, int | float) else jnp.asarray(schedule)
+        )
     raise TypeError(
         f"prune: {schedule!r} is no schedule; cubic(begin=0, end=1000), a float or an array "
         "would work"
@@ -274,7 +280,7 @@ def _given_groups(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
                 f"the mask of {path!r} has shape {mask.shape}, the leaf {spec.view.shape}"
             )
         groups[path] = spec.pool(mask, "max") > 0
-        if not isinstance(mask, jax.core.Tracer) and (spec.expand(groups[path]) != mask).any():
+        if not isinstance(mask, Tracer) and (spec.expand(groups[path]) != mask).any():
             raise ValueError(f"the mask of {path!r} splits groups of {spec.pattern}")
     return groups
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from jaxsparse.masking import NEED_PARAMS
+from jaxsparse.masking import NEED_PARAMS, next_count
 from jaxsparse.nm import NM
 from jaxsparse.patterns import widen
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
@@ -108,8 +108,7 @@ def prox_group_lasso(
             return change.astype(changes[path].dtype)
 
         new = {path: shrunk(path, spec) for path, spec in specs.items()}
-        count = optax.safe_increment(state.count)
-        return replace_by_path(updates, new), ProxGroupLassoState(count)
+        return replace_by_path(updates, new), ProxGroupLassoState(next_count(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -105,7 +105,7 @@ class Report:
 
     def __str__(self) -> str:
         head = ("leaf", "shape", "pattern", "target", "sparsity", "kept", "bytes", "stored", "note")
-        rows = [head]
+        rows: list[tuple[str, ...]] = [head]
         for leaf in self.leaves:
             target = "" if leaf.target is None else f"{leaf.target:.2%}"
             sparsity = "" if leaf.pattern == "dense" else f"{leaf.sparsity:.2%}"

@@ -52,6 +52,7 @@ class Schedule:
 
     def updates_at(self, step: Int[Array, ""] | int) -> Bool[Array, ""]:
         """Whether masks are chosen at this step."""
+        step = jnp.asarray(step)
         due = (step >= self.begin) & ((step - self.begin) % self.every == 0)
         return due if self.end is None else (due & (step <= self.end)) | (step == self.end)
 

@@ -39,7 +39,7 @@ def constant(value: int) -> Wide:
     return Wide(jnp.uint32(value >> 32), jnp.uint32(value & WORD))
 
 
-def product(a: UInt[Array, "..."], b: UInt[Array, "..."]) -> Wide:
+def product(a: UInt[Array, "..."], b: UInt[Array, "..."] | int) -> Wide:
     """Returns the exact product of two uint32, by 16-bit halves."""
     a, b = jnp.asarray(a, jnp.uint32), jnp.asarray(b, jnp.uint32)
     a_high, a_low, b_high, b_low = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
