@@ -171,6 +171,8 @@ def iterative(setup: Setup, begin: int, rounds: int) -> Recipe:
       rounds: how many.
     """
     _check_steps(setup, begin=begin)
+    if not 1 <= rounds <= setup.steps - begin:
+        raise ValueError(f"recipe.rounds = {rounds} must be 1 to {setup.steps - begin} here")
     length = (setup.steps - begin) // rounds
     starts = tuple(begin + index * length for index in range(rounds))
     optimizer, rate = setup.optimizer(tuple(start for start in starts if start))

@@ -54,7 +54,9 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         return params, extra
 
     def apply(params, extra, inputs, key):
-        module = nnx.merge(graphdef, params, extra)
+        # Copied, because a module may write to its variables (running means) only at
+        # the trace level that made them.
+        module = nnx.merge(graphdef, params, extra, copy=True)
         outputs = module(inputs, rngs=None if key is None else nnx.Rngs(key))
         return outputs, nnx.state(module, nnx.Not(nnx.Param))
 
