@@ -79,22 +79,14 @@ def select(
     return jnp.where(mask, kept, jnp.asarray(masked, kept.dtype))
 
 
-def zero_masked(
-    updates: Tree,
-    params: Tree,
-    masks: Mapping[str, Bool[Array, "..."]],
-    regrown: Mapping[str, Bool[Array, "..."]] | None = None,
-) -> Tree:
+def zero_masked(updates: Tree, params: Tree, masks: Mapping[str, Bool[Array, "..."]]) -> Tree:
     """Returns updates u that leave w + u at exactly +0 where a mask is False.
 
     u <- where(mask, u, -w), in the weight's dtype; adding it turns -0 into +0, too.
-    What is regrown starts from zero, u - w, since its raw value may still be there.
     """
     weights, changes = leaves_by_path(params), leaves_by_path(updates)
-    new = {}
-    for path, mask in masks.items():
-        weight, change = weights[path], changes[path].astype(weights[path].dtype)
-        if regrown is not None:
-            change = select(~regrown[path], change, change - weight)
-        new[path] = select(mask, change, -weight)
+    new = {
+        path: select(mask, changes[path].astype(weights[path].dtype), -weights[path])
+        for path, mask in masks.items()
+    }
     return replace_by_path(updates, new)

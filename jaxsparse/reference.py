@@ -76,8 +76,9 @@ def pruned(
             changes, inner = step()
         if reset != "none":
             inner = _reset(inner, regrown, reset)
-        changes = zero_masked(changes, params, after, regrown)
-        return changes, PrunedState(pruner_state, inner)
+        # What regrows starts at exactly 0, whatever was stored there.
+        stays = {path: mask & before[path] for path, mask in after.items()}
+        return zero_masked(changes, params, stays), PrunedState(pruner_state, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -105,7 +105,7 @@ def prox_group_lasso(
             factor = jnp.maximum(0, 1 - rate * alpha * jnp.sqrt(size) / norms)
             factor = spec.expand(jnp.where(norms > 0, factor, 0))
             change = jnp.where(factor > 0, factor * proposed, 0) - widen(weights[path])
-            return change.astype(changes[path].dtype)
+            return change.astype(jnp.promote_types(changes[path].dtype, weights[path].dtype))
 
         new = {path: shrunk(path, spec) for path, spec in specs.items()}
         return replace_by_path(updates, new), ProxGroupLassoState(next_count(state.count))

@@ -184,8 +184,8 @@ def report(
 def mask_picture(mask: Any, longest: int = 256) -> np.ndarray:
     """Returns a mask as a grey picture: uint8 (rows, columns), 0 kept and 255 masked.
 
-    The leaf is seen as its matrix view, stacks under one another; large ones are
-    averaged down to at most `longest` pixels a side.
+    All axes but the last are merged into rows, so that stacks stand under one
+    another; large masks are averaged down to at most `longest` pixels a side.
     """
     mask = np.asarray(mask)
     matrix = mask.reshape(-1, mask.shape[-1]) if mask.ndim > 1 else mask.reshape(1, -1)

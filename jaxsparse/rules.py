@@ -106,7 +106,8 @@ def resolve(rules: Sequence[Rule], params: Tree) -> dict[str, LeafSpec]:
         a shape that the pattern does not fit; path, shape and near misses are
         quoted.
     """
-    shapes = {path: tuple(leaf.shape) for path, leaf in leaves_by_path(params).items()}
+    leaves = leaves_by_path(params)
+    shapes = {path: tuple(getattr(leaf, "shape", ())) for path, leaf in leaves.items()}
     return dict(_resolve(tuple(rules), tuple(sorted(shapes.items()))))
 
 

@@ -70,10 +70,9 @@ def _carry(halves: UInt[Array, "4"]) -> UInt[Array, "4"]:
 
 
 def rounded_share(fraction: Array, size: int) -> Wide:
-    """Returns round(fraction * size), exact for a float32 fraction in [0, 1].
+    """Returns round(fraction * size), halves to even, for a float32 fraction in [0, 1].
 
-    Halves go to even, as Python's `round` has it. The fraction is taken in units
-    of 2^-31, finer than float32 from 2^-7 up.
+    Exact for fractions from 2^-8 up; smaller ones are first rounded to 2^-31.
     """
     units = jnp.round(jnp.asarray(fraction, jnp.float32) * 2.0**31).astype(jnp.uint32)
     exact = product(units, jnp.uint32(size & WORD))

@@ -166,6 +166,20 @@ def test_lookahead():
     assert_pruned(js.mask_params(pair.slow, js.masks(state)), state)
 
 
+def test_sam():
+    """Sharpness-aware minimisation in opaque mode, whose state is not blended by arithmetic."""
+    outer = transform_for("magnitude", "block", "none")
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(1e-2))
+    tx = optax.contrib.sam(outer, ascent, sync_period=2, opaque_mode=True)
+    assert_pruned(*run(tx, small_params(), grad_fn=lambda params, _: slopes(params)))
+
+
+def test_flatten_outside_is_an_error():
+    tx = optax.flatten(transform_for("magnitude", "block", "none"))
+    with pytest.raises(ValueError, match="matches no leaf"):
+        tx.init(small_params())
+
+
 @each_member
 def test_map_params(member):
     """optax's tools for sharding a state find the moments and leave masks alone."""
