@@ -54,7 +54,13 @@ def parse_rules(entries: Sequence[Sequence]) -> list[js.Rule]:
 
 
 def parse_distribution(name: str) -> Distribution:
-    """``uniform``, ``erk`` or ``global`` with the library's defaults."""
+    """ "uniform", "erk", "global", or "global:0.999" with that most sparse a leaf may get.
+
+    Raises:
+      ValueError: anything else, with the near misses.
+    """
+    if match := re.fullmatch(r"global:(0?\.\d+)", name):
+        return js.global_(maximum=float(match[1]))
     if name not in _DISTRIBUTIONS:
         raise ValueError(f"unknown distribution {name!r}{near_misses(name, _DISTRIBUTIONS)}")
     return _DISTRIBUTIONS[name]()

@@ -26,14 +26,13 @@ def write(
     history: Sequence[Mapping[str, float]],
     folder: pathlib.Path,
     with_html: bool,
-) -> dict[str, Any]:
+) -> None:
     """Writes weights.npz (exact zeros), masks.npz, report.html, then report.json.
 
-    Returns:
-      The contents of report.json: ``dense_<metric>`` at the step before the first
-      mask and ``sparse_<metric>`` at the end, on the held-out split (dense ones only
-      where the recipe has a dense phase), ``sparsity`` of the pruned leaves,
-      ``total_sparsity`` of all, bytes, ``seconds``, and a record per leaf.
+    The report holds ``dense_<metric>`` at the step before the first mask and
+    ``sparse_<metric>`` at the end, on the held-out split (dense ones only where the
+    recipe has a dense phase), ``sparsity`` of the pruned leaves, ``total_sparsity``
+    of all, bytes, ``seconds``, and a record per leaf.
     """
     masks = experiment.masks(state)
     params = js.mask_params(state.params, masks) if masks else state.params
@@ -60,7 +59,6 @@ def write(
         page = html.render(title, rows(report), str(table), drawn, report["config"])
         (folder / "report.html").write_text(page)
     workdir.write_json(folder / "report.json", report)
-    return report
 
 
 def _report(

@@ -30,7 +30,7 @@ def run(config: ConfigDict, path: str, overwrite: bool = False, html: bool = Tru
       html: whether to draw report.html.
 
     Returns:
-      What report.json holds; read from there if the run is finished already.
+      What report.json holds, see ``summary.write``.
 
     Raises:
       ValueError: a config without meaning, or a folder that is not for this config.
@@ -40,9 +40,10 @@ def run(config: ConfigDict, path: str, overwrite: bool = False, html: bool = Tru
     folder = workdir.open_workdir(path, configs.to_json(config), overwrite)
     if workdir.finished(folder):
         _LOG.info("%s is finished; --overwrite starts it again", folder)
-        return workdir.read_report(folder)
-    state, history = _fit(experiment, folder, clock)
-    return summary.write(experiment, state, history, folder, html)
+    else:
+        state, history = _fit(experiment, folder, clock)
+        summary.write(experiment, state, history, folder, html)
+    return workdir.read_report(folder)
 
 
 def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Clock"):

@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     # sizes that do not divide.
     config.rules = ((r"layers_\d+/kernel", "unstructured"),)
     config.sparsity = 0.9
+    # "uniform", "erk", "global", or "global:0.999" with the largest sparsity of a leaf.
     config.distribution = "uniform"
     config.recipe = ConfigDict({"name": "dense"})
     config.log_every = 50
