@@ -52,7 +52,9 @@ class Packed:
         return tuple(getattr(self, name) for name in self._arrays)
 
     def _index_arrays(self):
-        return tuple(getattr(self, name) for name in self._arrays if name not in ("values", "scales"))
+        return tuple(
+            getattr(self, name) for name in self._arrays if name not in ("values", "scales")
+        )
 
     def _check(self):
         layout, batch = self.layout, self.batch_shape
@@ -206,7 +208,9 @@ class BlockSparse(Packed):
         return BlockLayout(self.matrix_shape, self.block, self.rows.shape[-1])
 
     def _check_index(self, indptr, rows):
-        indices.check_columns(indptr, rows, self.layout.grid, f"{self.block[0]}x{self.block[1]} block")
+        indices.check_columns(
+            indptr, rows, self.layout.grid, f"{self.block[0]}x{self.block[1]} block"
+        )
 
     def _describe(self):
         return f"[{self.block[0]}x{self.block[1]}, {self.density:.1%}]"

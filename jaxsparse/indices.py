@@ -85,7 +85,9 @@ def check_positions(positions: np.ndarray, n: int, m: int) -> None:
     groups = np.sort(positions.reshape(-1, n, positions.shape[-1]), axis=1)
     if groups.size and groups.max() >= m:
         g, _, c = np.argwhere(groups >= m)[0]
-        raise ValueError(f"group {g} of column {c} has a position {groups[g, :, c].max()}, m is {m}")
+        raise ValueError(
+            f"group {g} of column {c} has a position {groups[g, :, c].max()}, m is {m}"
+        )
     twice = np.argwhere(np.diff(groups, axis=1) == 0)
     if len(twice):
         g, _, c = twice[0]

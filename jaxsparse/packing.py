@@ -1,5 +1,6 @@
 """From masked weights to packed ones, and back."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.nm import NM
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
+from jaxsparse.rules import Rule, check_rules, resolve
+from jaxsparse.trees import leaves_by_path, near_misses, replace_by_path
 from jaxsparse.views import View, view_of
 
 Tree = Any
@@ -82,6 +85,48 @@ def unpack(packed: Packed) -> Array:
 def unpack_params(params: Tree) -> Tree:
     """The tree with every packed weight dense again."""
     return jax.tree.map(unpack, params, is_leaf=is_packed)
+
+
+def pack_params(
+    params: Tree, masks: Tree, rules: Sequence[Rule], *, dtype: DTypeLike | None = None
+) -> Tree:
+    """Packs every leaf that a rule names, each by the rule's own pattern.
+
+    Args:
+      params: any Flax or plain tree.
+      masks: `{"slash/path": mask}` or a tree like `params` with None where dense;
+        a leaf without a mask keeps its nonzero entries.
+      rules: those that the model was pruned by.
+      dtype: as in `pack`.
+
+    Returns:
+      The tree with packed weights in the place of these leaves.
+
+    Raises:
+      ValueError: a rule matches no leaf, a mask has no rule, or a weight cannot
+        be packed; the path is quoted.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxsparse as js
+      >>> params = {"up": {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}}
+      >>> rules = [js.Rule(r".*/kernel", js.Block(4, 16), sparsity=0.9)]
+      >>> masks = js.compute_masks(params, rules)
+      >>> js.pack_params(params, masks, rules)["up"]["kernel"]
+      BlockSparse[4x16, 9.4%](shape=(64, 64), float32)
+    """
+    specs = resolve(check_rules(rules), params)
+    leaves, given = leaves_by_path(params), leaves_by_path(masks)
+    for path in given:
+        if path not in specs:
+            raise ValueError(f"mask for {path!r}, but no rule for it; {near_misses(path, specs)}")
+    packed = {}
+    for path, spec in specs.items():
+        try:
+            mask = given.get(path)
+            packed[path] = pack_view(leaves[path], spec.pattern, mask, spec.view, dtype=dtype)
+        except ValueError as error:
+            raise ValueError(f"{path!r} of shape {leaves[path].shape}: {error}") from error
+    return replace_by_path(params, packed)
 
 
 def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Packed:

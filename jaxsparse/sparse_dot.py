@@ -73,7 +73,9 @@ def sparse_dot(
       (2, 8)
     """
     if not isinstance(packed, Packed):
-        raise TypeError(f"sparse_dot multiplies by a packed weight, not by {type(packed).__name__}.")
+        raise TypeError(
+            f"sparse_dot multiplies by a packed weight, not by {type(packed).__name__}."
+        )
     inputs, outputs = packed.input_shape, packed.output_shape
     batch = x.shape[: max(0, x.ndim - len(inputs))]
     if (*batch, *inputs) != x.shape:

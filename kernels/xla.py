@@ -20,7 +20,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-
 from jaxsparse.kernels.layouts import BlockLayout, CSCLayout, Layout, NMLayout
 
 STRIPS = 8
@@ -86,7 +85,9 @@ def todense(values, *index, layout: Layout):
 
 
 def _as_blocks(layout: BlockLayout | CSCLayout) -> BlockLayout:
-    return BlockLayout(layout.shape, (1, 1), layout.nnz) if isinstance(layout, CSCLayout) else layout
+    return (
+        BlockLayout(layout.shape, (1, 1), layout.nnz) if isinstance(layout, CSCLayout) else layout
+    )
 
 
 def _columns(indptr, layout: BlockLayout):

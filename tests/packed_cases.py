@@ -59,7 +59,9 @@ STORAGES = [
     _blocks(4, 16),
     _blocks(1, 16),
     _blocks(3, 5),
-    Storage("unstructured", Unstructured(), lambda rng, k, n, density: rng.random((k, n)) < density),
+    Storage(
+        "unstructured", Unstructured(), lambda rng, k, n, density: rng.random((k, n)) < density
+    ),
     _nm(2, 4),
     _nm(1, 4),
     _nm(3, 8),
