@@ -58,7 +58,9 @@ def validate_nm(positions, *, n: int, m: int, shape: tuple[int, int]) -> None:
     each = each.reshape(-1, shape[1])[:rows]
     if (each >= m).any():
         row, column = np.argwhere(each >= m)[0]
-        raise ValueError(f"position {each[row, column]} of row {row}, column {column} is not < {m}.")
+        raise ValueError(
+            f"position {each[row, column]} of row {row}, column {column} is not < {m}."
+        )
 
 
 def _compressed(indptr, indices, rows, columns, row_name, column_name):
@@ -77,9 +79,7 @@ def _compressed(indptr, indices, rows, columns, row_name, column_name):
     outside = (indices < 0) | (indices >= max(rows, 1))
     if outside.any():
         entry = np.argmax(outside)
-        raise ValueError(
-            f"{row_name} {indices[entry]} of entry {entry} is outside [0, {rows})."
-        )
+        raise ValueError(f"{row_name} {indices[entry]} of entry {entry} is outside [0, {rows}).")
     rising = np.diff(indices) > 0
     rising[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < indices.size)] - 1] = True
     rising[max(int(indptr[-1]) - 1, 0) :] = True

@@ -6,17 +6,23 @@
 namespace jaxsparse {
 namespace {
 
-constexpr long kGroupBytes = 384 * 1024;  // weights that stay in the second cache
+// Bytes of weights that the whole batch passes over before the next ones, in panels and
+// row by row; of a panel; of weights prepared at a time.
+constexpr long kGroupBytes = 1024 * 1024, kRowGroupBytes = 640 * 1024;
+constexpr long kPanelBytes = 900 * 1024;
+constexpr long kPreparedBytes = 8 * 1024 * 1024;
 constexpr int kStrip = 64;                // columns of y written at a time
 
-// Vectors a panel is wide: the least padding, and among equals the wider.
-int panel_vectors(long batch, int lanes) {
+// Vectors a panel is wide: the least padding, and among equals the wider. A panel shares
+// the second cache with the weights that stream past it.
+int panel_vectors(long batch, long depth, int lanes) {
   int best = 1;
   long least = -1;
   for (int vectors = 3; vectors >= 1; vectors--) {
     const long width = vectors * lanes;
+    if (vectors == 3 && width * depth * 4 > kPanelBytes) continue;
     const long padded = (batch + width - 1) / width * width;
-    // A narrow panel reads every weight more often: worth one part in eight.
+    // A narrow panel reads every weight more often.
     const long cost = padded * (vectors == 3 ? 16 : vectors == 2 ? 17 : 24);
     if (least < 0 || cost < least) least = cost, best = vectors;
   }
@@ -37,11 +43,11 @@ struct Sums {
 long blocks_in(const Sums& s, long j) { return s.ptr[j + 1] - s.ptr[j]; }
 
 // begins of groups of block columns, few enough bytes for the cache and enough groups
-// for the threads.
-std::vector<long> group_columns(const Sums& s, int threads, long most_bytes) {
+// for `shares` shares.
+std::vector<long> group_columns(const Sums& s, long shares, long most_bytes) {
   const long block = (long)s.depth * s.outs * 4;
   const long all = s.ptr[s.columns] * block;
-  const long limit = std::max<long>(std::min(most_bytes, all / (threads * 4) + 1), 16 * 1024);
+  const long limit = std::max<long>(std::min(most_bytes, all / shares + 1), 16 * 1024);
   std::vector<long> begins;
   cut_by_cost(s.columns, limit, [&](long j) { return blocks_in(s, j) * block + s.outs * 16; },
               begins);
@@ -76,21 +82,70 @@ void panel_columns(const Kernels& k, const Sums& s, long j0, long j1, const floa
   if (held) flush();
 }
 
-// prepare(j0, j1): the weights of a group as floats, blocks in order.
+// The same row-wise, where a block is at least two vectors wide: every weight is loaded
+// as part of a vector and the results need no transposing.
+void row_columns(const Kernels& k, const Sums& s, long j0, long j1, int dtype, const void* weights,
+                 const float* packed, int width, int rows, float* y) {
+  const long block = (long)s.depth * s.outs, bytes = dtype_bytes(dtype);
+  const char* w = static_cast<const char*>(weights);
+  for (long j = j0; j < j1; j++) {
+    const long kept = std::min<long>(s.outs, s.total - j * s.outs);
+    const bool direct = kept == s.outs && rows == width;
+    float* to = direct ? y + j * s.outs : scratch().get<float>(kOuts, (size_t)width * s.outs);
+    k.block_rows(dtype, width, s.outs / k.lanes, blocks_in(s, j), s.index + s.ptr[j], w, block,
+                 s.depth, s.outs, packed, to, direct ? s.total : s.outs);
+    w += blocks_in(s, j) * block * bytes;
+    if (direct) continue;
+    for (int r = 0; r < rows; r++)
+      std::copy(to + (long)r * s.outs, to + (long)r * s.outs + kept, y + r * s.total + j * s.outs);
+  }
+}
+
+// prepare(j, to): block column j's weights as floats; unused where the stored ones serve.
 template <class Prepare>
-void dot_panels(Pool& pool, const Matrix& x, const Sums& s, long depth, const Prepare& prepare,
-                float* y) {
+void dot_panels(Pool& pool, const Matrix& x, const Sums& s, long depth, const float* stored,
+                const Prepare& prepare, float* y) {
   const Kernels& k = kernels();
-  const int vectors = panel_vectors(x.rows, k.lanes);
-  const Panels panels(pool, x, depth, vectors * k.lanes);
-  const auto begins = group_columns(s, pool.threads(), kGroupBytes);
+  const bool row_wise = s.outs % (2 * k.lanes) == 0;
+  const long passes = (x.rows + k.most_rows - 1) / k.most_rows;
+  const int vectors = panel_vectors(x.rows, depth, k.lanes);
+  const Panels panels(pool, x, depth,
+                      row_wise ? (int)((x.rows + passes - 1) / passes) : vectors * k.lanes);
+  // A wide panel stays in the second cache while weights stream past it; row-wise it is
+  // the weights that stay. Groups are smaller where threads would go idle.
+  const long block = (long)s.depth * s.outs;
+  const long shares = std::max<long>(1, (4 * pool.threads() + panels.count - 1) / panels.count);
+  const auto begins = group_columns(s, shares, row_wise ? kRowGroupBytes : kGroupBytes);
   const long groups = (long)begins.size() - 1;
-  parallel_for(pool, groups, [&](long g) {
-    const float* w = prepare(begins[g], begins[g + 1]);
-    for (long p = 0; p < panels.count; p++)
-      panel_columns(k, s, begins[g], begins[g + 1], w, panels[p], panels.rows(p), vectors,
-                    y + p * panels.width * s.total);
-  });
+  const auto multiply = [&](long g, long p, const float* w) {
+    float* to = y + p * panels.width * s.total;
+    if (row_wise)
+      row_columns(k, s, begins[g], begins[g + 1], kF32, w, panels[p], panels.width,
+                  panels.rows(p), to);
+    else
+      panel_columns(k, s, begins[g], begins[g + 1], w, panels[p], panels.rows(p), vectors, to);
+  };
+  if (stored != nullptr) {
+    parallel_for(pool, groups * panels.count, [&](long i) {
+      const long g = i / panels.count;
+      multiply(g, i % panels.count, stored + s.ptr[begins[g]] * block);
+    });
+    return;
+  }
+  // Several groups are prepared together, then multiplied: each once for all panels.
+  for (long g0 = 0, g1; g0 < groups; g0 = g1) {
+    const auto offset = [&](long g) { return (s.ptr[begins[g]] - s.ptr[begins[g0]]) * block; };
+    for (g1 = g0 + 1; g1 < groups && offset(g1 + 1) * 4 <= kPreparedBytes;) g1++;
+    float* w = scratch().get<float>(kWeights, offset(g1));
+    const long j0 = begins[g0], j1 = begins[g1];
+    parallel_for(pool, j1 - j0, [&](long j) {
+      prepare(j0 + j, w + (s.ptr[j0 + j] - s.ptr[j0]) * block);
+    });
+    parallel_for(pool, (g1 - g0) * panels.count, [&](long i) {
+      const long g = g0 + i / panels.count;
+      multiply(g, i % panels.count, w + offset(g));
+    });
+  }
 }
 
 // Few rows: a block column at a time straight from the stored weights.
@@ -100,44 +155,32 @@ void dot_rows(Pool& pool, const Matrix& x, const BlockWeights& w, const Sums& s,
   const long depth = w.block_rows() * w.bk;
   const bool as_is = rows == 1 && depth == x.columns;
   const float* packed = as_is ? x.at : Panels(pool, x, depth, rows)[0];
-  const auto begins = group_columns(s, pool.threads(), kGroupBytes);
+  const auto begins = group_columns(s, pool.threads() * 4, kRowGroupBytes);
   const long block = (long)w.bk * w.bn, bytes = dtype_bytes(w.dtype);
   parallel_for(pool, (long)begins.size() - 1, [&](long g) {
-    for (long j = begins[g]; j < begins[g + 1]; j++) {
-      const char* values = static_cast<const char*>(w.values) + w.indptr[j] * block * bytes;
-      const long kept = std::min<long>(w.bn, w.n - j * w.bn);
-      const bool whole = kept == w.bn;
-      float* to = whole ? y + j * w.bn : scratch().get<float>(kOuts, (size_t)rows * w.bn);
-      k.block_rows(w.dtype, rows, w.bn / k.lanes, blocks_in(s, j), w.indices + w.indptr[j], values,
-                   block, w.bk, w.bn, packed, to, whole ? w.n : w.bn);
-      if (whole) continue;
-      for (int r = 0; r < rows; r++)
-        std::copy(to + (long)r * w.bn, to + (long)r * w.bn + kept, y + r * w.n + j * w.bn);
-    }
+    const char* values = static_cast<const char*>(w.values) + w.indptr[begins[g]] * block * bytes;
+    row_columns(k, s, begins[g], begins[g + 1], w.dtype, values, packed, rows, rows, y);
   });
 }
 
 }  // namespace
 
 void block_dot(Pool& pool, const Matrix& x, const BlockWeights& w, float* y) {
+  if (x.rows == 0) return;
   const Kernels& k = kernels();
   const Sums s{w.block_columns(), w.indptr, w.indices, w.bk, w.bn, w.n};
   if (x.rows <= k.most_rows) return dot_rows(pool, x, w, s, y);
   const long block = (long)w.bk * w.bn, bytes = dtype_bytes(w.dtype);
-  dot_panels(
-      pool, x, s, w.block_rows() * w.bk,
-      [&](long j0, long j1) -> const float* {
-        const char* from = static_cast<const char*>(w.values) + w.indptr[j0] * block * bytes;
-        if (w.dtype == kF32) return reinterpret_cast<const float*>(from);
-        const long count = (w.indptr[j1] - w.indptr[j0]) * block;
-        float* to = scratch().get<float>(kWeights, count);
-        k.widen(w.dtype, from, count, to);
-        return to;
-      },
-      y);
+  const float* stored = w.dtype == kF32 ? static_cast<const float*>(w.values) : nullptr;
+  const auto prepare = [&](long j, float* to) {
+    const char* from = static_cast<const char*>(w.values) + w.indptr[j] * block * bytes;
+    k.widen(w.dtype, from, blocks_in(s, j) * block, to);
+  };
+  dot_panels(pool, x, s, w.block_rows() * w.bk, stored, prepare, y);
 }
 
 void block_dot_transposed(Pool& pool, const Matrix& dy, const BlockWeights& w, float* dx) {
+  if (dy.rows == 0) return;
   const Kernels& k = kernels();
   const long rows = w.block_rows(), columns = w.block_columns(), nnz = w.indptr[columns];
   // The index the other way, by counting: block rows' pointers, block columns, positions.
@@ -153,18 +196,13 @@ void block_dot_transposed(Pool& pool, const Matrix& dy, const BlockWeights& w, f
   }
   const Sums s{rows, ptr.data(), index.data(), w.bn, w.bk, w.k};
   const long block = (long)w.bk * w.bn, bytes = dtype_bytes(w.dtype);
-  dot_panels(
-      pool, dy, s, columns * w.bn,
-      [&](long i0, long i1) -> const float* {
-        float* to = scratch().get<float>(kWeights, (ptr[i1] - ptr[i0]) * block);
-        float* at = to;
-        for (long e = ptr[i0]; e < ptr[i1]; e++, at += block) {
-          const char* from = static_cast<const char*>(w.values) + position[e] * block * bytes;
-          k.widen_transposed(w.dtype, from, w.bn, w.bk, w.bn, at, w.bk);
-        }
-        return to;
-      },
-      dx);
+  const auto prepare = [&](long i, float* to) {
+    for (long e = ptr[i]; e < ptr[i + 1]; e++, to += block) {
+      const char* from = static_cast<const char*>(w.values) + position[e] * block * bytes;
+      k.widen_transposed(w.dtype, from, w.bn, w.bk, w.bn, to, w.bk);
+    }
+  };
+  dot_panels(pool, dy, s, columns * w.bn, nullptr, prepare, dx);
 }
 
 void block_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWeights& w,
@@ -182,7 +220,7 @@ void block_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWei
   // Both operands of this many steps of the batch fit the first cache.
   const long step = std::max<long>(32, 5 * 1024 / (w.bk + w.bn) / 16 * 16);
   const Sums s{w.block_columns(), w.indptr, w.indices, w.bk, w.bn, w.n};
-  const auto begins = group_columns(s, pool.threads(), kGroupBytes);
+  const auto begins = group_columns(s, pool.threads() * 4, kRowGroupBytes);
   parallel_for(pool, (long)begins.size() - 1, [&](long g) {
     float* dys = scratch().get<float>(kWeights, batch * w.bn);
     for (long j = begins[g]; j < begins[g + 1]; j++) {

@@ -24,6 +24,8 @@ struct CscTiles : Scattered {
       : w(w), index(static_cast<const Row*>(w.indices)), entry_bytes(dtype_bytes(w.dtype)) {
     k = w.k;
     n = w.n;
+    const double density = (double)w.indptr[n] / std::max(1.0, (double)k * n);
+    tile_rows = density > 0.06 ? 128 : 256;
   }
 
   // First entry of column c at or below row `row`, were the column sorted.
@@ -37,8 +39,8 @@ struct CscTiles : Scattered {
     const bool all = t0 == 0 && t1 == tiles();
     long at[kTileColumns], end[kTileColumns], entries = 0;
     for (int c = 0; c < columns; c++) {
-      at[c] = all ? w.indptr[n0 + c] : find(n0 + c, t0 * kTileRows);
-      end[c] = all ? w.indptr[n0 + c + 1] : find(n0 + c, t1 * kTileRows);
+      at[c] = all ? w.indptr[n0 + c] : find(n0 + c, t0 * tile_rows);
+      end[c] = all ? w.indptr[n0 + c + 1] : find(n0 + c, t1 * tile_rows);
       if (at[c] > end[c]) return false;
       entries += end[c] - at[c];
     }
@@ -46,12 +48,12 @@ struct CscTiles : Scattered {
     long written = 0;
     for (long t = t0; t < t1; t++) {
       Tile& tile = out->tiles[t - t0];
-      const long low = t * kTileRows, high = std::min(k, low + kTileRows);
+      const long low = t * tile_rows, high = std::min(k, low + tile_rows);
       uint16_t counts[kTileColumns];
       bool good = true;
       for (int c = 0; c < columns; c++) {
         long p = at[c];
-        const long most = std::min(end[c], p + kTileRows);
+        const long most = std::min(end[c], p + tile_rows);
         while (p < most && (long)index[p] < high) p++;
         counts[c] = (uint16_t)(p - at[c]);
         good &= counts[c] == 0 || (long)index[at[c]] >= low;
@@ -67,9 +69,9 @@ struct CscTiles : Scattered {
         for (int e = 0; e < count; e++) {
           const uint32_t row = (uint32_t)((long)from[e] - low);
           rows[e] = (uint8_t)row;
-          wrong |= row;
+          wrong |= row & ~(uint32_t)(tile_rows - 1);
         }
-        if (wrong >= (uint32_t)kTileRows) return false;
+        if (wrong != 0) return false;
         copy_values(at[c], count, out->values + written);
         written += count;
         at[c] += count;
@@ -91,7 +93,7 @@ struct CscTiles : Scattered {
   }
 
   bool sample(long n0, long n1, long t, const float* c, float* out) const override {
-    const long low = t * kTileRows, high = std::min(k, low + kTileRows);
+    const long low = t * tile_rows, high = std::min(k, low + tile_rows);
     for (long n = n0; n < n1; n++) {
       for (long p = find(n, low); p < w.indptr[n + 1] && (long)index[p] < high; p++) {
         const long row = (long)index[p] - low;

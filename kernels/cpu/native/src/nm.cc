@@ -12,9 +12,10 @@ struct NmTiles : Scattered {
   explicit NmTiles(const NmWeights& w) : w(w) {
     k = w.k;
     n = w.n_columns;
+    tile_rows = 64;
   }
 
-  int tile_entries() const { return kTileRows / w.m * w.n; }  // of one column of a whole tile
+  int tile_entries() const { return tile_rows / w.m * w.n; }  // of one column of a whole tile
   long stored_rows() const { return w.groups() * w.n; }
 
   bool prepare(long n0, long n1, long t0, long t1, Chunk* out) const override {

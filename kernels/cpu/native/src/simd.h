@@ -12,6 +12,10 @@
 #error "an isa_*.cc file defines LANES before including this"
 #endif
 
+#if LANES >= 8
+#include <immintrin.h>
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #define KERNEL static __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 32")
@@ -65,15 +69,32 @@ INLINE float widen(Bf16 w) {
 }
 
 INLINE Vec load_wide(const float* p) { return load(p); }
+// The vector extensions' conversions cost GCC a dozen instructions where x86 has one.
 INLINE Vec load_wide(const Bf16* p) {
+#if LANES == 16
+  return (Vec)_mm512_slli_epi32(
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p))), 16);
+#elif LANES == 8
+  return (Vec)_mm256_slli_epi32(
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p))), 16);
+#else
   VecOf<LANES>::Half h;
   memcpy(&h, p, sizeof h);
   return (Vec)(__builtin_convertvector(h, VecOf<LANES>::U) << 16);
+#endif
 }
 INLINE Vec load_wide(const int8_t* p) {
+#if LANES == 16
+  return (Vec)_mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p))));
+#elif LANES == 8
+  return (Vec)_mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i_u*>(p))));
+#else
   VecOf<LANES>::Byte b;
   memcpy(&b, p, sizeof b);
   return __builtin_convertvector(__builtin_convertvector(b, IVec), Vec);
+#endif
 }
 
 // Transposes a LANES x LANES tile held in registers, in log2(LANES) exchanges.
