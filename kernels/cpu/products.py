@@ -16,9 +16,8 @@ product gives zero there.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
-
 from jaxsparse.kernels.cpu import library
+from jaxtyping import Array, Float, Int, UInt32
 
 _X = (jnp.float32, jnp.bfloat16)
 _VALUES = (jnp.float32, jnp.bfloat16, jnp.int8)

@@ -5,7 +5,6 @@ names the entry, and rows out of order are found too.
 """
 
 import numpy as np
-
 from jaxsparse.kernels.cpu.products import nm_bits
 
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import ml_dtypes
 import numpy as np
-
 from jaxsparse.kernels import cpu
 
 DTYPES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "int8": np.int8}

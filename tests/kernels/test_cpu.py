@@ -7,7 +7,6 @@ import pytest
 from cpu_cases import TOLERANCE, block_case, check_all, csc_case, nm_case, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from jaxsparse.kernels import cpu
 
 pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))

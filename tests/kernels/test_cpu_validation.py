@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from cpu_cases import block_case, csc_case, nm_case
-
 from jaxsparse.kernels import cpu
 
 needs_library = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
