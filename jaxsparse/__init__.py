@@ -1,6 +1,6 @@
 """A functional sparsity toolkit for JAX and Flax."""
 
-from jaxsparse import checkpoint
+from jaxsparse import checkpoint, nn
 from jaxsparse.arrays import CSC, BlockSparse, NMSparse, is_packed, merge_packed, split_packed
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import erk, global_, targets, uniform
@@ -37,6 +37,7 @@ from jaxsparse.scores import (
 )
 from jaxsparse.sparse_dot import sparse_dot
 from jaxsparse.sparsify import sparsify
+from jaxsparse.storage import load_safetensors, save_safetensors
 
 __version__ = "0.1.0"
 
@@ -73,12 +74,14 @@ __all__ = [
     "is_packed",
     "iterative",
     "linear",
+    "load_safetensors",
     "magnitude",
     "mask_params",
     "mask_picture",
     "masks",
     "merge_packed",
     "movement",
+    "nn",
     "one_shot",
     "pack",
     "pack_params",
@@ -91,6 +94,7 @@ __all__ = [
     "report",
     "saliency",
     "saliency_momentum",
+    "save_safetensors",
     "sparse_dot",
     "sparsify",
     "split_packed",

@@ -39,8 +39,7 @@ class Packed:
     values: jax.Array | None
     scales: jax.Array | None
     view: View
-    _arrays: ClassVar[tuple[str, ...]]
-    _rank: ClassVar[int]
+    array_names: ClassVar[tuple[str, ...]]
 
     def __post_init__(self):
         if not isinstance(self.view, View):
@@ -49,17 +48,17 @@ class Packed:
             self._check()
 
     def _children(self):
-        return tuple(getattr(self, name) for name in self._arrays)
+        return tuple(getattr(self, name) for name in self.array_names)
 
     def _index_arrays(self):
         return tuple(
-            getattr(self, name) for name in self._arrays if name not in ("values", "scales")
+            getattr(self, name) for name in self.array_names if name not in ("values", "scales")
         )
 
     def _check(self):
         layout, batch = self.layout, self.batch_shape
         expected = {"values": layout.values_shape, "scales": self.matrix_shape[1:]}
-        index = [n for n in self._arrays if n not in expected]
+        index = [n for n in self.array_names if n not in expected]
         expected |= dict(zip(index, layout.index_shapes, strict=True))
         for name, shape in expected.items():
             array = getattr(self, name)
@@ -201,7 +200,7 @@ class BlockSparse(Packed):
     block: tuple[int, int]
     view: Any
     scales: Any = None
-    _arrays = ("values", "indptr", "rows", "scales")
+    array_names = ("values", "indptr", "rows", "scales")
 
     @property
     def layout(self) -> BlockLayout:
@@ -239,7 +238,7 @@ class CSC(Packed):
     rows: Any
     view: Any
     scales: Any = None
-    _arrays = ("values", "indptr", "rows", "scales")
+    array_names = ("values", "indptr", "rows", "scales")
 
     @property
     def layout(self) -> CSCLayout:
@@ -275,16 +274,15 @@ class NMSparse(Packed):
     view: Any
     columns: int = 1
     scales: Any = None
-    _arrays = ("values", "positions", "scales")
+    array_names = ("values", "positions", "scales")
 
     @property
     def layout(self) -> NMLayout:
         return NMLayout(self.matrix_shape, self.n, self.m, self.columns)
 
     def _check_index(self, words):
-        layout = self.layout
-        narrow = dataclasses.replace(layout, shape=(layout.shape[0], words.shape[1]), columns=1)
-        indices.check_positions(np.asarray(xla.positions(words, layout=narrow)), self.n, self.m)
+        found = indices.unpack_positions(words, self.layout)
+        indices.check_positions(found, self.n, self.m)
 
     def _describe(self):
         return f"[{self.n}:{self.m}]"
@@ -302,7 +300,7 @@ def _rebuild(kind, fields):
 
 
 def _register(kind):
-    arrays = kind._arrays
+    arrays = kind.array_names
     static = tuple(f.name for f in dataclasses.fields(kind) if f.name not in arrays)
 
     def aux(packed):
@@ -324,7 +322,7 @@ def _register(kind):
         return json.dumps(fields | {"view": dataclasses.asdict(fields["view"])}).encode()
 
     def deserialize(data):
-        fields = _as_tuples(json.loads(bytes(data)))
+        fields = as_tuples(json.loads(bytes(data)))
         return tuple((fields | {"view": View(**fields["view"])})[name] for name in static)
 
     # `jax.export` writes the trees that a function takes and returns into its file.
@@ -336,10 +334,11 @@ def _register(kind):
     )
 
 
-def _as_tuples(node):
+def as_tuples(node: Any) -> Any:
+    """JSON with its lists turned back into the tuples that they were."""
     if isinstance(node, dict):
-        return {key: _as_tuples(value) for key, value in node.items()}
-    return tuple(map(_as_tuples, node)) if isinstance(node, list) else node
+        return {key: as_tuples(value) for key, value in node.items()}
+    return tuple(map(as_tuples, node)) if isinstance(node, list) else node
 
 
 for _kind in (BlockSparse, CSC, NMSparse):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from jaxsparse.kernels.layouts import NMLayout
+
 
 def column_index(kept: np.ndarray, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Compresses a boolean grid by columns.
@@ -45,6 +47,24 @@ def group_positions(kept: np.ndarray, n: int, m: int) -> tuple[np.ndarray, np.nd
     used = np.take_along_axis(groups, chosen, axis=1)
     shape = (-1, kept.shape[1])
     return chosen.astype(np.int32).reshape(shape), used.reshape(shape)
+
+
+def pack_positions(positions: np.ndarray, layout: NMLayout) -> np.ndarray:
+    """Packs positions (K*n/m, columns) into the words of an N:M layout."""
+    words, across = -(-len(positions) // layout.per_word), positions.shape[1]
+    padded = np.zeros((words * layout.per_word, across), np.uint32)
+    padded[: len(positions)] = positions
+    shifts = np.arange(layout.per_word, dtype=np.uint32)[:, None] * np.uint32(layout.bits)
+    fields = padded.reshape(words, layout.per_word, across) << shifts
+    return np.bitwise_or.reduce(fields, axis=1)
+
+
+def unpack_positions(words: np.ndarray, layout: NMLayout) -> np.ndarray:
+    """Undoes `pack_positions`."""
+    shifts = np.arange(layout.per_word, dtype=np.uint32)[:, None] * np.uint32(layout.bits)
+    fields = (words[:, None] >> shifts) & np.uint32(2**layout.bits - 1)
+    rows = layout.values_shape[0]
+    return fields.reshape(-1, words.shape[1])[:rows].astype(np.int32)
 
 
 def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], unit: str) -> None:

@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 from jaxsparse import indices
 from jaxsparse.arrays import CSC, BlockSparse, NMSparse, Packed, is_packed
-from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.nm import NM
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
@@ -139,22 +138,28 @@ def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Pa
             "to be packed; move them there."
         )
     kept = np.asarray(weight != 0 if mask is None else mask).astype(bool)
-    matrix = view.matrix(jnp.asarray(weight))
-    kept = np.asarray(view.matrix(kept))
-    matrix = jnp.where(kept, matrix, jnp.zeros((), matrix.dtype))
+    # Only a traced weight needs JAX; the host packs without compiling anything.
+    xp = jnp if isinstance(weight, jax.core.Tracer) else np
+    matrix, kept = _matrix(xp.asarray(weight), view), _matrix(kept, view)
+    matrix = xp.where(kept, matrix, xp.zeros((), matrix.dtype))
     batch, slice_view = matrix.shape[:-2], _slice_view(view)
     flat, kept = matrix.reshape(-1, *matrix.shape[-2:]), kept.reshape(-1, *matrix.shape[-2:])
     scales = None
     if dtype is not None and jnp.issubdtype(dtype, jnp.integer):
-        flat, scales = _quantize(flat, jnp.dtype(dtype))
+        flat, scales = _quantize(flat, jnp.dtype(dtype), xp)
         scales = scales.reshape(*batch, -1)
     elif dtype is not None:
         flat = flat.astype(dtype)
     store = _storage(pattern, view, columns)
-    arrays, static = store(flat, kept)
+    arrays, static = store(flat, kept, xp)
     arrays = {name: jnp.asarray(a).reshape(*batch, *a.shape[1:]) for name, a in arrays.items()}
     kind = {"block": BlockSparse, "n": NMSparse}.get(next(iter(static), None), CSC)
     return kind(**arrays, **static, view=slice_view, scales=scales)
+
+
+def _matrix(leaf, view):
+    ordered = leaf.transpose(view.batch + view.inputs + view.outputs)
+    return ordered.reshape(view.batch_shape + view.matrix_shape)
 
 
 def _slice_view(view: View) -> View:
@@ -169,25 +174,26 @@ def _slice_view(view: View) -> View:
 
 def _storage(pattern, view, columns):
     if isinstance(pattern, Block):
-        return lambda flat, kept: _blocks(flat, kept, (pattern.rows, pattern.columns))
+        return lambda *a: _blocks(*a, (pattern.rows, pattern.columns))
     if isinstance(pattern, NM):
-        return lambda flat, kept: _groups(flat, kept, pattern.n, pattern.m, columns)
+        return lambda *a: _groups(*a, pattern.n, pattern.m, columns)
     if isinstance(pattern, Channel) and pattern.axis % len(view.shape) in view.inputs:
-        return lambda flat, kept: _blocks(flat, kept, (1, 16))
+        return lambda *a: _blocks(*a, (1, 16))
     if isinstance(pattern, Channel | Unstructured):
         return _singles
     raise TypeError(f"{pattern!r} is not a pattern that a weight can be packed by.")
 
 
-def _quantize(flat, dtype):
+def _quantize(flat, dtype, xp):
     largest = float(jnp.iinfo(dtype).max)
-    scales = jnp.max(jnp.abs(flat), axis=1).astype(jnp.float32) / largest
-    scales = jnp.where(scales > 0, scales, 1.0)
-    rounded = jnp.round(flat.astype(jnp.float32) / scales[:, None])
-    return jnp.clip(rounded, -largest, largest).astype(dtype), scales
+    flat = flat.astype(jnp.float32)
+    scales = xp.max(xp.abs(flat), axis=1, initial=0.0) / xp.float32(largest)
+    scales = xp.where(scales > 0, scales, xp.float32(1))
+    rounded = xp.round(flat / scales[:, None])
+    return xp.clip(rounded, -largest, largest).astype(dtype), scales
 
 
-def _blocks(flat, kept, block):
+def _blocks(flat, kept, xp, block):
     (bk, bn), (k, n) = block, flat.shape[1:]
     padding = (0, 0), (0, -k % bk), (0, -n % bn)
     grid = -(-k // bk), -(-n // bn)
@@ -196,30 +202,35 @@ def _blocks(flat, kept, block):
         array = pad(array, padding).reshape(-1, grid[0], bk, grid[1], bn)
         return array.transpose(0, 1, 3, 2, 4)
 
-    return _columns(tiles(flat, jnp.pad), tiles(kept, np.pad).any((3, 4)), {"block": block})
+    kept = tiles(kept, np.pad).any((3, 4))
+    return _columns(tiles(flat, xp.pad), kept, xp, {"block": block})
 
 
-def _singles(flat, kept):
-    arrays, static = _columns(flat, kept, {})
+def _singles(flat, kept, xp):
+    arrays, static = _columns(flat, kept, xp, {})
     if flat.shape[1] <= SHORT_ROWS:
         arrays["rows"] = arrays["rows"].astype(np.uint16)
     return arrays, static
 
 
-def _columns(tiles, kept, static):
+def _columns(tiles, kept, xp, static):
     # Slices of a stack keep different numbers; the largest makes room for all.
-    room = max((int(k.sum()) for k in kept), default=0)
+    # A weight that keeps nothing has room for one: orbax stores no empty array.
+    room = max(1, *(int(k.sum()) for k in kept))
     index = [indices.column_index(k, room) for k in kept]
     indptr, rows = (np.stack([i[part] for i in index]) for part in (0, 1))
     columns = np.stack([indices.expand_columns(i, room) for i in indptr])
+    spare = columns == kept.shape[2]
     stack = np.arange(len(kept))[:, None]
-    values = tiles.at[stack, rows, columns].get(mode="fill", fill_value=0)
+    values = tiles[stack, rows, np.where(spare, 0, columns)]
+    spare = spare.reshape(*spare.shape, *[1] * (values.ndim - 2))
+    values = xp.where(spare, xp.zeros((), values.dtype), values)
     return {"values": values, "indptr": indptr, "rows": rows}, static
 
 
-def _groups(flat, kept, n, m, columns):
+def _groups(flat, kept, xp, n, m, columns):
     (batch, k, width) = flat.shape
-    flat = jnp.pad(flat, ((0, 0), (0, -k % m), (0, 0)))
+    flat = xp.pad(flat, ((0, 0), (0, -k % m), (0, 0)))
     kept = np.pad(kept, ((0, 0), (0, -k % m), (0, -width % columns)))
     shared = kept.reshape(*kept.shape[:2], -1, columns).any(axis=3)
     counts = shared.reshape(batch, -1, m, shared.shape[2]).sum(axis=2)
@@ -234,9 +245,9 @@ def _groups(flat, kept, n, m, columns):
     found = [indices.group_positions(s, n, m) for s in shared]
     positions = np.stack([f[0] for f in found])
     layout = NMLayout((k, width), n, m, columns)
-    words = np.stack([np.asarray(xla.pack_positions(p, layout=layout)) for p in positions])
+    words = np.stack([indices.pack_positions(p, layout) for p in positions])
     wide = np.repeat(positions, columns, axis=2)[:, :, :width]
     rows = wide + (np.arange(wide.shape[1]) // n * m)[:, None]
-    values = jnp.take_along_axis(flat, jnp.asarray(rows), axis=1)
+    values = xp.take_along_axis(flat, rows, axis=1)
     static = {"n": n, "m": m, "columns": columns}
     return {"values": values, "positions": words}, static
