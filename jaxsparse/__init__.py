@@ -4,8 +4,8 @@ from jaxsparse import checkpoint, nn
 from jaxsparse.arrays import CSC, BlockSparse, NMSparse, is_packed, merge_packed, split_packed
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import erk, global_, targets, uniform
-from jaxsparse.masking import apply_masks, mask_params
 from jaxsparse.kernels import implementations
+from jaxsparse.masking import apply_masks, mask_params
 from jaxsparse.movement import importance_threshold, movement
 from jaxsparse.nm import NM
 from jaxsparse.packing import pack, pack_params, unpack, unpack_params

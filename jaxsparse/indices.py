@@ -73,7 +73,8 @@ def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], u
     indptr, rows = indptr.astype(np.int64), rows.astype(np.int64)
     if indptr.shape != (across + 1,):
         raise ValueError(
-            f"indptr has shape {indptr.shape}, needs ({across + 1},) for {across} columns of {unit}s"
+            f"indptr has shape {indptr.shape}, needs ({across + 1},) for {across} columns "
+            f"of {unit}s"
         )
     if indptr[0] != 0 or indptr[-1] > len(rows):
         raise ValueError(

@@ -172,12 +172,10 @@ class StandIn:
         if [f for i in batched for f in self.axes[i]] != ([] if alone else stack):
             return None
         ours = [f for f in left if f not in stack] if alone else left
-        for source, target, transpose in (
-            (self.inputs, self.outputs, False),
-            (self.outputs, self.inputs, True),
-        ):
-            if sorted(over) == sorted(source) and sorted(ours) == sorted(target):
-                break
+        if sorted(over) == sorted(self.inputs) and sorted(ours) == sorted(self.outputs):
+            source, target, transpose = self.inputs, self.outputs, False
+        elif sorted(over) == sorted(self.outputs) and sorted(ours) == sorted(self.inputs):
+            source, target, transpose = self.outputs, self.inputs, True
         else:
             return None
 

@@ -219,7 +219,7 @@ def _shared_product(x, values, words, *, layout, transpose, to):
     return spread.at[:, rows].set(y)[:, : layout.shape[0]]
 
 
-# --- for all ---------------------------------------------------------------------------------------
+# --- for all of them ------------------------------------------------------------------------------
 
 
 def _pad_columns(x, width):

@@ -169,7 +169,7 @@ def test_orbax_saves_packed_weights(storage, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_safetensors_saves_packed_weights(storage, dtype, tmp_path):
     pytest.importorskip("safetensors")
-    packed, dense = draw(storage, 20, 24, 0.5, dtype=dtype)
+    packed, _ = draw(storage, 20, 24, 0.5, dtype=dtype)
     params = {"layers": [{"kernel": packed, "bias": jnp.ones(3)}]}
     js.save_safetensors(tmp_path / "model.safetensors", params)
     restored = js.load_safetensors(tmp_path / "model.safetensors")["layers"]["0"]

@@ -35,8 +35,6 @@ every_call = pytest.mark.parametrize(("storage", "implementation"), CALLS)
 
 @pytest.fixture
 def devices():
-    if jax.device_count() == 1:
-        pytest.skip("needs several devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
     return jax.devices()[:2]
 
 
@@ -68,14 +66,16 @@ def test_every_direction_agrees_with_float64(storage, implementation, shape, den
     packed, dense = draw(storage, k, n, density, dtype=dtype)
     x, g = draw_x(rows, k, dtype=dtype), draw_x(rows, n, seed=2, dtype=dtype)
     x64, g64 = np.asarray(x, np.float64), np.asarray(g, np.float64)
-    call = functools.partial(named_or_skip, implementation)
-
-    y = call(matrix_product, x, packed)
+    try:
+        y = matrix_product(x, packed, implementation=implementation)
+    except ValueError as error:
+        assert "cannot compute this product" in str(error)
+        return
     assert y.dtype == x.dtype
     assert_close(y, x64 @ dense, dtype, scale=(np.abs(x64) @ np.abs(dense)).max(initial=0))
-    dx = call(matrix_product, g, packed, transpose=True)
+    dx = matrix_product(g, packed, transpose=True, implementation=implementation)
     assert_close(dx, g64 @ dense.T, dtype, scale=(np.abs(g64) @ np.abs(dense).T).max(initial=0))
-    values = call(sampled_product, x, g, packed)
+    values = sampled_product(x, g, packed, implementation=implementation)
     kept = np.asarray(packed.replace(values=jnp.ones_like(values), scales=None).todense()) != 0
     found = packed.replace(values=values, scales=None).todense()
     scale = (np.abs(x64).T @ np.abs(g64)).max(initial=0)

@@ -10,7 +10,7 @@ from flax import linen, nnx
 from jax import lax
 
 from jaxsparse.arrays import is_packed, merge_packed, split_packed
-from jaxsparse.masking import masks as masks_of  # noqa: F401  (the public way to get masks)
+
 from jaxsparse.nm import NM
 from jaxsparse.packing import pack, pack_params, unpack_params
 from jaxsparse.patterns import Block, Unstructured
@@ -214,7 +214,7 @@ def test_an_nnx_model_with_no_change(pattern):
 
 def check_model(apply, params, rules, tokens, count):
     from jaxsparse.choosing import compute_masks
-    from jaxsparse.pruning import mask_params
+    from jaxsparse.masking import mask_params
 
     masks = compute_masks(params, rules)
     dense = mask_params(params, masks)

@@ -55,7 +55,7 @@ class SparseLinear(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         kernel_init: Callable[..., Array] | None = None,
-        bias_init: Callable[..., Array] = nnx.initializers.zeros_init(),
+        bias_init: Callable[..., Array] = nnx.initializers.zeros,
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):

@@ -113,10 +113,7 @@ def replace(
             path: p.with_values(_fresh(key, p))
             for key, (path, p) in zip(keys, packed.items(), strict=True)
         }
-    if is_module:
-        new = _with_layers(model, packed)
-    else:
-        new = replace_by_path(params, packed)
+    new = _with_layers(model, packed) if is_module else replace_by_path(params, packed)
     specs, leaves = resolve(rules, params), leaves_by_path(params)
     replaced = tuple(
         Replacement(path, str(specs[path].pattern), p.density, leaves[path].size, p.values.size)
