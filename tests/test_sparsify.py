@@ -10,7 +10,6 @@ from flax import linen, nnx
 from jax import lax
 
 from jaxsparse.arrays import is_packed, merge_packed, split_packed
-
 from jaxsparse.nm import NM
 from jaxsparse.packing import pack, pack_params, unpack_params
 from jaxsparse.patterns import Block, Unstructured
