@@ -57,12 +57,12 @@ struct Kernels {
                               const uint8_t* rows, const float* values, const float* panel,
                               float* outs);
 
-  // Straight from CSC for one panel of `width` rows: 1, 4, 8 or a multiple of lanes up to
-  // 4 vectors. wide_index: int32 rows, else uint16. outs[column][width].
+  // Straight from CSC for one panel of `width` rows: 1, 4, 8 or up to 4 times the lanes.
+  // wide_index: int32 rows, else uint16. outs[column][width].
   void (*csc_panel)(int dtype, bool wide_index, int width, long n0, long n1, const int32_t* indptr,
                     const void* index, const void* values, const float* panel, float* outs);
 
-  // N:M on up to 8 rows of x, columns [n0, n1). x rows are padded by 16 floats.
+  // N:M on few rows of x, columns [n0, n1). A row of x is groups * m long.
   void (*nm_rows)(int dtype, int n, int m, int rows, long groups, long columns, long n0,
                   long n1, const void* values, const uint32_t* positions, const float* x, long ld_x,
                   float* y, long ld_y);

@@ -49,7 +49,8 @@ const char* check_indices(const BlockWeights& w);
 
 void block_dot(Pool& pool, const Matrix& x, const BlockWeights& w, float* y);
 void block_dot_transposed(Pool& pool, const Matrix& dy, const BlockWeights& w, float* dx);
-void block_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWeights& w, float* out);
+void block_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWeights& w,
+                   float* out);
 
 const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y);
 const char* csc_dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx);

@@ -93,8 +93,8 @@ bool tiled_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const Scattere
     for (long t = 0; t < tiles; t++) {
       for (long m = 0; m == 0 || m < batch; m += kStep)
         k.outer(std::min(kStep, batch - m), w.tile_rows, kTileColumns,
-                xs + (t * batch + m) * w.tile_rows, w.tile_rows, dys + m * kTileColumns, kTileColumns,
-                c, m > 0);
+                xs + (t * batch + m) * w.tile_rows, w.tile_rows, dys + m * kTileColumns,
+                kTileColumns, c, m > 0);
       if (!w.sample(n0, n1, t, c, out)) good = false;
     }
   });
