@@ -1,11 +1,14 @@
 """A functional sparsity toolkit for JAX and Flax."""
 
-from jaxsparse import checkpoint
+from jaxsparse import checkpoint, nn
+from jaxsparse.arrays import CSC, BlockSparse, NMSparse, is_packed, merge_packed, split_packed
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import erk, global_, targets, uniform
+from jaxsparse.kernels import implementations
 from jaxsparse.masking import apply_masks, mask_params
 from jaxsparse.movement import importance_threshold, movement
 from jaxsparse.nm import NM
+from jaxsparse.packing import pack, pack_params, unpack, unpack_params
 from jaxsparse.patterns import Block, Channel, Unstructured
 from jaxsparse.pruning import PruneState, masks, prune
 from jaxsparse.reference import PrunedState, pruned
@@ -32,14 +35,20 @@ from jaxsparse.scores import (
     saliency,
     saliency_momentum,
 )
+from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse.sparsify import sparsify
+from jaxsparse.storage import load_safetensors, save_safetensors
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CSC",
     "NM",
     "Block",
+    "BlockSparse",
     "Channel",
     "LeafReport",
+    "NMSparse",
     "PruneState",
     "PrunedState",
     "Report",
@@ -60,15 +69,22 @@ __all__ = [
     "given",
     "global_",
     "gradient",
+    "implementations",
     "importance_threshold",
+    "is_packed",
     "iterative",
     "linear",
+    "load_safetensors",
     "magnitude",
     "mask_params",
     "mask_picture",
     "masks",
+    "merge_packed",
     "movement",
+    "nn",
     "one_shot",
+    "pack",
+    "pack_params",
     "prox_group_lasso",
     "prune",
     "pruned",
@@ -78,7 +94,13 @@ __all__ = [
     "report",
     "saliency",
     "saliency_momentum",
+    "save_safetensors",
+    "sparse_dot",
+    "sparsify",
+    "split_packed",
     "straight_through",
     "targets",
     "uniform",
+    "unpack",
+    "unpack_params",
 ]

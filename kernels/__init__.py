@@ -1,4 +1,73 @@
 """Raw-array kernels, one folder per backend; installed as `jaxsparse.kernels`.
 
 A kernel takes and returns arrays: it knows nothing of rules, masks or optax.
+
+An implementation is a module with two functions and what they can do:
+
+    product(x, values, *index, layout, transpose, out_dtype)   x @ W or x @ Wᵀ
+    sampled(x, g, *index, layout, out_dtype)                   xᵀ @ g where W stores
+    platforms       the platforms it lowers for, or None for every one
+    exportable      whether `jax.export` accepts its custom calls unasked
+    missing()       why it cannot run on this machine, or None
+    unsupported(op, layout, x, values, out_dtype, transpose)
+                    why it cannot take this call, or None
+
+`x` and `values` in `unsupported` are only looked at for their shape and dtype;
+for the sampled product `values` is g.
 """
+
+import functools
+import importlib
+
+_PREFERENCE = {"cpu": "jaxsparse.kernels.native", "xla": "jaxsparse.kernels.xla"}
+
+
+@functools.cache
+def load(name: str):
+    """The implementation called `name`, and why it cannot be used (or None)."""
+    try:
+        module = importlib.import_module(_PREFERENCE[name])
+    except ImportError as error:
+        return None, f"it is not installed ({error})"
+    return module, module.missing()
+
+
+def implementations() -> dict[str, str]:
+    """What can multiply by packed weights here, best first.
+
+    Returns:
+      For every implementation of `sparse_dot` the word "available", or the
+      reason why it cannot be used on this machine.
+    """
+    return {name: load(name)[1] or "available" for name in _PREFERENCE}
+
+
+def check(name: str) -> None:
+    """Raises unless the implementation called `name` can be used here."""
+    if name not in _PREFERENCE:
+        raise ValueError(f"implementation={name!r} is not one of {', '.join(_PREFERENCE)}.")
+    reason = load(name)[1]
+    if reason:
+        raise ValueError(f"implementation={name!r} cannot be used: {reason}.")
+
+
+def choose(op, name, platform, exporting, *, layout, x, values, out_dtype, transpose=False):
+    """The module that computes `op` ("product" or "sampled") on a platform.
+
+    With a name, that one or an error which says why not. Without, the first
+    that runs on the platform and takes the call; an export takes only what
+    every machine can load.
+    """
+    for candidate in [name] if name else _PREFERENCE:
+        module, reason = load(candidate)
+        if not reason and module.platforms and platform not in module.platforms:
+            reason = f"it runs on {' and '.join(module.platforms)}, this program is for {platform}"
+        if not reason and not name and exporting and not module.exportable:
+            reason = "it cannot be exported"
+        if not reason:
+            reason = module.unsupported(op, layout, x, values, out_dtype, transpose)
+        if not reason:
+            return module
+        if name:
+            raise ValueError(f"implementation={name!r} cannot compute this {op}: {reason}.")
+    raise AssertionError("the xla implementation takes every call")

@@ -1,0 +1,285 @@
+"""What `sparse_dot` costs against the dense product, on this machine, in one process.
+
+    python -m experiments.bench.sparse_dot            # the whole grid, about an hour
+    python -m experiments.bench.sparse_dot --quick    # a few cells, in a minute
+
+For every implementation, storage, dtype, shape, batch and density: the median of
+runs that take turns, two ratios (to jitted `jnp.dot` in float32, which is what a
+user leaves, and to the best dense product there is here), GFLOP/s on what is
+kept, and the share of the nearer limit, arithmetic or memory, as both were
+measured in the same process. Losing cells are written like the winning ones.
+
+Writes results/sparse_dot.json and results/sparse_dot.png.
+"""
+
+import argparse
+import collections
+import importlib.util
+import itertools
+import math
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsparse as js
+from experiments.bench import timing
+from jaxsparse.sparse_dot import matrix_product, sampled_product
+
+SHAPES = [(768, 3072), (1024, 4096), (4096, 4096)]
+BATCHES = [1, 8, 64, 512]
+DENSITIES = [0.5, 0.25, 0.1, 0.05]
+FREE = {
+    "block32x32": js.Block(32, 32),
+    "block4x16": js.Block(4, 16),
+    "block1x16": js.Block(1, 16),
+    "unstructured": js.Unstructured(),
+}
+FIXED = {"2:4": js.NM(2, 4), "1:4": js.NM(1, 4)}
+DTYPES = ["float32", "bfloat16", "int8"]
+DENSE = ("jnp.dot", "our blocks, all kept", "torch dense")
+CURVE = ("implementation", "storage", "dtype", "shape", "batch", "direction")
+
+
+def draw(pattern, shape, density, dtype):
+    """A packed weight of random values at random places, and the dense one."""
+    rng = np.random.default_rng(0)
+    k, n = shape
+    if isinstance(pattern, js.NM):
+        order = rng.random((k // pattern.m, pattern.m, n)).argsort(1).argsort(1)
+        mask = (order < pattern.n).reshape(k, n)
+    else:
+        block = (getattr(pattern, "rows", 1), getattr(pattern, "columns", 1))
+        groups = (k // block[0], n // block[1])
+        kept = np.zeros(math.prod(groups), bool)
+        kept[rng.permutation(kept.size)[: round(density * kept.size)]] = True
+        mask = np.repeat(np.repeat(kept.reshape(groups), block[0], 0), block[1], 1)
+    weight = rng.standard_normal(shape, np.float32)
+    return js.pack(weight, pattern, mask, dtype=dtype), np.where(mask, weight, 0)
+
+
+def seconds(runs):
+    """Median seconds of every run: about a second for all, ten rounds at least."""
+    start = time.perf_counter()
+    for run in runs.values():
+        jax.block_until_ready(run())  # compiles
+        jax.block_until_ready(run())
+    once = (time.perf_counter() - start) / 2
+    rounds = max(10, min(200, int(1 / max(once, 1e-4))))
+    return {k: statistics.median(v) for k, v in timing.interleave(runs, rounds).items()}
+
+
+def limits():
+    """GFLOP/s of the fastest dense product and GB/s of reading a large array, both here.
+
+    A weight that fits a cache is read faster than that: shares above 1 are no error.
+    """
+    a, large = jnp.ones((2048, 2048)), jnp.ones(1 << 26)
+    dot, total = jax.jit(jnp.dot), jax.jit(jnp.sum)
+    runs = {"jnp.dot": lambda: dot(a, a), "sum": lambda: total(large)}
+    runs |= all_kept((2048, 2048), a)
+    found = seconds(runs)
+    fastest = min(v for name, v in found.items() if name in DENSE)
+    return 2 * 2048**3 / fastest / 1e9, large.nbytes / found["sum"] / 1e9
+
+
+def all_kept(shape, x):
+    """Our block kernel with nothing pruned: often the best dense product on a CPU."""
+    if js.implementations()["cpu"] != "available" or jax.default_backend() != "cpu":
+        return {}
+    packed, _ = draw(js.Block(32, 32), shape, 1.0, None)
+    call = jax.jit(lambda x, p: js.sparse_dot(x, p, implementation="cpu"))
+    return {"our blocks, all kept": lambda: call(x, packed)}
+
+
+def others(x, dense):
+    """The same product by other libraries, those that are installed."""
+    found = {}
+    if x.shape[0] * np.count_nonzero(dense) <= 2**28:  # beyond, they take seconds
+        from jax.experimental import sparse
+
+        for name, kind in (("jax BCOO", sparse.BCOO), ("jax BCSR", sparse.BCSR)):
+            w = kind.fromdense(jnp.asarray(dense.T))
+            product = jax.jit(lambda w, x: (w @ x.T).T)
+            found[name] = lambda w=w, product=product: product(w, x)
+    columns = np.ascontiguousarray(np.asarray(x).T)
+    if importlib.util.find_spec("scipy"):
+        from scipy.sparse import csr_matrix
+
+        csr = csr_matrix(dense.T)
+        found["scipy CSR"] = lambda: csr @ columns
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        rows, full = torch.from_numpy(np.array(x)), torch.from_numpy(dense)
+        columns = torch.from_numpy(columns)
+        transposed = full.T.contiguous()
+        by_row, by_block = transposed.to_sparse_csr(), transposed.to_sparse_bsr((32, 32))
+        found["torch dense"] = lambda: rows @ full
+        found["torch CSR"] = lambda: by_row @ columns
+        found["torch BSR"] = lambda: by_block @ columns
+    return found
+
+
+def products(packed, dense, x, g, direction):
+    """Runs of every implementation that takes this product, and of the dense one."""
+    full = jnp.asarray(dense)
+    if direction == "forward":
+        plain, args, sparse = jax.jit(jnp.dot), (x, full), js.sparse_dot
+        operands = (x, packed)
+    elif direction == "dx":
+        plain, args = jax.jit(lambda g, w: g @ w.T), (g, full)
+        operands = (g, packed)
+
+        def sparse(g, p, implementation):
+            return matrix_product(g, p, transpose=True, implementation=implementation)
+    else:
+        plain, args, sparse = jax.jit(lambda x, g: x.T @ g), (x, g), sampled_product
+        operands = (x, g, packed)
+    runs = {"jnp.dot": lambda: plain(*args)}
+    for name, state in js.implementations().items():
+        if state != "available":
+            continue
+        call = jax.jit(lambda *o, name=name, sparse=sparse: sparse(*o, implementation=name))
+        try:
+            call(*operands)
+        except ValueError:  # an implementation that does not take this storage
+            continue
+        runs[name] = lambda call=call: call(*operands)
+    return runs
+
+
+def rows_of(cell, peak, with_others):
+    """The rows of one cell of the grid: one for everything that is not dense."""
+    storage, pattern, dtype, shape, batch, density, direction = cell
+    packed, dense = draw(pattern, shape, density, None if dtype == "float32" else dtype)
+    rng = np.random.default_rng(1)
+    x, g = (jnp.asarray(rng.standard_normal((batch, size), np.float32)) for size in shape)
+    runs = products(packed, dense, x, g, direction)
+    if direction == "forward":
+        runs |= all_kept(shape, x)
+        runs |= others(x, dense) if with_others else {}
+    found = seconds(runs)
+    best = min(t for name, t in found.items() if name in DENSE)
+    flops, moved = 2 * batch * packed.layout.stored, packed.nbytes + x.nbytes + g.nbytes
+    limit = max(flops / peak[0], moved / peak[1]) / 1e9
+    for name, took in found.items():
+        if name not in DENSE:
+            yield {
+                "implementation": name,
+                "storage": storage,
+                "dtype": dtype,
+                "shape": list(shape),
+                "batch": batch,
+                "density": density,
+                "direction": direction,
+                "ms": took * 1e3,
+                "dense_ms": found["jnp.dot"] * 1e3,
+                "best_dense_ms": best * 1e3,
+                "speedup": found["jnp.dot"] / took,
+                "speedup_over_best": best / took,
+                "gflops": flops / took / 1e9,
+                "share_of_limit": limit / took,
+                "bytes_of_dense": packed.nbytes / dense.nbytes,
+            }
+
+
+def grid(shapes, batches, densities, dtypes):
+    """The cells: (storage, pattern, dtype, shape, batch, density, direction)."""
+    for (name, pattern), *cell in itertools.product(
+        FREE.items(), dtypes, shapes, batches, densities
+    ):
+        yield name, pattern, *cell, "forward"
+    for (name, pattern), *cell in itertools.product(FIXED.items(), dtypes, shapes, batches):
+        yield name, pattern, *cell, pattern.n / pattern.m, "forward"
+    for way, shape, density in itertools.product(("dx", "dvalues"), shapes, densities):
+        yield "block32x32", js.Block(32, 32), "float32", shape, max(batches), density, way
+
+
+def break_even(rows, ratio="speedup"):
+    """The density at which each kernel is as fast as dense.
+
+    Interpolated between neighbouring densities, both axes logarithmic; None and a
+    note where no pair of those tried encloses it.
+    """
+    curves = collections.defaultdict(dict)
+    for row in rows:
+        curves[tuple(str(row[k]) for k in CURVE)][row["density"]] = row[ratio]
+    found = []
+    for key, curve in curves.items():
+        at = None
+        for (low, fast), (high, slow) in itertools.pairwise(sorted(curve.items())):
+            if fast >= 1 > slow:
+                share = math.log(fast) / math.log(fast / slow)
+                at = low * (high / low) ** share
+        note = "" if at else "always ahead" if min(curve.values()) >= 1 else "always behind"
+        found.append(dict(zip(CURVE, key, strict=True)) | {"density": at, "note": note})
+    return found
+
+
+def figure(rows, path):
+    """Speedup over density for float32, a panel a batch size, the least of the shapes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [r for r in rows if r["dtype"] == "float32" and r["direction"] == "forward"]
+    batches = sorted({row["batch"] for row in rows})
+    plot, panels = plt.subplots(1, len(batches), figsize=(4 * len(batches), 4), squeeze=False)
+    for panel, batch in zip(panels[0], batches, strict=True):
+        curves = collections.defaultdict(lambda: collections.defaultdict(list))
+        for row in rows:
+            if row["batch"] == batch:
+                curve = curves[f"{row['storage']}, {row['implementation']}"]
+                curve[row["density"]].append(row["speedup"])
+        for label, curve in sorted(curves.items()):
+            points = sorted((density, min(ratios)) for density, ratios in curve.items())
+            panel.plot(*zip(*points, strict=True), marker="o", label=label)
+        panel.axhline(1, color="black", linewidth=0.8)
+        panel.set(xscale="log", yscale="log", title=f"batch {batch}", xlabel="density")
+    panels[0][0].set_ylabel("dense time / sparse time")
+    panels[0][-1].legend(fontsize=6)
+    plot.tight_layout()
+    plot.savefig(path, dpi=150)
+
+
+def main():
+    """Measures the grid, prints every row and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one shape, two batches, float32")
+    parser.add_argument("--others", action="store_true", help="also scipy, torch, jax's own")
+    parser.add_argument("--name", default="sparse_dot", help="of the files in results/")
+    args = parser.parse_args()
+    sizes = (SHAPES, BATCHES, DENSITIES, DTYPES)
+    if args.quick:
+        sizes = (SHAPES[1:2], [1, 512], [0.5, 0.1], ["float32"])
+    peak = limits()
+    print(f"{peak[0]:.0f} GFLOP/s, {peak[1]:.1f} GB/s, {js.implementations()}")
+    rows = []
+    for cell in grid(*sizes):
+        for row in rows_of(cell, peak, args.others):
+            rows.append(row)
+            print(
+                "{implementation:>9} {storage:>12} {dtype:>8} {shape!s:>12} {direction:>7} "
+                "batch {batch:>3} density {density:.2f}: {ms:8.3f} ms, {speedup:5.2f}x jnp.dot, "
+                "{speedup_over_best:5.2f}x best dense, {share_of_limit:4.0%} of limit".format(
+                    **row
+                ),
+                flush=True,
+            )
+    result = {
+        "limits": {"gflops": peak[0], "gb_per_s": peak[1]},
+        "implementations": js.implementations(),
+        "rows": rows,
+        "break_even": break_even(rows),
+        "break_even_over_best": break_even(rows, "speedup_over_best"),
+    }
+    path = timing.write(args.name, result)
+    figure(rows, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Index arrays of packed weights: built from masks, and checked, on the host."""
+
+import numpy as np
+
+from jaxsparse.kernels.layouts import NMLayout
+
+
+def column_index(kept: np.ndarray, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Compresses a boolean grid by columns.
+
+    Args:
+      kept: of shape (rows, columns).
+      room: length of the returned rows, at least as many as are kept.
+
+    Returns:
+      indptr (columns + 1,) and rows (room,), int32. Column j keeps
+      rows[indptr[j]:indptr[j + 1]], ascending; what is over is 0.
+    """
+    _, rows = np.nonzero(kept.T)
+    indptr = np.zeros(kept.shape[1] + 1, np.int32)
+    np.cumsum(kept.sum(axis=0), out=indptr[1:])
+    padded = np.zeros(len(rows) if room is None else room, np.int32)
+    padded[: len(rows)] = rows
+    return indptr, padded
+
+
+def expand_columns(indptr: np.ndarray, room: int) -> np.ndarray:
+    """The column of every entry, and the number of columns for spare room."""
+    columns = np.full(room, len(indptr) - 1, np.int32)
+    columns[: indptr[-1]] = np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
+    return columns
+
+
+def group_positions(kept: np.ndarray, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the n slots of every group of m rows.
+
+    Args:
+      kept: boolean, of shape (groups * m, columns), at most n true in a group.
+
+    Returns:
+      positions (groups * n, columns), int32, ascending in a group, and which of
+      them are kept: a group which keeps fewer than n fills up with others.
+    """
+    groups = kept.reshape(-1, m, kept.shape[1])
+    # Kept ones first, each part in order; then the chosen n back in order.
+    chosen = np.sort(np.argsort(~groups, axis=1, kind="stable")[:, :n], axis=1)
+    used = np.take_along_axis(groups, chosen, axis=1)
+    shape = (-1, kept.shape[1])
+    return chosen.astype(np.int32).reshape(shape), used.reshape(shape)
+
+
+def pack_positions(positions: np.ndarray, layout: NMLayout) -> np.ndarray:
+    """Packs positions (K*n/m, columns) into the words of an N:M layout."""
+    words, across = -(-len(positions) // layout.per_word), positions.shape[1]
+    padded = np.zeros((words * layout.per_word, across), np.uint32)
+    padded[: len(positions)] = positions
+    shifts = np.arange(layout.per_word, dtype=np.uint32)[:, None] * np.uint32(layout.bits)
+    fields = padded.reshape(words, layout.per_word, across) << shifts
+    return np.bitwise_or.reduce(fields, axis=1)
+
+
+def unpack_positions(words: np.ndarray, layout: NMLayout) -> np.ndarray:
+    """Undoes `pack_positions`."""
+    shifts = np.arange(layout.per_word, dtype=np.uint32)[:, None] * np.uint32(layout.bits)
+    fields = (words[:, None] >> shifts) & np.uint32(2**layout.bits - 1)
+    rows = layout.values_shape[0]
+    return fields.reshape(-1, words.shape[1])[:rows].astype(np.int32)
+
+
+def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], unit: str) -> None:
+    """Raises ValueError unless the index describes a (rows, columns) grid of `unit`s."""
+    down, across = grid
+    indptr, rows = indptr.astype(np.int64), rows.astype(np.int64)
+    if indptr.shape != (across + 1,):
+        raise ValueError(
+            f"indptr has shape {indptr.shape}, needs ({across + 1},) for {across} columns "
+            f"of {unit}s"
+        )
+    if indptr[0] != 0 or indptr[-1] > len(rows):
+        raise ValueError(
+            f"indptr runs from {indptr[0]} to {indptr[-1]}; it must start at 0 and end at most at "
+            f"the {len(rows)} {unit}s stored"
+        )
+    falls = np.flatnonzero(np.diff(indptr) < 0)
+    if len(falls):
+        j = falls[0]
+        raise ValueError(f"indptr falls from {indptr[j]} to {indptr[j + 1]} after column {j}")
+    outside = np.flatnonzero((rows < 0) | (rows >= down))
+    if len(outside):
+        e = outside[0]
+        raise ValueError(f"rows[{e}] = {rows[e]} is outside the {down} rows of {unit}s")
+    used = rows[: indptr[-1]]
+    rises = np.ones(len(used), bool)
+    rises[1:] = np.diff(used) > 0
+    rises[indptr[:-1][indptr[:-1] < len(used)]] = True
+    if not rises.all():
+        e = np.flatnonzero(~rises)[0]
+        raise ValueError(
+            f"rows[{e}] = {used[e]} does not come after rows[{e - 1}] = {used[e - 1]} of the same "
+            f"column: the rows of a column are strictly increasing"
+        )
+
+
+def check_positions(positions: np.ndarray, n: int, m: int) -> None:
+    """Raises ValueError unless every group's n positions differ and lie below m."""
+    groups = np.sort(positions.reshape(-1, n, positions.shape[-1]), axis=1)
+    if groups.size and groups.max() >= m:
+        g, _, c = np.argwhere(groups >= m)[0]
+        raise ValueError(
+            f"group {g} of column {c} has a position {groups[g, :, c].max()}, m is {m}"
+        )
+    twice = np.argwhere(np.diff(groups, axis=1) == 0)
+    if len(twice):
+        g, _, c = twice[0]
+        raise ValueError(f"group {g} of column {c} names a position twice: {groups[g, :, c]}")

@@ -1,0 +1,253 @@
+"""From masked weights to packed ones, and back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, DTypeLike, Float
+
+from jaxsparse import indices
+from jaxsparse.arrays import CSC, BlockSparse, NMSparse, Packed, is_packed
+from jaxsparse.kernels.layouts import NMLayout
+from jaxsparse.nm import NM
+from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
+from jaxsparse.rules import Rule, check_rules, resolve
+from jaxsparse.trees import leaves_by_path, near_misses, replace_by_path
+from jaxsparse.views import View, view_of
+
+Tree = Any
+SHORT_ROWS = 65536  # rows below this fit into uint16
+
+
+def pack(
+    weight: Float[Array, "*shape"],
+    pattern: Pattern,
+    mask: Bool[Array, "*shape"] | None = None,
+    *,
+    in_axis=None,
+    out_axis=None,
+    batch_axis=None,
+    dtype: DTypeLike | None = None,
+    columns: int = 1,
+) -> Packed:
+    """Stores only what survives of a weight.
+
+    | pattern | array |
+    |---|---|
+    | `Block(rows, columns)` | `BlockSparse` with blocks rows x columns |
+    | `NM(n, m)` | `NMSparse` |
+    | `Unstructured()` | `CSC` |
+    | `Channel(axis)` | `BlockSparse` 1x16 for an input axis, `CSC` for an output axis |
+
+    The pattern is that of the storage and need not be the one pruned with: a
+    block is stored where any entry of it survives, and what a mask prunes inside
+    a stored block is stored as zero.
+
+    Args:
+      weight: the kernel. It may be traced if `mask` is given.
+      pattern: what is stored together; sizes need not be multiples of it.
+      mask: True where the weight survives; None for its nonzero entries. Entries
+        masked out are zero, also NaN and infinite ones.
+      in_axis: the axes summed over by a product, as in `Rule`.
+      out_axis: the axes that a product ends in, as in `Rule`.
+      batch_axis: leading axes along which kernels are stacked, as in `Rule`.
+      dtype: dtype of the values; None for the weight's. With int8, every output
+        column is scaled so that its largest entry becomes 127.
+      columns: for `NM`, how many consecutive outputs share their positions.
+
+    Returns:
+      The packed weight; `unpack` returns `where(mask, weight, 0)` exactly,
+      unless `dtype` rounds.
+
+    Raises:
+      ValueError: a group of an N:M pattern keeps more than n entries; the mask
+        has another shape; a batch axis does not lead.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxsparse as js
+      >>> weight = jnp.zeros((64, 64)).at[:4, :16].set(1.0)
+      >>> packed = js.pack(weight, js.Block(4, 16))
+      >>> packed.values.shape, packed.nbytes
+      ((1, 4, 16), 280)
+    """
+    view = view_of("weight", weight.shape, in_axis, out_axis, batch_axis)
+    return pack_view(weight, pattern, mask, view, dtype=dtype, columns=columns)
+
+
+def unpack(packed: Packed) -> Array:
+    """The dense weight of a packed one; anything else is returned as it is."""
+    return packed.todense() if is_packed(packed) else packed
+
+
+def unpack_params(params: Tree) -> Tree:
+    """The tree with every packed weight dense again."""
+    return jax.tree.map(unpack, params, is_leaf=is_packed)
+
+
+def pack_params(
+    params: Tree, masks: Tree, rules: Sequence[Rule], *, dtype: DTypeLike | None = None
+) -> Tree:
+    """Packs every leaf that a rule names, each by the rule's own pattern.
+
+    Args:
+      params: any Flax or plain tree.
+      masks: `{"slash/path": mask}` or a tree like `params` with None where dense;
+        a leaf without a mask keeps its nonzero entries.
+      rules: those that the model was pruned by.
+      dtype: as in `pack`.
+
+    Returns:
+      The tree with packed weights in the place of these leaves.
+
+    Raises:
+      ValueError: a rule matches no leaf, a mask has no rule, or a weight cannot
+        be packed; the path is quoted.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxsparse as js
+      >>> params = {"up": {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}}
+      >>> rules = [js.Rule(r".*/kernel", js.Block(4, 16), sparsity=0.9)]
+      >>> masks = js.compute_masks(params, rules)
+      >>> js.pack_params(params, masks, rules)["up"]["kernel"]
+      BlockSparse[4x16, 9.4%](shape=(64, 64), float32)
+    """
+    specs = resolve(check_rules(rules), params)
+    leaves, given = leaves_by_path(params), leaves_by_path(masks)
+    for path in given:
+        if path not in specs:
+            raise ValueError(f"mask for {path!r}, but no rule for it; {near_misses(path, specs)}")
+    packed = {}
+    for path, spec in specs.items():
+        try:
+            mask = given.get(path)
+            packed[path] = pack_view(leaves[path], spec.pattern, mask, spec.view, dtype=dtype)
+        except ValueError as error:
+            raise ValueError(f"{path!r} of shape {leaves[path].shape}: {error}") from error
+    return replace_by_path(params, packed)
+
+
+def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Packed:
+    """`pack` for a weight whose axes are known."""
+    if mask is not None and mask.shape != weight.shape:
+        raise ValueError(f"the mask has shape {mask.shape}, the weight {weight.shape}.")
+    if view.batch != tuple(range(len(view.batch))):
+        raise ValueError(
+            f"the batch axes {view.batch} of a weight of shape {view.shape} must be its first ones "
+            "to be packed; move them there."
+        )
+    kept = np.asarray(weight != 0 if mask is None else mask).astype(bool)
+    # Only a traced weight needs JAX; the host packs without compiling anything.
+    xp = jnp if isinstance(weight, jax.core.Tracer) else np
+    matrix, kept = _matrix(xp.asarray(weight), view), _matrix(kept, view)
+    matrix = xp.where(kept, matrix, xp.zeros((), matrix.dtype))
+    batch, slice_view = matrix.shape[:-2], _slice_view(view)
+    flat, kept = matrix.reshape(-1, *matrix.shape[-2:]), kept.reshape(-1, *matrix.shape[-2:])
+    scales = None
+    if dtype is not None and jnp.issubdtype(dtype, jnp.integer):
+        flat, scales = _quantize(flat, jnp.dtype(dtype), xp)
+        scales = scales.reshape(*batch, -1)
+    elif dtype is not None:
+        flat = flat.astype(dtype)
+    store = _storage(pattern, view, columns)
+    arrays, static = store(flat, kept, xp)
+    arrays = {name: jnp.asarray(a).reshape(*batch, *a.shape[1:]) for name, a in arrays.items()}
+    kind = {"block": BlockSparse, "n": NMSparse}.get(next(iter(static), None), CSC)
+    return kind(**arrays, **static, view=slice_view, scales=scales)
+
+
+def _matrix(leaf, view):
+    ordered = leaf.transpose(view.batch + view.inputs + view.outputs)
+    return ordered.reshape(view.batch_shape + view.matrix_shape)
+
+
+def _slice_view(view: View) -> View:
+    batch = len(view.batch)
+    return View(
+        view.shape[batch:],
+        (),
+        tuple(axis - batch for axis in view.inputs),
+        tuple(axis - batch for axis in view.outputs),
+    )
+
+
+def _storage(pattern, view, columns):
+    if isinstance(pattern, Block):
+        return lambda *a: _blocks(*a, (pattern.rows, pattern.columns))
+    if isinstance(pattern, NM):
+        return lambda *a: _groups(*a, pattern.n, pattern.m, columns)
+    if isinstance(pattern, Channel) and pattern.axis % len(view.shape) in view.inputs:
+        return lambda *a: _blocks(*a, (1, 16))
+    if isinstance(pattern, Channel | Unstructured):
+        return _singles
+    raise TypeError(f"{pattern!r} is not a pattern that a weight can be packed by.")
+
+
+def _quantize(flat, dtype, xp):
+    largest = float(jnp.iinfo(dtype).max)
+    flat = flat.astype(jnp.float32)
+    scales = xp.max(xp.abs(flat), axis=1, initial=0.0) / xp.float32(largest)
+    scales = xp.where(scales > 0, scales, xp.float32(1))
+    rounded = xp.round(flat / scales[:, None])
+    return xp.clip(rounded, -largest, largest).astype(dtype), scales
+
+
+def _blocks(flat, kept, xp, block):
+    (bk, bn), (k, n) = block, flat.shape[1:]
+    padding = (0, 0), (0, -k % bk), (0, -n % bn)
+    grid = -(-k // bk), -(-n // bn)
+
+    def tiles(array, pad):
+        array = pad(array, padding).reshape(-1, grid[0], bk, grid[1], bn)
+        return array.transpose(0, 1, 3, 2, 4)
+
+    kept = tiles(kept, np.pad).any((3, 4))
+    return _columns(tiles(flat, xp.pad), kept, xp, {"block": block})
+
+
+def _singles(flat, kept, xp):
+    arrays, static = _columns(flat, kept, xp, {})
+    if flat.shape[1] <= SHORT_ROWS:
+        arrays["rows"] = arrays["rows"].astype(np.uint16)
+    return arrays, static
+
+
+def _columns(tiles, kept, xp, static):
+    # Slices of a stack keep different numbers; the largest makes room for all.
+    # A weight that keeps nothing has room for one: orbax stores no empty array.
+    room = max(1, *(int(k.sum()) for k in kept))
+    index = [indices.column_index(k, room) for k in kept]
+    indptr, rows = (np.stack([i[part] for i in index]) for part in (0, 1))
+    columns = np.stack([indices.expand_columns(i, room) for i in indptr])
+    spare = columns == kept.shape[2]
+    stack = np.arange(len(kept))[:, None]
+    values = tiles[stack, rows, np.where(spare, 0, columns)]
+    spare = spare.reshape(*spare.shape, *[1] * (values.ndim - 2))
+    values = xp.where(spare, xp.zeros((), values.dtype), values)
+    return {"values": values, "indptr": indptr, "rows": rows}, static
+
+
+def _groups(flat, kept, xp, n, m, columns):
+    (batch, k, width) = flat.shape
+    flat = xp.pad(flat, ((0, 0), (0, -k % m), (0, 0)))
+    kept = np.pad(kept, ((0, 0), (0, -k % m), (0, -width % columns)))
+    shared = kept.reshape(*kept.shape[:2], -1, columns).any(axis=3)
+    counts = shared.reshape(batch, -1, m, shared.shape[2]).sum(axis=2)
+    if (counts > n).any():
+        stack, group, column = np.argwhere(counts > n)[0]
+        sharing = f" shared by {columns} columns" if columns > 1 else ""
+        raise ValueError(
+            f"group {group} (inputs {group * m} to {group * m + m - 1}) of column "
+            f"{column * columns} keeps {counts[stack, group, column]} entries, {n}:{m}{sharing} "
+            f"stores {n}; prune with NM({n}, {m}) first."
+        )
+    found = [indices.group_positions(s, n, m) for s in shared]
+    positions = np.stack([f[0] for f in found])
+    layout = NMLayout((k, width), n, m, columns)
+    words = np.stack([indices.pack_positions(p, layout) for p in positions])
+    wide = np.repeat(positions, columns, axis=2)[:, :, :width]
+    rows = wide + (np.arange(wide.shape[1]) // n * m)[:, None]
+    values = xp.take_along_axis(flat, rows, axis=1)
+    static = {"n": n, "m": m, "columns": columns}
+    return {"values": values, "positions": words}, static

@@ -1,0 +1,381 @@
+"""`sparsify`: run a function that was written for dense weights on packed ones."""
+
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxsparse import jaxprs, kernels
+from jaxsparse.arrays import is_packed
+from jaxsparse.standins import StandIn
+
+
+def sparsify(
+    function: Callable[..., Any],
+    *,
+    implementation: str | None = None,
+    on_dense: Literal["warn", "error", "ignore"] = "warn",
+) -> Callable[..., Any]:
+    """Makes a function of dense weights one of packed weights.
+
+    The function is traced as if every packed weight in its arguments were a
+    dense array. In the program that comes out, each product with such a weight
+    (`dot_general`, convolution, embedding lookup) becomes a `sparse_dot`, seen
+    through casts, transposes, reshapes, scaling, indexing of stacked kernels,
+    `jit`, `remat`, `scan`, `while`, `cond` and functions with custom gradients
+    (which are then differentiated as written). Everything else runs as it was.
+
+    Args:
+      function: any traceable function; a Flax `apply`, for example. Packed
+        weights have to come as arguments, anywhere in their trees.
+      implementation: as in `sparse_dot`.
+      on_dense: what to do about a weight which some operation needs dense: name
+        it with the operation in a warning, raise, or keep silent. It is made
+        dense there and stays packed elsewhere.
+
+    Returns:
+      A function of the same arguments, where any array may be a packed weight.
+      Packed weights that it returns unchanged stay packed. Numbers, strings and
+      the like are constants of the trace.
+
+    Raises:
+      ValueError: (when called) `on_dense="error"` and a weight is needed dense.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxsparse as js
+      >>> def layer(params, x):
+      ...     return jnp.tanh(x @ params["kernel"] + params["bias"])
+      >>> params = {"kernel": js.pack(jnp.eye(8), js.Block(4, 4)), "bias": jnp.zeros(8)}
+      >>> js.sparsify(layer)(params, jnp.ones((2, 8))).shape
+      (2, 8)
+    """
+    if on_dense not in ("warn", "error", "ignore"):
+        raise ValueError(f"on_dense={on_dense!r} is none of 'warn', 'error', 'ignore'.")
+    if implementation is not None:
+        kernels.check(implementation)
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_packed)
+        leaves = [leaf for _, leaf in paths]
+        dynamic = [i for i, leaf in enumerate(leaves) if is_packed(leaf) or _is_array(leaf)]
+        output_tree = None
+
+        def flat(*arrays):
+            nonlocal output_tree
+            given = dict(zip(dynamic, arrays, strict=True))
+            args, kwargs = jax.tree.unflatten(
+                tree, [given.get(i, leaf) for i, leaf in enumerate(leaves)]
+            )
+            outputs, output_tree = jax.tree.flatten(function(*args, **kwargs))
+            return outputs
+
+        shapes = [
+            jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype)
+            if is_packed(leaves[i])
+            else leaves[i]
+            for i in dynamic
+        ]
+        program = jax.make_jaxpr(flat)(*shapes)
+        operands = [
+            StandIn.of(leaves[i], _name(paths[i][0])) if is_packed(leaves[i]) else leaves[i]
+            for i in dynamic
+        ]
+        run = _Run(implementation, on_dense)
+        outputs = jaxprs.walk(program.jaxpr, program.consts, operands, run.visit)
+        return jax.tree.unflatten(output_tree, [run.returned(output) for output in outputs])
+
+    return wrapped
+
+
+def _is_array(leaf):
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def _name(path):
+    # The first two entries say which argument it is, and are ours, not the user's.
+    parts = [str(getattr(e, "key", getattr(e, "name", getattr(e, "idx", e)))) for e in path]
+    return "/".join(parts[2:]) or f"argument {parts[1]}"
+
+
+class _Run:
+    """One evaluation of a program with stand-ins among its values."""
+
+    def __init__(self, implementation, on_dense):
+        self.implementation = implementation
+        self.on_dense = on_dense
+        self.named = set()
+
+    def visit(self, equation, operands):
+        if not any(isinstance(o, StandIn) for o in operands):
+            return jaxprs.bind(equation, operands)
+        name = equation.primitive.name
+        if inner := jaxprs.inner_program(equation):
+            jaxpr, consts = inner
+            if name in ("checkpoint", "remat2"):
+                options = {k: equation.params[k] for k in ("policy", "prevent_cse")}
+                walk = jax.checkpoint(lambda *o: self.inside(jaxpr, consts, o), **options)
+                return walk(*operands)
+            return jaxprs.walk(jaxpr, consts, operands, self.visit)
+        rule = getattr(self, f"_{name}", None)
+        results = rule(equation, *operands) if rule else None
+        if results is None:
+            results = jaxprs.bind(equation, [self.dense(o, name) for o in operands])
+        return results if isinstance(results, list) else [results]
+
+    def inside(self, jaxpr, consts, operands):
+        """The results of a program inside another one, where they must be arrays."""
+        return [
+            self.dense(r, "being returned")
+            for r in jaxprs.walk(jaxpr, consts, operands, self.visit)
+        ]
+
+    def dense(self, value, operation):
+        if not isinstance(value, StandIn):
+            return value
+        if (value.name, operation) not in self.named:
+            self.named.add((value.name, operation))
+            message = f"sparsify: {value.name} {value.packed} is made dense for {operation}"
+            if self.on_dense == "error":
+                raise ValueError(f"{message}; on_dense='ignore' would let it")
+            if self.on_dense == "warn":
+                warnings.warn(message, stacklevel=2)
+        return value.todense()
+
+    def returned(self, value):
+        if not isinstance(value, StandIn):
+            return value
+        original = StandIn.of(value.packed, value.name)
+        return value.packed if value.axes == original.axes else self.dense(value, "being returned")
+
+    # What a stand-in can be without being made dense. None means it cannot.
+
+    def _convert_element_type(self, equation, w):
+        dtype = equation.params["new_dtype"]
+        return w.cast(dtype) if jnp.issubdtype(dtype, jnp.floating) else None
+
+    def _transpose(self, equation, w):
+        return w.transpose(equation.params["permutation"])
+
+    def _reshape(self, equation, w):
+        return (
+            w.reshape(equation.params["new_sizes"]) if not equation.params["dimensions"] else None
+        )
+
+    def _squeeze(self, equation, w):
+        return w.reshape(
+            [s for i, s in enumerate(w.shape) if i not in equation.params["dimensions"]]
+        )
+
+    def _broadcast_in_dim(self, equation, w, *dynamic):
+        del dynamic
+        params = equation.params
+        return w.with_unit_axes(params["shape"], params["broadcast_dimensions"])
+
+    def _copy(self, equation, w):
+        del equation
+        return w
+
+    _copy_p = _sharding_constraint = _copy
+
+    def _stop_gradient(self, equation, w):
+        del equation
+        return dataclasses.replace(w, packed=lax.stop_gradient(w.packed))
+
+    def _optimization_barrier(self, equation, *operands):
+        del equation
+        return list(lax.optimization_barrier(operands))
+
+    def _neg(self, equation, w):
+        del equation
+        return w.scale(-1)
+
+    def _mul(self, equation, a, b):
+        del equation
+        w, scalar = (a, b) if isinstance(a, StandIn) else (b, a)
+        return None if isinstance(scalar, StandIn) or np.ndim(scalar) else w.scale(scalar)
+
+    def _div(self, equation, w, scalar):
+        del equation
+        if not isinstance(w, StandIn) or isinstance(scalar, StandIn) or np.ndim(scalar):
+            return None
+        return w.scale(1 / scalar)
+
+    # Indexing of stacks, and lookups.
+
+    def _slice(self, equation, w):
+        params = equation.params
+        sizes = [
+            b - a for a, b in zip(params["start_indices"], params["limit_indices"], strict=True)
+        ]
+        return _one_of_stack(w, params["start_indices"], sizes)
+
+    def _dynamic_slice(self, equation, w, *starts):
+        return _one_of_stack(w, starts, equation.params["slice_sizes"])
+
+    def _gather(self, equation, w, ids):
+        params = equation.params
+        numbers = params["dimension_numbers"]
+        whole_rows = (
+            isinstance(w, StandIn)
+            and len(w.axes) == 2
+            and numbers.start_index_map == numbers.collapsed_slice_dims == (0,)
+            and numbers.offset_dims == (ids.ndim - 1,)
+            and params["slice_sizes"] == (1, w.shape[1])
+        )
+        if not whole_rows:
+            return None
+        ids, size = ids[..., 0], w.shape[0]
+        rows = w.take(jnp.clip(ids, 0, size - 1))
+        if rows is None or params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
+            return rows
+        fill = params["fill_value"]
+        inside = ((ids >= 0) & (ids < size))[..., None]
+        return jnp.where(inside, rows, jnp.nan if fill is None else fill)
+
+    # Products.
+
+    def _dot_general(self, equation, a, b):
+        sums, batches = equation.params["dimension_numbers"]
+        if isinstance(a, StandIn) and isinstance(b, StandIn):
+            return None
+        first = isinstance(a, StandIn)
+        w, x = (a, b) if first else (b, a)
+        w_sum, x_sum = (sums[0], sums[1]) if first else (sums[1], sums[0])
+        w_batch, x_batch = (batches[0], batches[1]) if first else (batches[1], batches[0])
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return None
+        free = [i for i in range(x.ndim) if i not in (*x_sum, *x_batch)]
+        shape = [[x.shape[i] for i in part] for part in (x_batch, free, x_sum)]
+        x = jnp.transpose(x, (*x_batch, *free, *x_sum))
+        x = x.reshape(*shape[0], math.prod(shape[1]), *shape[2])
+        dtype = equation.outvars[0].aval.dtype
+        y = w.product(x, w_sum, w_batch, dtype, self.implementation)
+        if y is None:
+            return None
+        mine = y.shape[len(w_batch) + 1 :]
+        y = y.reshape(*shape[0], *shape[1], *mine)
+        if first:  # the weight's axes come before those of x
+            start, count = len(w_batch), len(shape[1])
+            y = jnp.moveaxis(y, range(start, start + count), range(-count, 0)) if count else y
+        return y
+
+    def _conv_general_dilated(self, equation, x, w):
+        params = equation.params
+        if (
+            isinstance(x, StandIn)
+            or params["feature_group_count"] * params["batch_group_count"] != 1
+        ):
+            return None
+        numbers = params["dimension_numbers"]
+        _, into, *window = numbers.rhs_spec
+        if any(w.shape[axis] != 1 for axis in window) or _moves(params):
+            x = lax.conv_general_dilated_patches(
+                x,
+                [w.shape[axis] for axis in window],
+                params["window_strides"],
+                params["padding"],
+                params["lhs_dilation"],
+                params["rhs_dilation"],
+                dimension_numbers=numbers,
+            )
+        else:  # lhs_spec and out_spec name the axis of every meaning
+            x = jnp.transpose(
+                x, [numbers.lhs_spec[numbers.out_spec.index(i)] for i in range(x.ndim)]
+            )
+        feature = numbers.out_spec[1]
+        x = jnp.moveaxis(x, feature, -1)
+        rows = x.shape[:-1]
+        shape = [w.shape[axis] for axis in (into, *window)]
+        y = w.product(
+            x.reshape(math.prod(rows), *shape),
+            (into, *window),
+            (),
+            equation.outvars[0].aval.dtype,
+            self.implementation,
+        )
+        return None if y is None else jnp.moveaxis(y.reshape(*rows, -1), -1, feature)
+
+    # Control flow: rebuilt around programs that know of stand-ins.
+
+    def _scan(self, equation, *operands):
+        params = equation.params
+        jaxpr, closed = jaxprs.open_jaxpr(params["jaxpr"])
+        consts, carry, xs = jaxprs.split_scan(equation, operands)
+        carry = [self.dense(c, "the carry of scan") for c in carry]
+        xs = [self._scanned(x) for x in xs]
+
+        def body(carry, xs):
+            xs = [x.unscanned() if isinstance(x, _Scanned) else x for x in xs]
+            results = self.inside(jaxpr, closed, (*consts, *carry, *xs))
+            return results[: len(carry)], results[len(carry) :]
+
+        options = {k: params[k] for k in ("length", "reverse", "unroll")}
+        carry, ys = lax.scan(body, carry, xs, **options)
+        return [*carry, *ys]
+
+    def _scanned(self, x):
+        if isinstance(x, StandIn):
+            stacked = x.axes[0] and x.axes[0] == x.batch[:1]
+            return _Scanned(x) if stacked else self.dense(x, "scan")
+        return x
+
+    def _while(self, equation, *operands):
+        params = equation.params
+        cond, cond_closed = jaxprs.open_jaxpr(params["cond_jaxpr"])
+        body, body_closed = jaxprs.open_jaxpr(params["body_jaxpr"])
+        split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+        carry = [self.dense(c, "the carry of while") for c in operands[split[1] :]]
+        return list(
+            lax.while_loop(
+                lambda c: self.inside(cond, cond_closed, (*operands[: split[0]], *c))[0],
+                lambda c: self.inside(body, body_closed, (*operands[slice(*split)], *c)),
+                carry,
+            )
+        )
+
+    def _cond(self, equation, which, *operands):
+        branches = [jaxprs.open_jaxpr(branch) for branch in equation.params["branches"]]
+        run = [functools.partial(lambda j, c, *o: self.inside(j, c, o), *b) for b in branches]
+        return list(lax.switch(which, run, *operands))
+
+
+@jax.tree_util.register_pytree_node_class
+class _Scanned:
+    """A stack of kernels on its way through `lax.scan`, which takes slices of its arrays."""
+
+    def __init__(self, whole, packed=None):
+        self.whole, self.packed = whole, whole.packed if packed is None else packed
+
+    def tree_flatten(self):
+        shell = {k: v for k, v in vars(self.whole).items() if k != "packed"}
+        return (self.packed,), tuple(shell.items())
+
+    @classmethod
+    def tree_unflatten(cls, shell, children):
+        return cls(StandIn(packed=children[0], **dict(shell)), children[0])
+
+    def unscanned(self):
+        fields = dict(vars(self.whole))
+        fields |= {"axes": self.whole.axes[1:], "batch": self.whole.batch[1:]}
+        return StandIn(**fields)
+
+
+def _one_of_stack(w, starts, sizes):
+    cut = [i for i, (size, whole) in enumerate(zip(sizes, w.shape, strict=True)) if size != whole]
+    if len(cut) != 1 or sizes[cut[0]] != 1:
+        return None
+    return w.index(cut[0], starts[cut[0]])
+
+
+def _moves(params):
+    """Whether a convolution with a 1x1 window is more than a product at every place."""
+    ones = (*params["window_strides"], *params["lhs_dilation"])
+    return any(s != 1 for s in ones) or any(p != (0, 0) for p in params["padding"])

@@ -1,0 +1,189 @@
+// Unstructured products from CSC.
+#include <optional>
+#include <vector>
+
+#include "tiles.h"
+
+namespace jaxsparse {
+namespace {
+
+const char kBadRow[] = "a row index is outside the kernel, or rows do not ascend in their column";
+
+// Batches up to this many panels are multiplied straight from CSC; cutting tiles pays
+// once several panels share them.
+constexpr long kPlainPanels = 2;
+constexpr long kGroupEntries = 32 * 1024;
+
+template <class Row>
+struct CscTiles : Scattered {
+  const CscWeights& w;
+  const Row* index;
+  const long entry_bytes;
+
+  explicit CscTiles(const CscWeights& w)
+      : w(w), index(static_cast<const Row*>(w.indices)), entry_bytes(dtype_bytes(w.dtype)) {
+    k = w.k;
+    n = w.n;
+    const double density = (double)w.indptr[n] / std::max(1.0, (double)k * n);
+    tile_rows = density > 0.06 ? 128 : 256;
+  }
+
+  // First entry of column c at or below row `row`, were the column sorted.
+  long find(long c, long row) const {
+    return std::lower_bound(index + w.indptr[c], index + w.indptr[c + 1], row,
+                            [](Row a, long b) { return (long)a < b; }) - index;
+  }
+
+  bool prepare(long n0, long n1, long t0, long t1, Chunk* out) const override {
+    const int columns = (int)(n1 - n0);
+    const bool all = t0 == 0 && t1 == tiles();
+    long at[kTileColumns], end[kTileColumns], entries = 0;
+    for (int c = 0; c < columns; c++) {
+      at[c] = all ? w.indptr[n0 + c] : find(n0 + c, t0 * tile_rows);
+      end[c] = all ? w.indptr[n0 + c + 1] : find(n0 + c, t1 * tile_rows);
+      if (at[c] > end[c]) return false;
+      entries += end[c] - at[c];
+    }
+    *out = chunk_scratch(t1 - t0, entries);
+    long written = 0;
+    for (long t = t0; t < t1; t++) {
+      Tile& tile = out->tiles[t - t0];
+      const long low = t * tile_rows, high = std::min(k, low + tile_rows);
+      uint16_t counts[kTileColumns];
+      bool good = true;
+      for (int c = 0; c < columns; c++) {
+        long p = at[c];
+        const long most = std::min(end[c], p + tile_rows);
+        while (p < most && (long)index[p] < high) p++;
+        counts[c] = (uint16_t)(p - at[c]);
+        good &= counts[c] == 0 || (long)index[at[c]] >= low;
+      }
+      if (!good) return false;
+      order_by_count(tile, counts, columns);
+      tile.begin = written;
+      for (int i = 0; i < columns; i++) {
+        const int c = tile.order[i], count = tile.counts[i];
+        const Row* from = index + at[c];
+        uint8_t* rows = out->rows + written;
+        uint32_t wrong = 0;
+        for (int e = 0; e < count; e++) {
+          const uint32_t row = (uint32_t)((long)from[e] - low);
+          rows[e] = (uint8_t)row;
+          wrong |= row & ~(uint32_t)(tile_rows - 1);
+        }
+        if (wrong != 0) return false;
+        copy_values(at[c], count, out->values + written);
+        written += count;
+        at[c] += count;
+      }
+    }
+    for (int c = 0; c < columns; c++) {
+      if (at[c] != end[c]) return false;
+    }
+    return true;
+  }
+
+  void copy_values(long p, int count, float* to) const {
+    if (w.dtype == kF32) {
+      const float* from = static_cast<const float*>(w.values) + p;
+      for (int e = 0; e < count; e++) to[e] = from[e];
+    } else {
+      kernels().widen(w.dtype, static_cast<const char*>(w.values) + p * entry_bytes, count, to);
+    }
+  }
+
+  bool sample(long n0, long n1, long t, const float* c, float* out) const override {
+    const long low = t * tile_rows, high = std::min(k, low + tile_rows);
+    for (long n = n0; n < n1; n++) {
+      for (long p = find(n, low); p < w.indptr[n + 1] && (long)index[p] < high; p++) {
+        const long row = (long)index[p] - low;
+        if (row < 0) return false;
+        out[p] = c[row * kTileColumns + (n - n0)];
+      }
+    }
+    return true;
+  }
+
+  bool empty(long n0, long n1) const override { return w.indptr[n0] == w.indptr[n1]; }
+};
+
+template <class Row>
+bool rows_in_range(const CscWeights& w, long p0, long p1) {
+  const Row* index = static_cast<const Row*>(w.indices);
+  uint32_t wrong = 0;
+  const uint32_t rows = (uint32_t)w.k;
+  for (long p = p0; p < p1; p++) wrong |= (uint32_t)index[p] >= rows;
+  return wrong == 0;
+}
+
+// Narrow widths waste no lanes on a handful of rows.
+int plain_width(long batch, int lanes) {
+  if (batch == 1) return 1;
+  if (batch <= 4) return 4;
+  if (batch <= 8) return 8;
+  return (int)std::min<long>((batch + lanes - 1) / lanes, 2) * lanes;
+}
+
+bool plain_dot(Pool& pool, const Matrix& x, const CscWeights& w, int width, float* y) {
+  const Kernels& k = kernels();
+  std::optional<Panels> panels;  // one row needs no packing
+  if (width > 1) panels.emplace(pool, x, w.k, width);
+  std::vector<long> begins;
+  const long limit = std::max<long>(
+      1024, std::min<long>(kGroupEntries, w.indptr[w.n] / (pool.threads() * 8) + 1));
+  cut_by_cost(w.n, limit, [&](long n) { return (long)w.indptr[n + 1] - w.indptr[n] + 8; }, begins);
+  std::atomic<bool> good{true};
+  parallel_for(pool, (long)begins.size() - 1, [&](long g) {
+    const long n0 = begins[g], n1 = begins[g + 1];
+    const bool fine = w.wide_index ? rows_in_range<int32_t>(w, w.indptr[n0], w.indptr[n1])
+                                   : rows_in_range<uint16_t>(w, w.indptr[n0], w.indptr[n1]);
+    if (!fine) {
+      good = false;
+      return;
+    }
+    if (!panels) {
+      k.csc_panel(w.dtype, w.wide_index, 1, n0, n1, w.indptr, w.indices, w.values, x.at, y + n0);
+      return;
+    }
+    for (long p = 0; p < panels->count; p++) {
+      for (long n = n0; n < n1; n += kTileColumns) {
+        const long stop = std::min(n1, n + kTileColumns);
+        float* outs = scratch().get<float>(kOuts, (size_t)kTileColumns * width);
+        k.csc_panel(w.dtype, w.wide_index, width, n, stop, w.indptr, w.indices, w.values,
+                    (*panels)[p], outs);
+        k.store_panel(outs, (int)(stop - n), width, panels->rows(p), y + p * width * w.n + n, w.n);
+      }
+    }
+  });
+  return good;
+}
+
+template <class F>
+const char* with_tiles(const CscWeights& w, const F& product) {
+  const bool good = w.wide_index ? product(CscTiles<int32_t>(w)) : product(CscTiles<uint16_t>(w));
+  return good ? nullptr : kBadRow;
+}
+
+}  // namespace
+
+const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
+  const int lanes = kernels().lanes, width = plain_width(x.rows, lanes);
+  if (x.rows <= kPlainPanels * width)
+    return plain_dot(pool, x, w, width, y) ? nullptr : kBadRow;
+  return with_tiles(w, [&](const Scattered& tiles) { return tiled_dot(pool, x, tiles, y); });
+}
+
+const char* csc_dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx) {
+  return with_tiles(
+      w, [&](const Scattered& tiles) { return tiled_dot_transposed(pool, dy, tiles, dx); });
+}
+
+const char* csc_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const CscWeights& w,
+                        float* out) {
+  // Room to spare, and what an index out of order makes unreachable, stays zero.
+  std::fill(out, out + w.nnz, 0.f);
+  return with_tiles(
+      w, [&](const Scattered& tiles) { return tiled_sampled(pool, x, dy, tiles, out); });
+}
+
+}  // namespace jaxsparse

@@ -1,0 +1,82 @@
+// The microkernels of one instruction set, as a table of functions. Drivers
+// (block.cc, csc.cc, nm.cc) are compiled once for the base architecture and reach
+// vector code through this table only.
+//
+// Words used throughout: a *panel* holds a few rows of x transposed, panel[k][width],
+// so that one weight multiplies `width` rows at once; an *out* is one column of y (of
+// dx when transposed) and comes out transposed too, out[column][width].
+#pragma once
+
+#include <cstdint>
+
+namespace jaxsparse {
+
+enum Dtype { kF32 = 0, kBf16 = 1, kI8 = 2 };
+
+inline long dtype_bytes(int dtype) { return dtype == kF32 ? 4 : dtype == kBf16 ? 2 : 1; }
+
+// Rows of a batch that the row-wise block kernel holds in registers.
+constexpr int kMostRows = 14;
+
+struct Kernels {
+  const char* name;
+  int lanes;
+  int most_rows;     // <= kMostRows
+  int tile_vectors;  // panel width of the tile kernels, in vectors
+
+  // Panels. `rows` of x (leading dimension ld) to panel[depth][width]; rows beyond are
+  // zero. width is a multiple of lanes for pack_panel, and <= most_rows for pack_rows,
+  // which may write up to 2 * lanes floats past the end.
+  void (*pack_panel)(const float* x, long ld, int rows, long depth, int width, float* panel);
+  void (*pack_rows)(const float* x, long ld, int rows, long depth, int width, float* panel);
+  void (*store_panel)(const float* outs, int columns, int width, int rows, float* y, long ld);
+
+  // outs[0..count)[vectors * lanes] = sum over blocks b, depths r of
+  //   panel[index[b] * depth + r] * w[b * block + r * step + 0..count).
+  void (*block_panel)(int vectors, int count, long blocks, const int32_t* index, const float* w,
+                      long block, int depth, long step, const float* panel, float* outs);
+  // Row-wise, for few rows: y[rows][vectors * lanes] from x packed [k][rows].
+  void (*block_rows)(int dtype, int rows, int vectors, long blocks, const int32_t* index,
+                     const void* w, long block, int depth, long step, const float* x, float* y,
+                     long ld);
+  // To float: count values.
+  void (*widen)(int dtype, const void* from, long count, float* to);
+  // to[column][row] (step_to) = from[row][column] (step_from), widened.
+  void (*widen_transposed)(int dtype, const void* from, long step_from, int rows, int columns,
+                           float* to, long step_to);
+
+  // c[rows][columns] (+)= sum over m of x[m][row] * dy[m][column]; columns a multiple of 16.
+  void (*outer)(long depth, int rows, int columns, const float* x, long ld_x, const float* dy,
+                long ld_dy, float* c, bool accumulate);
+
+  // One tile of scattered weights: columns in the order given, counts[i] weights each, a
+  // weight's row within the tile in a byte. Panels are tile_vectors * lanes wide.
+  void (*tile_dot)(int columns, const uint8_t* order, const uint16_t* counts, const uint8_t* rows,
+                   const float* values, const float* panel, float* outs);
+  void (*tile_dot_transposed)(int columns, const uint8_t* order, const uint16_t* counts,
+                              const uint8_t* rows, const float* values, const float* panel,
+                              float* outs);
+
+  // Straight from CSC for one panel of `width` rows: 1, 4, 8 or up to 4 times the lanes.
+  // wide_index: int32 rows, else uint16. outs[column][width].
+  void (*csc_panel)(int dtype, bool wide_index, int width, long n0, long n1, const int32_t* indptr,
+                    const void* index, const void* values, const float* panel, float* outs);
+
+  // N:M on few rows of x, columns [n0, n1). A row of x is groups * m long.
+  void (*nm_rows)(int dtype, int n, int m, int rows, long groups, long columns, long n0,
+                  long n1, const void* values, const uint32_t* positions, const float* x, long ld_x,
+                  float* y, long ld_y);
+};
+
+// The best table this processor can run, or the one JAXSPARSE_CPU_ISA names.
+const Kernels& kernels();
+// Why the table asked for by name is not to be had; null when kernels() is as asked.
+const char* isa_error();
+
+extern const Kernels kPortable;
+#if defined(__x86_64__) || defined(__i386__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+}  // namespace jaxsparse

@@ -1,0 +1,64 @@
+// The products, free of XLA: ffi.cc binds them, tests call them directly. Arguments are
+// already checked (shapes, dtypes, pointers' ends); what is said to return a message
+// returns null when all is well.
+#pragma once
+
+#include "kernels.h"
+#include "panels.h"
+
+namespace jaxsparse {
+
+struct BlockWeights {
+  long k, n;   // the logical shape; edge blocks reach beyond it
+  int bk, bn;  // bn a multiple of 16
+  int dtype;
+  const void* values;     // (nnz, bk, bn)
+  const int32_t* indptr;  // (ceil(n / bn) + 1,)
+  const int32_t* indices;
+  long nnz;  // stored; those from indptr's end on are room to spare
+
+  long block_rows() const { return (k + bk - 1) / bk; }
+  long block_columns() const { return (n + bn - 1) / bn; }
+};
+
+struct CscWeights {
+  long k, n;
+  int dtype;
+  const void* values;
+  const int32_t* indptr;  // (n + 1,)
+  const void* indices;    // uint16, or int32 where wide_index
+  bool wide_index;
+  long nnz;  // as for blocks
+};
+
+struct NmWeights {
+  long k, n_columns;
+  int n, m;  // m = 2, 4, 8 or 16
+  int dtype;
+  const void* values;         // (groups * n, columns)
+  const uint32_t* positions;  // (ceil(groups * n / per_word), columns)
+
+  long groups() const { return (k + m - 1) / m; }
+  int bits() const { return m <= 2 ? 1 : m <= 4 ? 2 : m <= 8 ? 3 : 4; }
+  int per_word() const { return 32 / bits(); }
+};
+
+// First fault in pointers or indices, so that no product reads outside its arrays.
+const char* check_pointers(const int32_t* indptr, long count, long nnz);
+const char* check_indices(const BlockWeights& w);
+
+void block_dot(Pool& pool, const Matrix& x, const BlockWeights& w, float* y);
+void block_dot_transposed(Pool& pool, const Matrix& dy, const BlockWeights& w, float* dx);
+void block_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWeights& w,
+                   float* out);
+
+const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y);
+const char* csc_dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx);
+const char* csc_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const CscWeights& w,
+                        float* out);
+
+void nm_dot(Pool& pool, const Matrix& x, const NmWeights& w, float* y);
+void nm_dot_transposed(Pool& pool, const Matrix& dy, const NmWeights& w, float* dx);
+void nm_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const NmWeights& w, float* out);
+
+}  // namespace jaxsparse

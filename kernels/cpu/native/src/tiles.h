@@ -1,0 +1,67 @@
+// Scattered weights (CSC, N:M) cut into tiles of tile_rows x kTileColumns, the form in
+// which the tile kernels read them. Tiles are made on the fly, a chunk of columns at a
+// time, and serve every panel of the batch.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "products.h"
+
+namespace jaxsparse {
+
+// A tile's rows: few, so that a panel's share of them fits the first cache; more where
+// weights are rare and a column's turn would be over too soon. A multiple of every m.
+constexpr int kMostTileRows = 256;
+constexpr int kTileColumns = 64;
+
+struct Tile {
+  uint8_t order[kTileColumns];    // columns, fullest first: the inner loop's length repeats
+  uint16_t counts[kTileColumns];  // in that order
+  long begin;                     // of its entries
+};
+
+// Tiles [t0, t1) of up to kTileColumns columns.
+struct Chunk {
+  Tile* tiles;
+  uint8_t* rows;
+  float* values;
+};
+
+inline Chunk chunk_scratch(long tiles, long entries) {
+  return {scratch().get<Tile>(kTile, tiles), scratch().get<uint8_t>(kRows, entries),
+          scratch().get<float>(kWeights, entries)};
+}
+
+// Columns by falling count; equal counts keep their order.
+inline void order_by_count(Tile& tile, const uint16_t* counts, int columns) {
+  int most = 0;
+  for (int c = 0; c < columns; c++) most = std::max<int>(most, counts[c]);
+  uint8_t begins[kMostTileRows + 2] = {};
+  for (int c = 0; c < columns; c++) begins[most - counts[c] + 1]++;
+  for (int i = 1; i <= most; i++) begins[i] += begins[i - 1];
+  for (int c = 0; c < columns; c++) {
+    const int at = begins[most - counts[c]]++;
+    tile.order[at] = (uint8_t)c;
+    tile.counts[at] = counts[c];
+  }
+}
+
+// A kind of scattered weights. `prepare` cuts tiles [t0, t1) of columns [n0, n1) and
+// returns false where an index is out of order or out of range.
+struct Scattered {
+  long k, n;
+  int tile_rows;
+  virtual ~Scattered() = default;
+  virtual bool prepare(long n0, long n1, long t0, long t1, Chunk* chunk) const = 0;
+  // out[entry] = c[row within tile t][column], for the entries of columns [n0, n1).
+  virtual bool sample(long n0, long n1, long t, const float* c, float* out) const = 0;
+  virtual bool empty(long n0, long n1) const = 0;
+  long tiles() const { return (k + tile_rows - 1) / tile_rows; }
+};
+
+bool tiled_dot(Pool& pool, const Matrix& x, const Scattered& w, float* y);
+bool tiled_dot_transposed(Pool& pool, const Matrix& dy, const Scattered& w, float* dx);
+bool tiled_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const Scattered& w, float* out);
+
+}  // namespace jaxsparse

@@ -1,0 +1,243 @@
+"""The reference lowering in jax.lax: every platform, every storage, always right.
+
+    product:  y = x @ W        or, transposed,  y = x @ Wᵀ
+    sampled:  values of xᵀ @ g at the places where W stores something
+
+Both accumulate in float32 at least. Two formulations:
+
+- *gathered*, for large blocks and low densities: one batched product over the
+  blocks kept. Its work is proportional to what is kept.
+- *dense*, otherwise: the weight is spread out for the length of one call and
+  multiplied as usual. Small blocks make poor batched products, and there a
+  dense product is the fastest thing XLA can do.
+
+The sampled product never holds a dense gradient: it works on an eighth of the
+columns at a time, or on one position of the groups of N:M.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxsparse.kernels.layouts import BlockLayout, CSCLayout, Layout, NMLayout
+
+STRIPS = 8
+platforms = None  # every platform
+exportable = True
+
+
+def missing() -> str | None:
+    """The reason why this implementation cannot run here: there is none."""
+    return None
+
+
+def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None:
+    """The reason why this implementation cannot take a call: there is none."""
+    del op, layout, x, values, out_dtype, transpose
+    return None
+
+
+def product(x, values, *index, layout: Layout, transpose: bool, out_dtype):
+    """x (M, K) by W, or x (M, N) by Wᵀ when `transpose`, in `out_dtype`."""
+    compute, accumulate = _dtypes(x, values, out_dtype)
+    x, values = x.astype(compute), values.astype(compute)
+    if _shares_columns(layout):
+        y = _shared_product(x, values, *index, layout=layout, transpose=transpose, to=accumulate)
+    elif isinstance(layout, BlockLayout) and _gathering_pays(layout, x.shape[0]):
+        y = _gathered_product(x, values, *index, layout=layout, transpose=transpose, to=accumulate)
+    else:
+        w = todense(values, *index, layout=layout)
+        y = _dot(x, w, (1, 1 if transpose else 0), accumulate)
+    return y.astype(out_dtype)
+
+
+def sampled(x, g, *index, layout: Layout, out_dtype):
+    """xᵀ @ g for x (M, K) and g (M, N), only where the layout stores values."""
+    compute, accumulate = _dtypes(x, g, out_dtype)
+    x, g = _pad_columns(x.astype(compute), layout.padded[0]), g.astype(compute)
+    if _shares_columns(layout):
+        values = _dot(x[:, _shared_rows(*index, layout)], g, (0, 0), accumulate)
+    elif isinstance(layout, NMLayout):
+        values = _nm_sampled(x, g, *index, layout, accumulate)
+    else:
+        g = _pad_columns(g, layout.padded[1])
+        values = _block_sampled(x, g, *index, _as_blocks(layout), accumulate)
+    return values.reshape(layout.values_shape).astype(out_dtype)
+
+
+def todense(values, *index, layout: Layout):
+    """W of shape (K, N); what is not stored is zero."""
+    if isinstance(layout, NMLayout):
+        dense = _nm_todense(values, positions(*index, layout=layout), layout)
+    else:
+        indptr, rows = index
+        blocks = _as_blocks(layout)
+        dense = jnp.zeros((*blocks.grid, *blocks.block), values.dtype)
+        dense = dense.at[rows, _columns(indptr, blocks)].set(
+            values.reshape(blocks.values_shape), mode="drop"
+        )
+        dense = dense.transpose(0, 2, 1, 3)
+    return dense.reshape(layout.padded)[: layout.shape[0], : layout.shape[1]]
+
+
+# --- blocks, and single weights as blocks of one -------------------------------------------------
+
+
+def _as_blocks(layout: BlockLayout | CSCLayout) -> BlockLayout:
+    return (
+        BlockLayout(layout.shape, (1, 1), layout.nnz) if isinstance(layout, CSCLayout) else layout
+    )
+
+
+def _columns(indptr, layout: BlockLayout):
+    """The block column of every stored block; the number of columns for spare room."""
+    starts = jnp.zeros(layout.nnz + 1, jnp.int32).at[indptr[1:]].add(1)
+    return jnp.cumsum(starts)[:-1]
+
+
+def _gathering_pays(layout: BlockLayout, batch: int) -> bool:
+    (k, n), (bk, bn) = layout.shape, layout.block
+    few = 8 * layout.stored <= k * n
+    small = batch * layout.nnz * (bk + bn) <= 4 * k * n
+    return min(bk, bn) >= 32 and few and small
+
+
+def _gathered_product(x, values, indptr, rows, *, layout, transpose, to):
+    cols = _columns(indptr, layout)
+    source, target = (cols, rows) if transpose else (rows, cols)
+    from_axis, to_axis = (1, 0) if transpose else (0, 1)
+    x = _pad_columns(x, layout.padded[from_axis])
+    x = x.reshape(x.shape[0], -1, layout.block[from_axis]).swapaxes(0, 1)
+    x = x.at[source].get(mode="fill", fill_value=0)
+    y = lax.dot_general(
+        x, values, (((2,), (1 + from_axis,)), ((0,), (0,))), preferred_element_type=to
+    )
+    y = jax.ops.segment_sum(y, target, layout.grid[to_axis], indices_are_sorted=not transpose)
+    return y.swapaxes(0, 1).reshape(y.shape[1], -1)[:, : layout.shape[to_axis]]
+
+
+def _block_sampled(x, g, indptr, rows, layout, to):
+    (down, across), (bk, bn) = layout.grid, layout.block
+    batch = x.shape[0]
+    cols = _columns(indptr, layout)
+    stored = (cols < across)[:, None, None]
+    if _gathering_pays(layout, batch):
+        x = x.reshape(batch, down, bk).swapaxes(0, 1)[rows]
+        g = g.reshape(batch, across, bn).swapaxes(0, 1)[jnp.minimum(cols, across - 1)]
+        values = lax.dot_general(x, g, (((1,), (1,)), ((0,), (0,))), preferred_element_type=to)
+        return jnp.where(stored, values, 0)
+
+    width = -(-across // STRIPS)
+    strips = -(-across // width)
+    g = jnp.pad(g, ((0, 0), (0, (strips * width - across) * bn)))
+    g = g.reshape(batch, strips, width * bn).swapaxes(0, 1)
+
+    def strip(values, inputs):
+        number, g = inputs
+        dense = _dot(x, g, (0, 0), to).reshape(down, bk, width, bn).swapaxes(1, 2)
+        local = cols - number * width
+        inside = (local >= 0) & (local < width)
+        found = dense[rows, jnp.clip(local, 0, width - 1)]
+        return jnp.where(inside[:, None, None], found, values), None
+
+    zeros = _like(jnp.zeros(layout.values_shape, to), x, g, rows)
+    values, _ = lax.scan(strip, zeros, (jnp.arange(strips, dtype=jnp.int32), g))
+    return jnp.where(stored, values, 0)
+
+
+# --- n of every m --------------------------------------------------------------------------------
+
+
+def positions(words, *, layout: NMLayout):
+    """Unpacks the words: (R, N) positions within their group, R rows of values."""
+    found = _unpack(words, layout)
+    if layout.columns > 1:
+        found = jnp.repeat(found, layout.columns, axis=1)[:, : layout.shape[1]]
+    return found
+
+
+def pack_positions(found, *, layout: NMLayout):
+    """Packs positions of shape (R, ceil(N / columns)) into words."""
+    words, across = layout.index_shapes[0]
+    found = jnp.pad(found, ((0, words * layout.per_word - found.shape[0]), (0, 0)))
+    found = found.reshape(words, layout.per_word, across).astype(jnp.uint32)
+    return jnp.sum(found << _shifts(layout), axis=1, dtype=jnp.uint32)
+
+
+def _unpack(words, layout):
+    found = (words[:, None] >> _shifts(layout)) & (2**layout.bits - 1)
+    found = found.reshape(-1, words.shape[1])[: layout.values_shape[0]]
+    return found.astype(jnp.int32)
+
+
+def _shifts(layout):
+    return (jnp.arange(layout.per_word, dtype=jnp.uint32) * layout.bits)[:, None]
+
+
+def _groups(array, layout):
+    return array.reshape(-1, layout.n, layout.shape[1])
+
+
+def _nm_todense(values, found, layout):
+    values, found = _groups(values, layout), _groups(found, layout)
+    place = jnp.arange(layout.m, dtype=jnp.int32)[:, None]
+    dense = jnp.zeros((values.shape[0], layout.m, layout.shape[1]), values.dtype)
+    for i in range(layout.n):
+        # Selected, not summed: -0.0 and NaN come back as they were stored.
+        dense = jnp.where(found[:, i, None] == place, values[:, i, None], dense)
+    return dense
+
+
+def _nm_sampled(x, g, words, layout, to):
+    found = _groups(positions(words, layout=layout), layout)
+    x = x.reshape(x.shape[0], -1, layout.m)
+
+    def place(values, j):
+        at_j = lax.dynamic_index_in_dim(x, j, 2, keepdims=False)
+        return jnp.where(found == j, _dot(at_j, g, (0, 0), to)[:, None], values), None
+
+    zeros = _like(jnp.zeros(found.shape, to), x, g, words)
+    return lax.scan(place, zeros, jnp.arange(layout.m, dtype=jnp.int32))[0]
+
+
+def _shares_columns(layout):
+    return isinstance(layout, NMLayout) and layout.columns >= layout.shape[1]
+
+
+def _shared_rows(words, layout):
+    group = jnp.arange(layout.values_shape[0], dtype=jnp.int32) // layout.n
+    return group * layout.m + _unpack(words, layout)[:, 0]
+
+
+def _shared_product(x, values, words, *, layout, transpose, to):
+    rows = _shared_rows(words, layout)
+    if not transpose:
+        return _dot(_pad_columns(x, layout.padded[0])[:, rows], values, (1, 0), to)
+    y = _dot(x, values, (1, 1), to)
+    spread = _like(jnp.zeros((x.shape[0], layout.padded[0]), to), y, words)
+    return spread.at[:, rows].set(y)[:, : layout.shape[0]]
+
+
+# --- for all of them ------------------------------------------------------------------------------
+
+
+def _pad_columns(x, width):
+    return jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) if x.shape[1] != width else x
+
+
+def _dot(a, b, axes, to):
+    return lax.dot_general(a, b, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=to)
+
+
+def _dtypes(a, b, out_dtype):
+    """What the factors are cast to, and what their products are summed in."""
+    floating = [v.dtype for v in (a, b) if jnp.issubdtype(v.dtype, jnp.floating)]
+    compute = functools.reduce(jnp.promote_types, floating)
+    return compute, jnp.promote_types(jnp.promote_types(compute, out_dtype), jnp.float32)
+
+
+def _like(zeros, *arrays):
+    """Zeros that vary over the same manual axes of a mesh as `arrays` do."""
+    varying = frozenset().union(*(jax.typeof(a).manual_axis_type.varying for a in arrays))
+    return lax.pcast(zeros, tuple(varying), to="varying") if varying else zeros

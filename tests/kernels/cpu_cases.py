@@ -1,0 +1,163 @@
+"""Weights in every storage of the native kernels, made with numpy alone."""
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+from jaxsparse.kernels import cpu
+
+DTYPES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "int8": np.int8}
+TOLERANCE = {"f32": 1e-5, "bf16": 1e-2, "int8": 1e-5}
+
+
+@dataclasses.dataclass
+class Case:
+    """A packed weight, the same weight dense, and how to call the kernels."""
+
+    storage: str
+    dense: np.ndarray  # (K, N) float64: what the stored values say, scales and all
+    values: np.ndarray
+    index: tuple[np.ndarray, ...]
+    scales: np.ndarray | None
+    options: dict  # of the products
+    sampled_options: dict
+
+    def dot(self, x):
+        product = getattr(cpu, f"{self.storage}_dot")
+        return product(x, self.values, *self.index, scales=self.scales, **self.options)
+
+    def dot_transposed(self, dy):
+        product = getattr(cpu, f"{self.storage}_dot_transposed")
+        return product(dy, self.values, *self.index, scales=self.scales, **self.options)
+
+    def sampled(self, x, dy):
+        product = getattr(cpu, f"{self.storage}_sampled")
+        return product(x, dy, *self.index, scales=self.scales, **self.sampled_options)
+
+    def pick(self, full):
+        """The entries of a (K, N) matrix where this weight stores values; 0 beyond the edge."""
+        raise NotImplementedError
+
+
+def stored(rng, shape, dtype, columns):
+    """Values of a dtype, and the scale of every column for int8."""
+    if dtype == "int8":
+        scales = rng.uniform(0.01, 0.1, columns).astype(np.float32)
+        return rng.integers(-127, 128, shape).astype(np.int8), scales
+    return rng.standard_normal(shape).astype(DTYPES[dtype]), None
+
+
+class BlockCase(Case):
+    def pick(self, full):
+        indptr, rows = self.index
+        _, bk, bn = self.values.shape
+        grid = -(-full.shape[0] // bk) * bk, (len(indptr) - 1) * bn
+        padded = np.zeros(grid)
+        padded[: full.shape[0], : full.shape[1]] = full
+        out = np.zeros(self.values.shape)
+        for j in range(len(indptr) - 1):
+            for e in range(indptr[j], indptr[j + 1]):
+                i = rows[e]
+                out[e] = padded[i * bk : (i + 1) * bk, j * bn : (j + 1) * bn]
+        return out
+
+
+def block_case(rng, shape, block, density, dtype="f32", spare=0):
+    """Blocks kept at random; `spare` entries beyond indptr's end."""
+    (k, n), (bk, bn) = shape, block
+    down, across = -(-k // bk), -(-n // bn)
+    columns, rows = np.nonzero(rng.random((across, down)) < density)
+    counts = np.bincount(columns, minlength=across)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    values, scales = stored(rng, (len(rows) + spare, bk, bn), dtype, n)
+    values[len(rows) :] = 0
+    indices = np.concatenate([rows, np.zeros(spare, int)]).astype(np.int32)
+    dense = np.zeros((down * bk, across * bn))
+    for e, (i, j) in enumerate(zip(rows, columns, strict=True)):
+        dense[i * bk : (i + 1) * bk, j * bn : (j + 1) * bn] = values[e].astype(np.float64)
+    dense = dense[:k, :n] * (1 if scales is None else scales)
+    options = {"shape": shape}
+    return BlockCase("block", dense, values, (indptr, indices), scales, options, {"block": block})
+
+
+class CscCase(Case):
+    def pick(self, full):
+        indptr, rows = self.index
+        columns = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        out = np.zeros(self.values.shape)
+        out[: len(columns)] = full[rows[: len(columns)], columns]
+        return out
+
+
+def csc_case(rng, shape, density, dtype="f32", index_dtype=np.uint16, spare=0):
+    k, n = shape
+    columns, rows = np.nonzero(rng.random((n, k)) < density)
+    counts = np.bincount(columns, minlength=n)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    values, scales = stored(rng, (len(rows) + spare,), dtype, n)
+    values[len(rows) :] = 0
+    dense = np.zeros((k, n))
+    dense[rows, columns] = values[: len(rows)].astype(np.float64)
+    dense *= 1 if scales is None else scales
+    indices = np.concatenate([rows, np.zeros(spare, int)]).astype(index_dtype)
+    return CscCase("csc", dense, values, (indptr, indices), scales, {"shape": shape}, {})
+
+
+class NmCase(Case):
+    def pick(self, full):
+        n, m = self.options["n"], self.options["m"]
+        rows = self.values.shape[0]
+        padded = np.zeros((rows // n * m, full.shape[1]))
+        padded[: full.shape[0]] = full
+        at = positions_of(self.index[0], m, rows) + m * (np.arange(rows) // n)[:, None]
+        return np.take_along_axis(padded, at, 0)
+
+
+def positions_of(words, m, rows):
+    bits, per_word = cpu.nm_bits(m)
+    r = np.arange(rows)
+    return ((words[r // per_word] >> (bits * (r % per_word))[:, None]) & (2**bits - 1)).astype(int)
+
+
+def pack_positions(at, m):
+    bits, per_word = cpu.nm_bits(m)
+    words = np.zeros((-(-len(at) // per_word), at.shape[1]), np.uint32)
+    for r, row in enumerate(at):
+        words[r // per_word] |= row.astype(np.uint32) << np.uint32(bits * (r % per_word))
+    return words
+
+
+def nm_case(rng, shape, n, m, dtype="f32"):
+    k, columns = shape
+    groups = -(-k // m)
+    at = np.argsort(rng.random((groups, m, columns)), axis=1)[:, :n].reshape(groups * n, columns)
+    values, scales = stored(rng, at.shape, dtype, columns)
+    dense = np.zeros((groups * m, columns))
+    rows = at + m * (np.arange(groups * n) // n)[:, None]
+    np.put_along_axis(dense, rows, values.astype(np.float64), 0)
+    dense = dense[:k] * (1 if scales is None else scales)
+    options = {"n": n, "m": m}
+    index = (pack_positions(at, m),)
+    return NmCase("nm", dense, values, index, scales, options | {"shape": shape}, options)
+
+
+def relative_error(got, expected):
+    """max |got - expected| over max |expected|."""
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    assert got.shape == expected.shape
+    if got.size == 0:
+        return 0.0
+    return np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-30)
+
+
+def check_all(case, rng, batch, tolerance):
+    """The three products against float64."""
+    k, n = case.dense.shape
+    x = rng.standard_normal((batch, k)).astype(np.float32)
+    dy = rng.standard_normal((batch, n)).astype(np.float32)
+    x64, dy64 = x.astype(np.float64), dy.astype(np.float64)
+    assert relative_error(case.dot(x), x64 @ case.dense) < tolerance
+    assert relative_error(case.dot_transposed(dy), dy64 @ case.dense.T) < tolerance
+    scales = 1 if case.scales is None else case.scales
+    expected = case.pick((x64.T @ dy64) * scales)
+    assert relative_error(case.sampled(x, dy), expected) < tolerance

@@ -1,0 +1,83 @@
+"""Indices given by hand: an error which names the entry, and never a crash."""
+
+import numpy as np
+import pytest
+from cpu_cases import block_case, csc_case, nm_case
+from jaxsparse.kernels import cpu
+
+needs_library = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
+
+
+def test_good_indices_pass():
+    rng = np.random.default_rng(0)
+    for density in (0.0, 0.3, 1.0):
+        case = block_case(rng, (100, 70), (4, 16), density, spare=2)
+        cpu.validate_block(*case.index, block=(4, 16), shape=(100, 70))
+        cpu.validate_csc(*csc_case(rng, (100, 70), density, spare=2).index, shape=(100, 70))
+    cpu.validate_nm(*nm_case(rng, (100, 70), 2, 4).index, n=2, m=4, shape=(100, 70))
+
+
+@pytest.mark.parametrize(
+    ("indptr", "rows", "message"),
+    [
+        ([0, 1], [0], "shape"),
+        ([0, 2, 1], [0, 1], "falls in between"),
+        ([1, 1, 2], [0, 1], "from 1"),
+        ([0, 1, 3], [0, 1], "at most 2"),
+        ([0, 1, 2], [0, 4], "row 4 of entry 1"),
+        ([0, 1, 2], [-1, 0], "row -1 of entry 0"),
+        ([0, 0, 2], [2, 1], "entries 0 and 1"),
+        ([0, 2, 2], [1, 1], "ascend"),
+    ],
+)
+def test_faults_are_named(indptr, rows, message):
+    with pytest.raises(ValueError, match=message):
+        cpu.validate_csc(np.array(indptr), np.array(rows), shape=(4, 2))
+    with pytest.raises(ValueError, match=message):
+        cpu.validate_block(np.array(indptr), np.array(rows), block=(8, 16), shape=(32, 32))
+
+
+def test_positions_of_another_shape():
+    with pytest.raises(ValueError, match=r"\(1, 4\)"):
+        cpu.validate_nm(np.zeros((2, 4), np.uint32), n=2, m=4, shape=(16, 4))
+
+
+def refused(product, *arguments, **options):
+    with pytest.raises(Exception, match="jaxsparse cpu kernel"):
+        np.asarray(product(*arguments, **options))
+
+
+@needs_library
+@pytest.mark.parametrize("batch", [1, 40, 200])
+def test_the_library_refuses_what_it_cannot_read(batch):
+    rng = np.random.default_rng(1)
+    x, dy = (rng.standard_normal((batch, size)).astype(np.float32) for size in (64, 32))
+    shape = {"shape": (64, 32)}
+    case = block_case(rng, (64, 32), (16, 16), 1.0)
+    indptr, rows = case.index
+    for wrong in (rows + 1, rows - 1, rows + 2**30):
+        wrong = wrong.astype(np.int32)
+        refused(cpu.block_dot, x, case.values, indptr, wrong, **shape)
+        refused(cpu.block_dot_transposed, dy, case.values, indptr, wrong, **shape)
+        refused(cpu.block_sampled, x, dy, indptr, wrong, block=(16, 16))
+    for wrong in (indptr + 1, indptr[::-1], indptr[:-1]):
+        refused(cpu.block_dot, x, case.values, wrong, rows, **shape)
+    refused(cpu.block_dot, x, case.values[:, :, :8], indptr, rows, **shape)
+
+    case = csc_case(rng, (64, 32), 0.5, index_dtype=np.int32)
+    indptr, rows = case.index
+    wild = rows.copy()
+    wild[5] = 2**30
+    refused(cpu.csc_dot, x, case.values, indptr, wild, **shape)
+    refused(cpu.csc_dot, x, case.values, indptr, rows - 2**20, **shape)
+    refused(cpu.csc_dot, x, case.values, indptr[:-1], rows, **shape)
+    # Out of order is an error or another result, but nothing is read out of bounds.
+    for product, first in ((cpu.csc_dot, x), (cpu.csc_dot_transposed, dy)):
+        try:
+            assert np.asarray(product(first, case.values, indptr, rows[::-1], **shape)).size
+        except Exception as error:
+            assert "jaxsparse cpu kernel" in str(error)
+
+    case = nm_case(rng, (64, 32), 2, 4)
+    refused(cpu.nm_dot, x, case.values, case.index[0][1:], n=2, m=4, **shape)
+    refused(cpu.nm_dot, x, case.values, case.index[0], n=1, m=4, **shape)

@@ -1,0 +1,295 @@
+"""One battery over storage, implementation, dtype, shape and direction."""
+
+import functools
+import importlib.util
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from jaxsparse import kernels
+from jaxsparse.arrays import BlockSparse
+from jaxsparse.sparse_dot import matrix_product, sampled_product, sparse_dot
+from tests.packed_cases import (
+    BY_NAME,
+    IMPLEMENTATIONS,
+    STORAGES,
+    assert_close,
+    draw,
+    draw_x,
+)
+
+DTYPES = ["float32", "bfloat16", "float16", "int8"]
+CALLS = [
+    pytest.param(storage, implementation, id=f"{storage.name}-{implementation}")
+    for implementation in IMPLEMENTATIONS
+    for storage in STORAGES
+]
+every_storage = pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.name)
+every_call = pytest.mark.parametrize(("storage", "implementation"), CALLS)
+
+
+@pytest.fixture
+def devices():
+    return jax.devices()[:2]
+
+
+def named_or_skip(implementation, *args, **kwargs):
+    """The call with a named implementation, or a skip where it says it does not take it."""
+    try:
+        return functools.partial(*args, **kwargs, implementation=implementation)()
+    except ValueError as error:
+        if "cannot compute" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+shapes = st.tuples(st.integers(0, 40), st.integers(1, 300), st.integers(1, 300))
+
+
+@every_call
+@given(shape=shapes, density=st.sampled_from([0, 0.05, 0.5, 1]), dtype=st.sampled_from(DTYPES))
+@example(shape=(1, 1, 1), density=1, dtype="float32")
+@example(shape=(7, 300, 299), density=0.02, dtype="float32")
+@settings(
+    max_examples=3,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+def test_every_direction_agrees_with_float64(storage, implementation, shape, density, dtype):
+    rows, k, n = shape
+    packed, dense = draw(storage, k, n, density, dtype=dtype)
+    x, g = draw_x(rows, k, dtype=dtype), draw_x(rows, n, seed=2, dtype=dtype)
+    x64, g64 = np.asarray(x, np.float64), np.asarray(g, np.float64)
+    try:
+        y = matrix_product(x, packed, implementation=implementation)
+    except ValueError as error:
+        assert "cannot compute this product" in str(error)
+        return
+    assert y.dtype == x.dtype
+    assert_close(y, x64 @ dense, dtype, scale=(np.abs(x64) @ np.abs(dense)).max(initial=0))
+    dx = matrix_product(g, packed, transpose=True, implementation=implementation)
+    assert_close(dx, g64 @ dense.T, dtype, scale=(np.abs(g64) @ np.abs(dense).T).max(initial=0))
+    values = sampled_product(x, g, packed, implementation=implementation)
+    kept = np.asarray(packed.replace(values=jnp.ones_like(values), scales=None).todense()) != 0
+    found = packed.replace(values=values, scales=None).todense()
+    scale = (np.abs(x64).T @ np.abs(g64)).max(initial=0)
+    assert_close(found, np.where(kept, x64.T @ g64, 0), dtype, scale)
+
+
+def loss(x, values, packed, implementation):
+    y = sparse_dot(x, packed.with_values(values), implementation=implementation)
+    return jnp.sum(jnp.sin(y))
+
+
+def dense_loss(x, w):
+    return jnp.sum(jnp.sin(jnp.dot(x, w, precision="highest")))
+
+
+def gather(packed, dense):
+    """The values of a dense matrix at the places of `packed`."""
+    values = packed.values
+    numbers = jnp.arange(1, values.size + 1, dtype=jnp.int32).reshape(values.shape)
+    place = np.asarray(packed.with_values(numbers).todense())
+    flat = np.zeros(values.size)
+    flat[place[place > 0] - 1] = np.asarray(dense)[place > 0]
+    return flat.reshape(values.shape)
+
+
+@every_call
+def test_gradients_forward_mode_and_second_order(storage, implementation):
+    packed, dense = draw(storage, 70, 45, 0.4)
+    x, w = draw_x(6, 70), jnp.asarray(dense, jnp.float32)
+    f = functools.partial(loss, packed=packed, implementation=implementation)
+    named_or_skip(implementation, sparse_dot, x, packed)
+
+    dx, dvalues = jax.jit(jax.grad(f, (0, 1)))(x, packed.values)
+    expected_dx, expected_dw = jax.grad(dense_loss, (0, 1))(x, w)
+    assert_close(dx, expected_dx)
+    assert_close(dvalues, gather(packed, expected_dw))
+
+    tx, tv = draw_x(6, 70, seed=5), jax.random.normal(jax.random.key(0), packed.values.shape)
+    tv = jnp.asarray(gather(packed, packed.with_values(tv).todense()), jnp.float32)
+    tw = packed.with_values(tv).todense()
+    primal, tangent = jax.jvp(f, (x, packed.values), (tx, tv))
+    expected, expected_tangent = jax.jvp(dense_loss, (x, w), (tx, tw))
+    np.testing.assert_allclose(primal, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tangent, expected_tangent, rtol=1e-4, atol=1e-3)
+
+    _, (hx, hv) = jax.jvp(jax.grad(f, (0, 1)), (x, packed.values), (tx, tv))
+    _, (expected_hx, expected_hw) = jax.jvp(jax.grad(dense_loss, (0, 1)), (x, w), (tx, tw))
+    assert_close(hx / 10, expected_hx / 10)
+    assert_close(hv / 10, gather(packed, expected_hw) / 10)
+    # Reverse over reverse: the sampled product's own transpose.
+    twice = jax.grad(lambda v: jnp.sum(jax.grad(f, 1)(x, v) * tv))(packed.values)
+    expected_twice = jax.grad(lambda w: jnp.sum(jax.grad(dense_loss, 1)(x, w) * tw))(w)
+    assert_close(twice, gather(packed, expected_twice))
+
+
+@every_call
+def test_vmap_scan_remat(storage, implementation):
+    packed, _ = draw(storage, 33, 20, 0.4)
+    named_or_skip(implementation, sparse_dot, draw_x(2, 33), packed)
+
+    def dot(x, v):
+        return sparse_dot(x, packed.with_values(v), implementation=implementation)
+
+    xs = jnp.stack([draw_x(4, 33, seed=i) for i in range(3)])
+    vs = jnp.stack([packed.values * scale for scale in (1, 2, 3)])
+    both = jnp.stack([dot(x, v) for x, v in zip(xs, vs, strict=True)])
+    assert_close(jax.vmap(dot)(xs, vs), both)
+    assert_close(jax.vmap(dot, (0, None))(xs, vs[0]), jnp.stack([dot(x, vs[0]) for x in xs]))
+    assert_close(jax.vmap(dot, (None, 0))(xs[0], vs), jnp.stack([dot(xs[0], v) for v in vs]))
+    assert_close(jax.vmap(dot, (1, None), 1)(xs, vs[0]), dot(xs, vs[0]))
+    assert_close(jax.lax.scan(lambda c, xv: (c, dot(*xv)), 0, (xs, vs))[1], both)
+    plain = jax.grad(lambda v: jnp.sum(dot(xs, v) ** 2))(vs[0])
+    assert_close(jax.grad(jax.remat(lambda v: jnp.sum(dot(xs, v) ** 2)))(vs[0]), plain)
+    per_example = jax.vmap(jax.grad(lambda v, x: jnp.sum(dot(x, v) ** 2)), (None, 0))(vs[0], xs)
+    assert_close(jnp.sum(per_example, 0), plain)
+
+
+@every_call
+def test_a_new_mask_with_as_many_entries_recompiles_nothing(storage, implementation, caplog):
+    if storage.name.startswith("block"):
+        first, second = (draw(storage, 96, 80, 0.5, seed=s)[0] for s in (0, 0))
+        moved = np.array(second.rows)  # the same number of blocks, elsewhere
+        moved[: int(second.indptr[1])] = np.arange(int(second.indptr[1]))
+        second = second.replace(rows=jnp.asarray(moved))
+    else:
+        first, second = (draw(storage, 96, 80, 1, seed=s)[0] for s in (0, 1))
+    x = draw_x(5, 96)
+    named_or_skip(implementation, sparse_dot, x, first)
+    step = jax.jit(jax.grad(lambda x, p: jnp.sum(sparse_dot(x, p) ** 2)), static_argnums=())
+    step(x, first), sparse_dot(x, first, implementation=implementation)
+    with caplog.at_level(logging.WARNING, "jax"), jax.log_compiles():
+        step(x, second), sparse_dot(x, second, implementation=implementation)
+    assert "ompil" not in caplog.text
+
+
+@every_storage
+def test_a_gradient_is_never_dense(storage):
+    packed, _ = draw(storage, 1024, 1024, 0.1)
+    x = draw_x(8, 1024)
+    dense_bytes = packed.size * 4
+
+    def backward(x, g, packed):
+        return sampled_product(x, g, packed, implementation="xla")
+
+    memory = jax.jit(backward).lower(x, x, packed).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < dense_bytes
+
+
+@every_storage
+def test_shard_map_over_the_batch_and_over_outputs(storage, devices):
+    mesh = jax.make_mesh((len(devices),), ("d",), (AxisType.Auto,), devices=devices)
+    packed, dense = draw(storage, 64, 48, 0.5)
+    x = draw_x(8, 64)
+    f = jax.shard_map(
+        lambda x, p: sparse_dot(x, p), mesh=mesh, in_specs=(P("d"), P()), out_specs=P("d")
+    )
+    assert_close(jax.jit(f)(x, packed), np.asarray(x) @ dense)
+    grad = jax.jit(jax.grad(lambda v: jnp.sum(f(x, packed.with_values(v)) ** 2)))(packed.values)
+    expected = 2 * np.asarray(x).T @ (np.asarray(x) @ dense)
+    assert_close(grad, gather(packed, expected))
+    # One shard of the outputs on every device: kernels stacked along the sharded axis.
+    shards = [draw(storage, 64, 48, 1, seed=0) for s in range(len(devices))]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *[s[0] for s in shards])
+    g = jax.shard_map(
+        lambda x, p: sparse_dot(x, jax.tree.map(lambda a: a[0], p)),
+        mesh=mesh,
+        in_specs=(P(), P("d")),
+        out_specs=P(None, "d"),
+    )
+    together = np.concatenate([s[1] for s in shards], 1)
+    assert_close(jax.jit(g)(x, stacked), np.asarray(x) @ together)
+
+
+@every_storage
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_sharded_x_under_jit(storage, devices, kind):
+    mesh = jax.make_mesh((len(devices),), ("d",), (kind,), devices=devices)
+    packed, dense = draw(storage, 64, 48, 0.5)
+    x = jax.device_put(draw_x(8, 64), jax.NamedSharding(mesh, P("d")))
+    assert_close(jax.jit(sparse_dot)(x, packed), np.asarray(x) @ dense)
+
+
+@every_storage
+def test_export_to_every_platform_from_this_one(storage):
+    packed, dense = draw(storage, 64, 48, 0.5)
+    x = draw_x(8, 64)
+    step = jax.jit(jax.value_and_grad(lambda x, p: jnp.sum(sparse_dot(x, p) ** 2)))
+    exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(x, packed)
+    if importlib.util.find_spec("flatbuffers"):  # jax needs it to write what it exported
+        exported = jax.export.deserialize(exported.serialize())
+    value, dx = exported.call(x, packed)
+    np.testing.assert_allclose(value, np.sum((np.asarray(x) @ dense) ** 2), rtol=1e-5)
+    assert_close(dx, 2 * np.asarray(x) @ dense @ dense.T)
+
+
+@every_call
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_what_is_not_finite_in_a_kept_entry_reaches_its_outputs(storage, implementation, poison):
+    packed, dense = draw(storage, 64, 48, 1)
+    row, column = np.argwhere(dense)[len(np.argwhere(dense)) // 2]
+    values = jnp.where(packed.values == np.float32(dense[row, column]), poison, packed.values)
+    x = jnp.abs(draw_x(4, 64)) + 1
+    y = named_or_skip(implementation, sparse_dot, x, packed.with_values(values))
+    assert not np.isfinite(y[:, column]).any()
+    assert np.isfinite(np.delete(np.asarray(y), column, 1)).all()
+
+
+def test_a_named_implementation_that_cannot_run_says_why():
+    packed, _ = draw(BY_NAME["block4x16"], 64, 48, 0.5)
+    with pytest.raises(ValueError, match=r"'mkl' is not one of .*xla"):
+        sparse_dot(draw_x(2, 64), packed, implementation="mkl")
+    assert set(kernels.implementations()) >= {"cpu", "xla"}
+    for name, state in kernels.implementations().items():
+        if state != "available":
+            with pytest.raises(ValueError, match="cannot be used"):
+                sparse_dot(draw_x(2, 64), packed, implementation=name)
+
+
+def test_calls_that_make_no_sense():
+    packed, _ = draw(BY_NAME["block4x16"], 64, 48, 0.5)
+    with pytest.raises(TypeError, match="not by"):
+        sparse_dot(draw_x(2, 64), packed.values)
+    with pytest.raises(ValueError, match=r"\(2, 63\) does not end in \(64,\)"):
+        sparse_dot(draw_x(2, 63), packed)
+    with pytest.raises(TypeError, match="floating"):
+        sparse_dot(jnp.ones((2, 64), jnp.int32), packed)
+    stacked = jax.tree.map(lambda a: jnp.stack([a, a]), packed)
+    with pytest.raises(ValueError, match="vmap"):
+        sparse_dot(draw_x(2, 64), stacked)
+
+
+def test_result_types():
+    packed, _ = draw(BY_NAME["block4x16"], 64, 48, 0.5)
+    half = packed.with_values(packed.values.astype(jnp.bfloat16))
+    assert sparse_dot(draw_x(2, 64), half).dtype == jnp.float32
+    assert sparse_dot(draw_x(2, 64, dtype="bfloat16"), half).dtype == jnp.bfloat16
+    assert (
+        sparse_dot(draw_x(2, 64), packed, preferred_element_type=jnp.bfloat16).dtype == jnp.bfloat16
+    )
+    grads = jax.grad(lambda x, v: jnp.sum(sparse_dot(x, half.with_values(v))), (0, 1))(
+        draw_x(2, 64), half.values
+    )
+    assert [g.dtype for g in grads] == [jnp.float32, jnp.bfloat16]
+
+
+def test_x_without_batch_and_with_many_axes():
+    packed, dense = draw(BY_NAME["2of4"], 64, 48, 0.5)
+    x = draw_x(6, 64)
+    assert_close(sparse_dot(x[0], packed), np.asarray(x)[0] @ dense)
+    assert_close(sparse_dot(x.reshape(2, 3, 64), packed), (np.asarray(x) @ dense).reshape(2, 3, 48))
+
+
+def test_indices_out_of_range_never_reach_a_kernel():
+    with pytest.raises(ValueError, match=r"rows\[1\] = 9 is outside the 2 rows"):
+        BlockSparse(jnp.ones((2, 4, 16)), jnp.array([0, 2]), jnp.array([0, 9]), (4, 16), (8, 16))
