@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+import jaxsparse as js
+
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#c05621", "#a0aec0"
 
 
@@ -57,8 +59,7 @@ def mask_pictures(masks: Mapping[str, np.ndarray], limit: int = 12) -> Figure:
     """One picture per mask: dark where a weight is kept, the input axis downwards.
 
     Args:
-      masks: path -> mask; more than two axes are folded into rows, the last axis
-        stays columns.
+      masks: path -> mask; the axes before the last are folded into rows.
       limit: the first so many are shown.
     """
     shown = list(masks.items())[:limit]
@@ -67,9 +68,9 @@ def mask_pictures(masks: Mapping[str, np.ndarray], limit: int = 12) -> Figure:
     figure = Figure(figsize=(2.6 * columns, 2.4 * rows), layout="constrained")
     for index, (path, mask) in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, columns, index)
-        picture = np.asarray(mask).reshape(-1, mask.shape[-1])
-        axes.imshow(picture, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        axes.set_title(f"{path}\n{picture.shape[0]} x {picture.shape[1]}", fontsize=7)
+        picture = js.mask_picture(mask)
+        axes.imshow(picture, "gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
+        axes.set_title(f"{path}\n{' x '.join(map(str, mask.shape))}", fontsize=7)
         axes.set_xticks([])
         axes.set_yticks([])
     return figure

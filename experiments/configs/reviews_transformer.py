@@ -8,8 +8,8 @@ from experiments.configs import base
 
 def get_config():
     config = base.get_config()
-    config.steps = 900
-    config.batch_size = 128
+    config.steps = 600
+    config.batch_size = 64
     config.data.name = "reviews"
     config.data.label = "recommended"
     config.data.length = 64
@@ -22,7 +22,7 @@ def get_config():
         (r"layers_\d+/attention/(query|key|value|out)/kernel", "2:4"),
     )
     config.recipe.name = "magnitude"
-    config.recipe.begin = 300
-    config.recipe.end = 600
-    config.eval_every = 150
+    config.recipe.begin = 250
+    config.recipe.end = 450
+    config.eval_every = 200
     return config
