@@ -14,5 +14,5 @@ def get_config():
     config.recipe.name = "group_lasso"
     config.recipe.begin = 800
     config.recipe.end = 1600
-    config.recipe.alpha = 0.1
+    config.recipe.alpha = 0.45
     return config
