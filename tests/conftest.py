@@ -23,3 +23,29 @@ def strict_promotion():
     """Mixing dtypes by accident fails; optax itself needs the standard rules."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+# Batteries whose cases each compile programs of their own: of these the fast part
+# takes every n-th case, the full suite all.
+SAMPLED = {
+    "test_arrays.py": 10,
+    "test_cpu.py": 10,
+    "test_interop.py": 6,
+    "test_nn.py": 6,
+    "test_patterns.py": 4,
+    "test_pruning.py": 4,
+    "test_recipes.py": 5,
+    "test_selection.py": 4,
+    "test_sparse_dot.py": 16,
+    "test_sparsify.py": 10,
+}
+
+
+def pytest_collection_modifyitems(items):
+    seen = dict.fromkeys(SAMPLED, 0)
+    for item in items:
+        name = item.path.name
+        if name in SAMPLED:
+            if seen[name] % SAMPLED[name]:
+                item.add_marker(pytest.mark.slow)
+            seen[name] += 1

@@ -92,7 +92,8 @@ def test_training_keeps_the_promises(score, pattern, regrowth):
     assert jax.tree.map(lambda leaf: leaf.dtype, params) == dtypes
 
 
-@pytest.mark.parametrize("score,pattern,regrowth", EVERY)
+@pytest.mark.slow
+@pytest.mark.parametrize("score,pattern,regrowth", ALL)
 def test_init_needs_shapes_only(score, pattern, regrowth):
     params = small_params()
     tx = transform_for(score, pattern, regrowth)
