@@ -1,18 +1,19 @@
 """Loading, checking and comparing configs."""
 
-import importlib.util
 import json
 import pathlib
+import runpy
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from experiments.configs import base
 from experiments.registry import near_misses
 
+# An ml_collections.ConfigDict. Its keys differ by config: to a type checker, anything.
+Config = Any
 
-def load(path: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+
+def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """The config of a file, with some keys changed.
 
     Args:
@@ -25,24 +26,21 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     if not pathlib.Path(path).is_file():
         siblings = [str(file) for file in pathlib.Path(path).parent.glob("*.py")]
         raise ValueError(f"no such config: {path!r}{near_misses(path, siblings)}")
-    spec = importlib.util.spec_from_file_location("config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = runpy.run_path(path)["get_config"]()
     for key, value in (overrides or {}).items():
         check_key(config, key)
         config.update_from_flattened_dict({key: value})
     return check(config)
 
 
-def check_key(config: ConfigDict, key: str) -> None:
+def check_key(config: Config, key: str) -> None:
     """Raises a ValueError with near misses unless the dotted ``key`` exists."""
     known = [name for name, _ in flatten(config.to_dict(), groups=True)]
     if key not in known:
         raise ValueError(f"unknown config key {key!r}{near_misses(key, known)}")
 
 
-def check(config: ConfigDict) -> ConfigDict:
+def check(config: Config) -> Config:
     """Returns ``config``; raises where a top-level key is unknown or missing.
 
     The keys below ``data``, ``model``, ``optimizer`` and ``recipe`` are options of
@@ -71,7 +69,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "", groups: bool = False) -> 
             yield prefix + key, value
 
 
-def to_json(config: ConfigDict) -> dict[str, Any]:
+def to_json(config: Config) -> dict[str, Any]:
     """The config as plain JSON values; tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 import jaxsparse as js
 from experiments import data, models, optimizers, recipes, rules, tasks
+from experiments.config import Config
 
 _EVAL_BATCH = 1024
 
@@ -44,7 +44,7 @@ class Experiment:
       sparsity: state -> fraction of zeros in the pruned leaves.
     """
 
-    config: ConfigDict
+    config: Config
     dataset: data.Dataset
     batches: data.Batches
     recipe: recipes.Recipe
@@ -75,7 +75,7 @@ class Experiment:
         return {f"test_{name}": value for name, value in found.items()}
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(config: Config) -> Experiment:
     """Makes data, model, recipe and the compiled functions of a checked config.
 
     Raises:
@@ -151,7 +151,7 @@ def build(config: ConfigDict) -> Experiment:
     )
 
 
-def _optimizer(config: ConfigDict, restarts):
+def _optimizer(config: Config, restarts):
     """The optimizer of a config, and its learning rate with these restarts."""
     options = config.learning_rate.to_dict()
     restarts = tuple(restarts) if options.pop("restart") else ()

@@ -70,7 +70,7 @@ class Recipe(NamedTuple):
     """
 
     tx: optax.GradientTransformationExtraArgs
-    learning_rate: optax.Schedule
+    learning_rate: Callable[[int], Any]
     masks: Callable[[Any], Masks] = js.masks
     dense_until: int = 0
     wants_masks: bool = False

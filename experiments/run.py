@@ -18,7 +18,7 @@ from experiments import summary, train
 from experiments.data.download import DownloadError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="the config's Python file")
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "delete the run in the folder first")
 
 
@@ -55,9 +55,8 @@ def main(argv: list[str]) -> None:
     logging.getLogger("experiments").setLevel(logging.INFO)
     if len(argv) > 1:
         sys.exit(f"error: unexpected arguments {argv[1:]}")
-    for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
-            sys.exit(f"error: --{flag.name} is missing")
+    if _CONFIG.value is None:
+        sys.exit("error: --config is missing")
     try:
         report = train.run(_CONFIG.value, _WORKDIR.value, overwrite=_OVERWRITE.value)
     except (ValueError, KeyError, DownloadError) as error:

@@ -38,8 +38,8 @@ def write(
     params = js.mask_params(state.params, masks) if masks else state.params
     weights = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
     masks = {path: np.asarray(mask) for path, mask in masks.items()}
-    np.savez(folder / "weights.npz", **weights)
-    np.savez(folder / "masks.npz", **masks)
+    np.savez(folder / "weights.npz", allow_pickle=False, **weights)
+    np.savez(folder / "masks.npz", allow_pickle=False, **masks)
     sparse = {"rules": experiment.rules, "targets": experiment.targets} if masks else {}
     table = js.report(params, masks, **sparse)
     report = _report(experiment, history, table)
@@ -96,7 +96,7 @@ def _report(
     }
 
 
-def _metrics(history: Sequence[Mapping[str, float]], step: int) -> dict[str, float | None]:
+def _metrics(history: Sequence[Mapping[str, float]], step: float) -> dict[str, float | None]:
     """Held-out metrics of the record at a step; null where not finite, as JSON wants."""
     record = next(r for r in history if r["step"] == step)
     return {

@@ -16,7 +16,7 @@ from absl import app, flags
 
 from experiments import claims, workdir
 
-_CLAIM = flags.DEFINE_string("claim", None, f"which one: {', '.join(claims.CLAIMS)}")
+_CLAIM = flags.DEFINE_string("claim", None, f"which one: {', '.join(claims.CLAIMS)}", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "how many seeds, from 0")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "folder of the runs")
 _RESULTS = flags.DEFINE_string("results", "experiments/results", "folder of the outcome")
@@ -38,5 +38,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("claim")
     app.run(main)

@@ -57,7 +57,7 @@ def evaluate(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, f
       binary task; rmse and mae for a regression. AUC is NaN where the labels hold
       one class only.
     """
-    found = {"loss": float(loss_fn(task)(jnp.asarray(outputs, jnp.float32), labels))}
+    found = {"loss": float(loss_fn(task)(jnp.asarray(outputs, jnp.float32), jnp.asarray(labels)))}
     outputs = np.asarray(outputs, np.float64)
     if task == "classification":
         found["accuracy"] = float(np.mean(outputs.argmax(axis=-1) == labels))

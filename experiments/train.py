@@ -6,7 +6,6 @@ import pathlib
 import time
 
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import jaxsparse as js
@@ -18,7 +17,7 @@ from experiments.metrics import MetricWriter
 _LOG = logging.getLogger(__name__)
 
 
-def run(config: ConfigDict, path: str, overwrite: bool = False, html: bool = True) -> dict:
+def run(config: configs.Config, path: str, overwrite: bool = False, html: bool = True) -> dict:
     """Trains a config in a folder, or goes on where a killed run stopped.
 
     Args:

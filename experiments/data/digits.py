@@ -28,8 +28,8 @@ def digits(path: str = "", test_fraction: float = 0.2) -> Dataset:
     if path:
         rows, source = _read(pathlib.Path(path)), path
     else:
-        bunch = datasets.load_digits()
-        rows = np.column_stack([bunch.data, bunch.target])
+        pixels, labels = datasets.load_digits(return_X_y=True)
+        rows = np.column_stack([pixels, labels])
         source = "handwritten digits of scikit-learn"
     images = (rows[:, :64] / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
     train, test = hold_out(Split(images, rows[:, 64].astype(np.int32)), test_fraction, seed=0)

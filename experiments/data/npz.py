@@ -1,6 +1,7 @@
 """A user's own arrays."""
 
 import pathlib
+import typing
 
 import numpy as np
 
@@ -65,10 +66,10 @@ def npz(path: str, task: str = "", test_fraction: float = 0.2) -> Dataset:
 def _task(task: str, labels: np.ndarray) -> Task:
     if not task:
         return "classification" if np.issubdtype(labels.dtype, np.integer) else "regression"
-    known = Task.__args__
-    if task not in known:
-        raise ValueError(f"unknown task {task!r}{near_misses(task, known)}")
-    return task
+    for known in typing.get_args(Task):
+        if task == known:
+            return known
+    raise ValueError(f"unknown task {task!r}{near_misses(task, typing.get_args(Task))}")
 
 
 def _split(path: str, arrays: dict[str, np.ndarray], part: str, task: Task) -> Split:

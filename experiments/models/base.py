@@ -75,7 +75,7 @@ def from_linen(module: linen.Module, example: Any) -> Model:
         variables = dict(module.init(key, example, train=False))
         return variables.pop("params"), variables
 
-    def apply(params, extra, inputs, key):
+    def apply(params, extra, inputs, key) -> Any:
         variables = {"params": params, **extra}
         if key is None:
             return module.apply(variables, inputs, train=False), extra
