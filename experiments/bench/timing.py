@@ -19,13 +19,17 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 def interleave(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Returns seconds of every run in every round; each round runs all of them in turn.
 
-    A run must end in finished arrays. One round that is not counted comes first.
+    A run must end in finished arrays. One round that is not counted comes first, and
+    each round begins one run later than the last, so that none has the same neighbour's
+    leavings in the caches every time.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs)
     for counted in range(-1, rounds):
-        for name, run in runs.items():
+        order.append(order.pop(0))
+        for name in order:
             start = time.perf_counter()
-            jax.block_until_ready(run())
+            jax.block_until_ready(runs[name]())
             if counted >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds

@@ -4,7 +4,8 @@ A transformer of 20 million parameters, one AdamW step on 1,024 tokens, dense an
 with the transforms, interleaved in one process. Printed are medians of ratios to
 the dense step of the same round: between mask updates, and on a step that
 chooses masks, with the selection of this library and with a full sort of every
-leaf, the way of JaxPruner.
+leaf, the way of JaxPruner. "dense, again" is the dense step a second time: how far
+its ratio is from 1 is the noise of the others.
 """
 
 import argparse
@@ -150,22 +151,26 @@ def main() -> None:
     """Measures, prints the table, writes results/transforms.json."""
     began = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=30)
     rounds = parser.parse_args().rounds
     tokens = jax.random.randint(jax.random.key(1), (BATCH, LENGTH), 0, VOCABULARY)
     dense = optax.adamw(1e-3)
     between, updating = js.one_shot(NEVER), js.constant()
-    runs = {"dense": Run(dense, dense_step(dense), tokens)}
+    runs = {name: Run(dense, dense_step(dense), tokens) for name in ("dense", "dense, again")}
     for name, pattern in PATTERNS.items():
         for form, tx in transforms(pattern, between).items():
             runs[f"{name}, {form}, between updates"] = Run(tx, sparse_step(tx), tokens)
         tx = transforms(pattern, updating)["pruned"]
         runs[f"{name}, pruned, mask update"] = Run(tx, sparse_step(tx), tokens)
     tx = transforms(js.Unstructured(), between)["chain"]
-    runs["unstructured, mask update by full sort"] = Run(tx, sort_step(tx), tokens)
+    sorting = {
+        "dense": runs["dense"],
+        "unstructured, mask update by full sort": Run(tx, sort_step(tx), tokens),
+    }
 
     seconds = interleave(runs, rounds)
     relative = ratios(seconds, "dense")
+    relative |= ratios(interleave(sorting, max(3, rounds // 5)), "dense")
     result = {
         "command": f"python -m experiments.bench.transforms --rounds {rounds}",
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(runs["dense"].params)),
