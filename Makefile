@@ -22,7 +22,7 @@ bench: $(READY)  ## what the transforms cost on this machine
 
 lint: $(READY)
 	$(BIN)/python -m pip install -q -e '.[dev]'
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxsparse needs Python 3.11 or later, this is " + sys.version)'

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.export
 import numpy as np
+from jax.core import Tracer
 
 from jaxsparse import indices
 from jaxsparse.kernels import xla
@@ -36,15 +37,15 @@ Tree = Any
 class Packed:
     """What the packed weights have in common. Construct one of the subclasses."""
 
-    values: jax.Array | None
-    scales: jax.Array | None
+    values: Any  # None in a structure
+    scales: Any  # None unless quantized
     view: View
     array_names: ClassVar[tuple[str, ...]]
 
     def __post_init__(self):
         if not isinstance(self.view, View):
             object.__setattr__(self, "view", View(tuple(self.view), (), (0,), (1,)))
-        if not any(isinstance(array, jax.core.Tracer) for array in self._children()):
+        if not any(isinstance(array, Tracer) for array in self._children()):
             self._check()
 
     def _children(self):
@@ -71,6 +72,10 @@ class Packed:
         flat = [np.asarray(a).reshape(stack, *a.shape[len(batch) :]) for a in self.index]
         for arrays in zip(*flat, strict=True):
             self._check_index(*arrays)
+
+    def _check_index(self, *arrays: np.ndarray) -> None:
+        """Raises unless these index arrays of one kernel are in range and in order."""
+        raise NotImplementedError
 
     @property
     def index(self) -> tuple[jax.Array, ...]:
@@ -134,7 +139,10 @@ class Packed:
     @property
     def dtype(self):
         """The dtype of the dense weight: that of the scales for quantized values."""
-        return (self.values if self.scales is None else self.scales).dtype
+        holder = self.values if self.scales is None else self.scales
+        if holder is None:
+            raise ValueError("a structure has no values, so no dtype; with_values completes it.")
+        return holder.dtype
 
     @property
     def density(self) -> float:

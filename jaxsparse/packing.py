@@ -1,11 +1,12 @@
 """From masked weights to packed ones, and back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from jaxsparse import indices
@@ -76,9 +77,9 @@ def pack(
     return pack_view(weight, pattern, mask, view, dtype=dtype, columns=columns)
 
 
-def unpack(packed: Packed) -> Array:
+def unpack(packed: Packed | Array) -> Array:
     """The dense weight of a packed one; anything else is returned as it is."""
-    return packed.todense() if is_packed(packed) else packed
+    return packed.todense() if isinstance(packed, Packed) else packed
 
 
 def unpack_params(params: Tree) -> Tree:
@@ -139,7 +140,7 @@ def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Pa
         )
     kept = np.asarray(weight != 0 if mask is None else mask).astype(bool)
     # Only a traced weight needs JAX; the host packs without compiling anything.
-    xp = jnp if isinstance(weight, jax.core.Tracer) else np
+    xp = jnp if isinstance(weight, Tracer) else np
     matrix, kept = _matrix(xp.asarray(weight), view), _matrix(kept, view)
     matrix = xp.where(kept, matrix, xp.zeros((), matrix.dtype))
     batch, slice_view = matrix.shape[:-2], _slice_view(view)
@@ -150,10 +151,8 @@ def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Pa
         scales = scales.reshape(*batch, -1)
     elif dtype is not None:
         flat = flat.astype(dtype)
-    store = _storage(pattern, view, columns)
-    arrays, static = store(flat, kept, xp)
+    kind, arrays, static = _store(pattern, view, columns, flat, kept, xp)
     arrays = {name: jnp.asarray(a).reshape(*batch, *a.shape[1:]) for name, a in arrays.items()}
-    kind = {"block": BlockSparse, "n": NMSparse}.get(next(iter(static), None), CSC)
     return kind(**arrays, **static, view=slice_view, scales=scales)
 
 
@@ -172,15 +171,15 @@ def _slice_view(view: View) -> View:
     )
 
 
-def _storage(pattern, view, columns):
+def _store(pattern, view, columns, *operands) -> tuple[Callable[..., Packed], dict, dict]:
     if isinstance(pattern, Block):
-        return lambda *a: _blocks(*a, (pattern.rows, pattern.columns))
+        return _blocks(*operands, block=(pattern.rows, pattern.columns))
     if isinstance(pattern, NM):
-        return lambda *a: _groups(*a, pattern.n, pattern.m, columns)
+        return _groups(*operands, n=pattern.n, m=pattern.m, columns=columns)
     if isinstance(pattern, Channel) and pattern.axis % len(view.shape) in view.inputs:
-        return lambda *a: _blocks(*a, (1, 16))
+        return _blocks(*operands, block=(1, 16))
     if isinstance(pattern, Channel | Unstructured):
-        return _singles
+        return _singles(*operands)
     raise TypeError(f"{pattern!r} is not a pattern that a weight can be packed by.")
 
 
@@ -193,8 +192,8 @@ def _quantize(flat, dtype, xp):
     return xp.clip(rounded, -largest, largest).astype(dtype), scales
 
 
-def _blocks(flat, kept, xp, block):
-    (bk, bn), (k, n) = block, flat.shape[1:]
+def _blocks(flat, kept, xp, *, block):
+    (bk, bn), (_, k, n) = block, flat.shape
     padding = (0, 0), (0, -k % bk), (0, -n % bn)
     grid = -(-k // bk), -(-n // bn)
 
@@ -203,17 +202,17 @@ def _blocks(flat, kept, xp, block):
         return array.transpose(0, 1, 3, 2, 4)
 
     kept = tiles(kept, np.pad).any((3, 4))
-    return _columns(tiles(flat, xp.pad), kept, xp, {"block": block})
+    return BlockSparse, _columns(tiles(flat, xp.pad), kept, xp), {"block": block}
 
 
 def _singles(flat, kept, xp):
-    arrays, static = _columns(flat, kept, xp, {})
+    arrays = _columns(flat, kept, xp)
     if flat.shape[1] <= SHORT_ROWS:
         arrays["rows"] = arrays["rows"].astype(np.uint16)
-    return arrays, static
+    return CSC, arrays, {}
 
 
-def _columns(tiles, kept, xp, static):
+def _columns(tiles, kept, xp) -> dict[str, Any]:
     # Slices of a stack keep different numbers; the largest makes room for all.
     # A weight that keeps nothing has room for one: orbax stores no empty array.
     room = max(1, *(int(k.sum()) for k in kept))
@@ -225,17 +224,17 @@ def _columns(tiles, kept, xp, static):
     values = tiles[stack, rows, np.where(spare, 0, columns)]
     spare = spare.reshape(*spare.shape, *[1] * (values.ndim - 2))
     values = xp.where(spare, xp.zeros((), values.dtype), values)
-    return {"values": values, "indptr": indptr, "rows": rows}, static
+    return {"values": values, "indptr": indptr, "rows": rows}
 
 
-def _groups(flat, kept, xp, n, m, columns):
-    (batch, k, width) = flat.shape
+def _groups(flat, kept, xp, *, n, m, columns):
+    batch, k, width = flat.shape
     flat = xp.pad(flat, ((0, 0), (0, -k % m), (0, 0)))
     kept = np.pad(kept, ((0, 0), (0, -k % m), (0, -width % columns)))
-    shared = kept.reshape(*kept.shape[:2], -1, columns).any(axis=3)
-    counts = shared.reshape(batch, -1, m, shared.shape[2]).sum(axis=2)
+    shared: np.ndarray = kept.reshape(*kept.shape[:2], -1, columns).any(axis=3)
+    counts: np.ndarray = shared.reshape(batch, -1, m, shared.shape[2]).sum(axis=2)
     if (counts > n).any():
-        stack, group, column = np.argwhere(counts > n)[0]
+        stack, group, column = (int(axis[0]) for axis in np.nonzero(counts > n))
         sharing = f" shared by {columns} columns" if columns > 1 else ""
         raise ValueError(
             f"group {group} (inputs {group * m} to {group * m + m - 1}) of column "
@@ -250,4 +249,4 @@ def _groups(flat, kept, xp, n, m, columns):
     rows = wide + (np.arange(wide.shape[1]) // n * m)[:, None]
     values = xp.take_along_axis(flat, rows, axis=1)
     static = {"n": n, "m": m, "columns": columns}
-    return {"values": values, "positions": words}, static
+    return NMSparse, {"values": values, "positions": words}, static

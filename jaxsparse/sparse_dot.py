@@ -25,7 +25,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import ManualAxisType, PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
-from jaxsparse import kernels
+import jaxsparse.kernels as kernels
 from jaxsparse.arrays import Packed
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

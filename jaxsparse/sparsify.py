@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsparse import jaxprs, kernels
+import jaxsparse.kernels as kernels
+from jaxsparse import jaxprs
 from jaxsparse.arrays import is_packed
 from jaxsparse.standins import StandIn
 

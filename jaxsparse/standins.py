@@ -135,7 +135,7 @@ class StandIn:
         """`broadcast_in_dim` where it only adds axes of size 1."""
         if math.prod(shape) != math.prod(self.shape):
             return None
-        axes = [()] * len(shape)
+        axes: list[tuple[Factor, ...]] = [()] * len(shape)
         for place, axis in zip(places, self.axes, strict=True):
             axes[place] = axis
         return self._seen(axes=tuple(axes))
@@ -223,17 +223,16 @@ def take_outputs(packed: Packed, ids: jax.Array) -> jax.Array:
         if isinstance(packed, CSC):
             layout = BlockLayout(layout.shape, (1, 1), layout.nnz)
         (down, _), (bk, bn) = layout.grid, layout.block
-        values = packed.values.reshape(layout.values_shape)
+        (indptr, rows), values = packed.index, packed.values.reshape(layout.values_shape)
 
         def one(i):
             column = i // bn
-            stored = packed.indptr[column] + jnp.arange(down, dtype=jnp.int32)
-            last = packed.indptr[column + 1]
-            rows = jnp.where(
-                stored < last, packed.rows.at[stored].get(mode="fill", fill_value=0), down
-            )
+            stored = indptr[column] + jnp.arange(down, dtype=jnp.int32)
+            last = indptr[column + 1]
+            row = rows.at[stored].get(mode="fill", fill_value=0)
+            row = jnp.where(stored < last, row, down)
             entries = values.at[stored, :, i % bn].get(mode="fill", fill_value=0)
-            return jnp.zeros((down, bk), values.dtype).at[rows].set(entries, mode="drop")
+            return jnp.zeros((down, bk), values.dtype).at[row].set(entries, mode="drop")
 
         found = jax.vmap(one)(flat).reshape(flat.size, -1)[:, : layout.shape[0]]
     if packed.scales is not None:

@@ -18,12 +18,13 @@ for the sampled product `values` is g.
 
 import functools
 import importlib
+from typing import Any
 
 _PREFERENCE = {"cpu": "jaxsparse.kernels.native", "xla": "jaxsparse.kernels.xla"}
 
 
 @functools.cache
-def load(name: str):
+def load(name: str) -> tuple[Any, str | None]:
     """The implementation called `name`, and why it cannot be used (or None)."""
     try:
         module = importlib.import_module(_PREFERENCE[name])

@@ -57,12 +57,12 @@ def sampled(x, g, *index, layout: Layout, out_dtype):
     compute, accumulate = _dtypes(x, g, out_dtype)
     x, g = _pad_columns(x.astype(compute), layout.padded[0]), g.astype(compute)
     if _shares_columns(layout):
-        values = _dot(x[:, _shared_rows(*index, layout)], g, (0, 0), accumulate)
+        values = _dot(x[:, _shared_rows(*index, layout=layout)], g, (0, 0), accumulate)
     elif isinstance(layout, NMLayout):
-        values = _nm_sampled(x, g, *index, layout, accumulate)
+        values = _nm_sampled(x, g, *index, layout=layout, to=accumulate)
     else:
         g = _pad_columns(g, layout.padded[1])
-        values = _block_sampled(x, g, *index, _as_blocks(layout), accumulate)
+        values = _block_sampled(x, g, *index, layout=_as_blocks(layout), to=accumulate)
     return values.reshape(layout.values_shape).astype(out_dtype)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from jaxsparse.nn.structures import gather_values, normal_values, random_structure
@@ -67,6 +68,6 @@ class SparseDense(linen.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        x, kernel, bias = linen.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = sparse_dot(x, structure.with_values(kernel), implementation=self.implementation)
         return y if bias is None else y + bias

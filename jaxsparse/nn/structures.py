@@ -84,6 +84,6 @@ def gather_values(structure: Packed, dense: Float[Array, "K N"]) -> Float[Array,
         return jnp.take_along_axis(dense, rows, axis=0)
     bk, bn = getattr(structure, "block", (1, 1))
     tiles = dense.reshape(padded_k // bk, bk, padded_n // bn, bn).swapaxes(1, 2)
-    ends = structure.indptr[1:]
-    columns = jnp.searchsorted(ends, jnp.arange(layout.nnz, dtype=jnp.int32), side="right")
-    return tiles[structure.rows, columns].reshape(layout.values_shape)
+    indptr, rows = structure.index
+    columns = jnp.searchsorted(indptr[1:], jnp.arange(layout.nnz, dtype=jnp.int32), side="right")
+    return tiles[rows, columns].reshape(layout.values_shape)

@@ -171,7 +171,7 @@ def _with_layers(model, packed):
         shape = old.in_features, old.out_features
         options = {"dtype": old.dtype, "param_dtype": old.param_dtype, "rngs": nnx.Rngs(0)}
         new = SparseLinear(*shape, weight, use_bias=old.bias is not None, **options)
-        if old.bias is not None:
+        if old.bias is not None and new.bias is not None:
             new.bias[...] = old.bias[...]
         if not where:
             return new

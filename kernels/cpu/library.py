@@ -50,10 +50,10 @@ def _version_reason(library: ctypes.CDLL) -> str | None:
     if not header.exists():
         return None
     text = header.read_text()
-    found = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
-    if None in found:
+    defined = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", text))
+    if len(defined) < 2:
         return None
-    running = tuple(int(match[1]) for match in found)
+    running = int(defined["MAJOR"]), int(defined["MINOR"])
     if running[0] == built[0] and running[1] >= built[1]:
         return None
     return (
