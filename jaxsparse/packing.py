@@ -231,8 +231,8 @@ def _groups(flat, kept, xp, *, n, m, columns):
     batch, k, width = flat.shape
     flat = xp.pad(flat, ((0, 0), (0, -k % m), (0, 0)))
     kept = np.pad(kept, ((0, 0), (0, -k % m), (0, -width % columns)))
-    shared: np.ndarray = kept.reshape(*kept.shape[:2], -1, columns).any(axis=3)
-    counts: np.ndarray = shared.reshape(batch, -1, m, shared.shape[2]).sum(axis=2)
+    shared: Any = kept.reshape(*kept.shape[:2], -1, columns).any(axis=3)
+    counts: Any = shared.reshape(batch, -1, m, shared.shape[2]).sum(axis=2)
     if (counts > n).any():
         stack, group, column = (int(axis[0]) for axis in np.nonzero(counts > n))
         sharing = f" shared by {columns} columns" if columns > 1 else ""
