@@ -40,6 +40,7 @@ class Experiment:
       init: () -> the state before step 0.
       step: (state, inputs, labels, step) -> (state, {name: scalar}); the state that
         goes in is consumed.
+      forward: (params, extra, inputs) -> outputs in evaluation mode, not jitted.
       predict: (state, inputs) -> outputs of the masked model in evaluation mode.
       sparsity: state -> fraction of zeros in the pruned leaves.
     """
@@ -53,6 +54,7 @@ class Experiment:
     targets: dict[str, float]
     init: Callable[[], TrainState]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    forward: Callable[[Any, Any, Any], jax.Array]
     predict: Callable[[TrainState, Any], jax.Array]
     sparsity: Callable[[TrainState], jax.Array]
 
@@ -126,9 +128,12 @@ def build(config: Config) -> Experiment:
         measured = {"loss": value, progress_name: progress_of(outputs, labels)}
         return TrainState(params, extra, opt_state), measured
 
+    def forward(params, extra, inputs):
+        return model.apply(params, extra, inputs, None)[0]
+
     @jax.jit
     def predict(state: TrainState, inputs):
-        return model.apply(masked(state), state.extra, inputs, None)[0]
+        return forward(masked(state), state.extra, inputs)
 
     @jax.jit
     def sparsity(state: TrainState):
@@ -146,6 +151,7 @@ def build(config: Config) -> Experiment:
         targets=targets if recipe.has_target else {},
         init=init,
         step=step,
+        forward=forward,
         predict=predict,
         sparsity=sparsity,
     )

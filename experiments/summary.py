@@ -15,7 +15,7 @@ import numpy as np
 
 import jaxsparse as js
 from experiments import config as configs
-from experiments import figures, html, tasks, workdir
+from experiments import figures, html, latency, tasks, workdir
 from experiments.experiment import Experiment, TrainState
 from jaxsparse.trees import leaves_by_path
 
@@ -32,7 +32,8 @@ def write(
     The report holds ``dense_<metric>`` at the step before the first mask and
     ``sparse_<metric>`` at the end, on the held-out split (dense ones only where the
     recipe has a dense phase), ``sparsity`` of the pruned leaves, ``total_sparsity``
-    of all, bytes, ``seconds``, and a record per leaf.
+    of all, bytes, ``seconds``, a record per leaf and, of a masked model, what
+    ``latency.measure`` finds.
     """
     masks = experiment.masks(state)
     params = js.mask_params(state.params, masks) if masks else state.params
@@ -43,6 +44,8 @@ def write(
     sparse = {"rules": experiment.rules, "targets": experiment.targets} if masks else {}
     table = js.report(params, masks, **sparse)
     report = _report(experiment, history, table)
+    if masks:
+        report |= latency.measure(experiment, state)
     if with_html:
         metric, _ = tasks.HEADLINE[experiment.dataset.task]
         drawn = {
@@ -144,6 +147,11 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
     table.append(["sparsity of the pruned leaves", "0.00%", f"{report['sparsity']:.2%}"])
     table.append(["sparsity of the model", "0.00%", f"{report['total_sparsity']:.2%}"])
     table.append(pair("training step, ms", "{:.2f}".format, "dense_step_ms", "sparse_step_ms"))
+    if "speedup" in report:
+        name = f"{report['latency_examples']} examples, ms"
+        table.append(pair(name, "{:.3f}".format, "dense_ms", "sparse_ms"))
+        table.append(["speed-up, packed against dense", "", f"{report['speedup']:.2f}x"])
+        table.append(["largest difference of an output", "", f"{report['max_abs_difference']:.1e}"])
     table.append(["seconds in all", "", f"{report['seconds']:.1f}"])
     return table
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.nm import NM
+from jaxsparse.packing import pack_view
 from jaxsparse.patterns import Block, Channel, Unstructured
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.trees import Tree, leaves_by_path, near_misses
 from jaxsparse.views import view_of
 
-INDEX_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ def report(
         if path in by_path:
             spec = specs.get(path) or _unstructured(path, leaf.shape)
             mask = np.asarray(by_path[path])
-            kept, stored = int(mask.sum()), min(stored, _stored_bytes(spec, mask, itemsize))
+            kept, stored = int(mask.sum()), int(min(stored, _stored_bytes(spec, mask, leaf.dtype)))
             bad = int(jnp.sum(~jnp.isfinite(leaf) & ~by_path[path]))
             pattern, note = f"{_short(spec)} on {spec.view}", _note(spec, leaf, bad)
         target = (targets or {}).get(path)
@@ -201,22 +201,16 @@ def _unstructured(path: str, shape: tuple[int, ...]) -> LeafSpec:
     return LeafSpec(path, Unstructured(), view_of(path, tuple(shape)), None)
 
 
-def _stored_bytes(spec: LeafSpec, mask: np.ndarray, itemsize: int) -> int:
-    """Values, indices and pointers of the packed array for this pattern."""
-    pattern, view = spec.pattern, spec.view
-    slices, (k, n) = math.prod(view.batch_shape), view.matrix_shape
-    kept = int(mask.sum())
-    if isinstance(pattern, Block):
-        blocks = int(np.asarray(spec.pool(jnp.asarray(mask), "max") > 0).sum())
-        pointers = slices * (spec.group_shape[-1] + 1)
-        values = blocks * pattern.rows * pattern.columns * itemsize
-        return values + INDEX_BYTES * (blocks + pointers)
-    values = slices * -(-k // pattern.m) * pattern.n * n if isinstance(pattern, NM) else 0
-    if isinstance(pattern, NM) and kept <= values:
-        return values * itemsize + -(-values * math.ceil(math.log2(pattern.m)) // 8)
-    if isinstance(pattern, Channel):
-        return kept * itemsize + INDEX_BYTES * (kept // pattern.group_size(view))
-    return kept * (itemsize + INDEX_BYTES) + INDEX_BYTES * slices * (n + 1)
+def _stored_bytes(spec: LeafSpec, mask: np.ndarray, dtype: Any) -> int | float:
+    """Bytes of the packed array, infinite where there is none."""
+    places = np.broadcast_to(np.zeros((), dtype), mask.shape)
+    # An N:M mask may keep more than n of m until its schedule has ended.
+    for pattern in (spec.pattern, Unstructured()):
+        try:
+            return pack_view(places, pattern, mask, spec.view).nbytes
+        except ValueError:
+            continue
+    return math.inf
 
 
 def _short(spec: LeafSpec) -> str:

@@ -68,6 +68,7 @@ def test_the_demo(tmp_path):
         for name in (
             *("dense_accuracy", "sparse_accuracy", "sparsity"),
             *("dense_bytes", "sparse_bytes", "seconds"),
+            *("dense_ms", "sparse_ms", "speedup", "max_abs_difference"),
         )
     }
     assert all(isinstance(value, int | float) for value in measured.values())

@@ -56,6 +56,15 @@ def test_the_report_counts_what_is_stored(finished):
     assert report["seconds"] == records[24]["seconds"] > records[4]["seconds"] > 0
 
 
+def test_the_packed_model_computes_the_same(finished):
+    folder, report = finished
+    assert report["max_abs_difference"] < 1e-5
+    assert report["densified"] == []
+    assert report["latency_examples"] == report["test_examples"]
+    assert report["dense_ms"] > 0 and report["sparse_ms"] > 0 and report["speedup"] > 0
+    assert "speed-up" in summary.as_text(summary.rows(report))
+
+
 def test_the_page_is_self_contained(finished):
     folder, _ = finished
     page = (folder / "report.html").read_text()
