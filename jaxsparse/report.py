@@ -17,7 +17,6 @@ from jaxsparse.trees import Tree, leaves_by_path, near_misses
 from jaxsparse.views import view_of
 
 
-
 @dataclasses.dataclass(frozen=True)
 class LeafReport:
     """One leaf of the model.

@@ -57,7 +57,7 @@ def test_the_report_counts_what_is_stored(finished):
 
 
 def test_the_packed_model_computes_the_same(finished):
-    folder, report = finished
+    _, report = finished
     assert report["max_abs_difference"] < 1e-5
     assert report["densified"] == []
     assert report["latency_examples"] == report["test_examples"]
