@@ -3,13 +3,13 @@
 from jaxsparse import checkpoint, nn
 from jaxsparse.arrays import CSC, BlockSparse, NMSparse, is_packed, merge_packed, split_packed
 from jaxsparse.choosing import compute_masks
-from jaxsparse.distributions import erk, global_, targets, uniform
+from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
 from jaxsparse.kernels import implementations
 from jaxsparse.masking import apply_masks, mask_params
 from jaxsparse.movement import importance_threshold, movement
 from jaxsparse.nm import NM
 from jaxsparse.packing import pack, pack_params, unpack, unpack_params
-from jaxsparse.patterns import Block, Channel, Unstructured
+from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
 from jaxsparse.pruning import PruneState, masks, prune
 from jaxsparse.reference import PrunedState, pruned
 from jaxsparse.regrowth import regrow_gradient, regrow_random, straight_through
@@ -17,6 +17,7 @@ from jaxsparse.regularizers import add_group_lasso, add_l1, prox_group_lasso
 from jaxsparse.report import LeafReport, Report, mask_picture, report
 from jaxsparse.rules import Rule
 from jaxsparse.schedules import (
+    Schedule,
     constant,
     cosine,
     cubic,
@@ -38,6 +39,7 @@ from jaxsparse.scores import (
 from jaxsparse.sparse_dot import sparse_dot
 from jaxsparse.sparsify import sparsify
 from jaxsparse.storage import load_safetensors, save_safetensors
+from jaxsparse.trees import leaves_by_path
 
 __version__ = "0.1.0"
 
@@ -47,12 +49,15 @@ __all__ = [
     "Block",
     "BlockSparse",
     "Channel",
+    "Distribution",
     "LeafReport",
     "NMSparse",
+    "Pattern",
     "PruneState",
     "PrunedState",
     "Report",
     "Rule",
+    "Schedule",
     "Score",
     "ScoreContext",
     "Unstructured",
@@ -73,6 +78,7 @@ __all__ = [
     "importance_threshold",
     "is_packed",
     "iterative",
+    "leaves_by_path",
     "linear",
     "load_safetensors",
     "magnitude",

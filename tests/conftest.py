@@ -29,6 +29,7 @@ def strict_promotion():
 # takes every n-th case, the full suite all.
 SAMPLED = {
     "test_arrays.py": 10,
+    "test_checkpoint.py": 3,
     "test_cpu.py": 10,
     "test_interop.py": 6,
     "test_nn.py": 6,

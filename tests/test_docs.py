@@ -46,7 +46,11 @@ def test_the_top_level_names_are_listed():
     assert public | {"checkpoint", "nn"} == set(js.__all__)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[] if p.name == "README.md" else pytest.mark.slow) for p in PAGES],
+    ids=lambda p: p.name,
+)
 def test_pages_run_from_top_to_bottom(page, tmp_path):
     """The Python blocks of a page are one program, run as a reader would."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)

@@ -192,6 +192,7 @@ def straight_through_reference(params, specs, factor, schedule, steps, loss):
     return params, scores, history
 
 
+@pytest.mark.slow
 def test_equals_autodiff_with_straight_through_scores():
     """To 1e-12 in float64 over 40 steps, masks falling and regrowing."""
     with jax.enable_x64(True):
