@@ -27,6 +27,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 import jaxsparse.kernels as kernels
 from jaxsparse.arrays import Packed
+from jaxsparse.partitioning import by_rows, divisible, lower_with_devices, without_mesh
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -140,7 +141,7 @@ def _product_abstract(x, values, *index, layout, transpose, out_dtype, implement
     source, target = layout.shape[::-1] if transpose else layout.shape
     if x.ndim != 2 or x.shape[1] != source:
         raise ValueError(f"x has shape {x.shape}, the layout {layout} needs (rows, {source}).")
-    return _result(x, (x.shape[0], target), out_dtype, x, values, *index)
+    return _result(x, (x.shape[0], target), out_dtype, x, values, *index, rows=x.sharding.spec[0])
 
 
 def _sampled_abstract(x, g, *index, layout, out_dtype, implementation):
@@ -160,11 +161,11 @@ def _check_operands(layout, values_shape, index):
         )
 
 
-def _result(like, shape, dtype, *operands):
-    """An unsharded result on the mesh of `like`, varying wherever an operand does."""
+def _result(like, shape, dtype, *operands, rows=None):
+    """A result on the mesh of `like`, varying wherever an operand does, sharded by rows only."""
     varying = frozenset().union(*(o.manual_axis_type.varying for o in operands))
     manual = {"manual_axis_type": ManualAxisType(varying=varying)} if varying else {}
-    sharding = like.sharding.update(spec=PartitionSpec(*[None] * len(shape)))
+    sharding = like.sharding.update(spec=PartitionSpec(rows, *[None] * (len(shape) - 1)))
     return like.update(shape=shape, dtype=dtype, sharding=sharding, weak_type=False, **manual)
 
 
@@ -195,7 +196,9 @@ def _register_lowerings(primitive, op):
                 **params,
             )
             function = functools.partial(getattr(module, op), **params)
-            return mlir.lower_fun(function, multiple_results=False)(ctx, *operands)
+            if divisible(ctx):
+                function = by_rows(function, op)
+            return mlir.lower_fun(function, multiple_results=False)(without_mesh(ctx), *operands)
 
         return lower
 
@@ -214,6 +217,7 @@ def _primitive(name, op, abstract):
 
     primitive.def_impl(lambda *args, **params: compiled(tuple(sorted(params.items())))(*args))
     _register_lowerings(primitive, op)
+    lower_with_devices(primitive)
     return primitive
 
 

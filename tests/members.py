@@ -112,6 +112,28 @@ def slopes(params: Any) -> Any:
     return replace_by_path(params, leaves)
 
 
+class CountedJit:
+    """`jax.jit` that counts its traces: a second one is a second compilation.
+
+    JAX's own count of compiled programs is a cache, which may be empty.
+    """
+
+    def __init__(self, function: Any):
+        def counted(*args):
+            self.traces += 1
+            return function(*args)
+
+        self.traces = 0
+        self._jitted = jax.jit(counted)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._jitted(*args)
+
+    def lower(self, *args: Any) -> Any:
+        """As of the jitted function; the trace is shared with the calls."""
+        return self._jitted.lower(*args)
+
+
 def step_of(tx: Any, **extra: Any):
     """One training step, to be jitted."""
 

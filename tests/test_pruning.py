@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from members import PATTERNS, REFUSED, REGROWTHS, rules_for, small_params, step_of
+from members import PATTERNS, REFUSED, REGROWTHS, CountedJit, rules_for, small_params, step_of
 
 import jaxsparse as js
 
@@ -220,7 +220,7 @@ def test_sharded_training(pattern, explicit):
         params = jax.device_put(weight, jax.sharding.NamedSharding(mesh, spec))
         state = jax.jit(tx.init)(params)
 
-        @jax.jit
+        @CountedJit
         def step(params, state):
             grads = jax.tree.map(jnp.sin, js.mask_params(params, js.masks(state)))
             updates, state = tx.update(grads, state, params)
@@ -233,7 +233,7 @@ def test_sharded_training(pattern, explicit):
             assert collective not in text, collective
         for _ in range(6):
             params, state = step(params, state)
-        assert step._cache_size() == 1
+        assert step.traces == 1
         assert params["w"].sharding.spec == spec
     np.testing.assert_array_equal(js.masks(state)["w"], js.masks(reference)["w"])
     np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-5)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from members import CountedJit
 
 import jaxsparse as js
 from jaxsparse import schedules
@@ -102,14 +103,14 @@ def test_given_is_the_sparsity_itself():
 def test_a_float_or_traced_schedule_prunes():
     params = {"w": jnp.arange(1.0, 11.0)}
 
-    @jax.jit
+    @CountedJit
     def kept(sparsity):
         tx = js.prune([js.Rule("w", js.Unstructured())], schedule=sparsity)
         return js.masks(tx.update(params, tx.init(params), params)[1])["w"]
 
     assert kept(jnp.float32(0.3)).tolist() == [False] * 3 + [True] * 7
     assert kept(jnp.float32(0.8)).tolist() == [False] * 8 + [True] * 2
-    assert kept._cache_size() == 1
+    assert kept.traces == 1
     tx = optax.chain(js.prune([js.Rule("w", js.Unstructured())], schedule=0.5))
     assert int(js.masks(tx.update(params, tx.init(params), params)[1])["w"].sum()) == 5
 

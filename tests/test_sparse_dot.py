@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -213,11 +214,27 @@ def test_shard_map_over_the_batch_and_over_outputs(storage, devices):
 
 @every_storage
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_sharded_x_under_jit(storage, devices, kind):
+def test_the_compiler_shards_by_rows(storage, devices, kind):
+    """Forward moves nothing between devices; the gradient adds up once."""
     mesh = jax.make_mesh((len(devices),), ("d",), (kind,), devices=devices)
     packed, dense = draw(storage, 64, 48, 0.5)
     x = jax.device_put(draw_x(8, 64), jax.NamedSharding(mesh, P("d")))
-    assert_close(jax.jit(sparse_dot)(x, packed), np.asarray(x) @ dense)
+
+    def gradients(x, p):
+        return jax.grad(lambda x, v: jnp.sum(sparse_dot(x, p.with_values(v)) ** 2), (0, 1))(
+            x, p.values
+        )
+
+    for function, moves in ((sparse_dot, []), (gradients, ["all-reduce"])):
+        text = jax.jit(function).lower(x, packed).compile().as_text()
+        assert re.findall(r"(all-\w+|collective-permute|reduce-scatter)\(", text) == moves
+    y = jax.jit(sparse_dot)(x, packed)
+    assert y.sharding.spec[0] == "d"
+    assert_close(y, np.asarray(x) @ dense)
+    dx, dvalues = jax.jit(gradients)(x, packed)
+    slope = 2 * np.asarray(x) @ dense
+    assert_close(dx, slope @ dense.T)
+    assert_close(dvalues, gather(packed, np.asarray(x).T @ slope))
 
 
 @every_storage

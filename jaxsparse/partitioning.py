@@ -1,0 +1,94 @@
+"""How a sparse product is divided among devices when the compiler shards a program.
+
+    product: rows of x and of y stay where they are, the weight is replicated
+    sampled: every device sums over its own rows, then all add up (one all-reduce)
+
+Without this, XLA would gather every row on every device before a custom call.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+from jax._src import dispatch
+from jax.core import ShapedArray
+from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
+from jax.extend.core import Primitive
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def divisible(context) -> bool:
+    """Whether a lowering is for a program that the compiler shards over known devices.
+
+    An export is not: it could not hold the callback that divides.
+    """
+    axes = context.module_context.axis_context
+    exporting = context.module_context.lowering_parameters.for_export
+    return not exporting and len(getattr(axes, "device_assignment", None) or ()) > 1
+
+
+def without_mesh(context):
+    """A lowering context whose types name no mesh axis.
+
+    What an implementation computes inside is the compiler's to shard, not typed.
+    """
+    plain = [ShapedArray(aval.shape, aval.dtype) for aval in context.avals_in]
+    return context.replace(avals_in=plain)
+
+
+def lower_with_devices(primitive: Primitive) -> None:
+    """Has JAX lower programs with this primitive only when their devices are known.
+
+    JAX finds `custom_partitioning` by itself in what is traced, but not in what a
+    lowering rule adds, and offers no public name for this. Where a later version
+    has moved the set, such programs run as before, on gathered rows.
+    """
+    getattr(dispatch, "prim_requires_devices_during_lowering", set()).add(primitive)
+
+
+def by_rows(function: Callable[..., jax.Array], op: str) -> Callable[..., jax.Array]:
+    """The same function, each device computing its own rows.
+
+    Args:
+      function: of x (M, K) and the weight's arrays to (M, N) if `op` is "product",
+        of x (M, K), g (M, N) and the index arrays to values if it is "sampled".
+      op: which of the two.
+    """
+    rowed = 1 if op == "product" else 2  # so many operands have rows
+
+    def partition(mesh, operands, result):
+        rows = operands[0].sharding.spec[0] if operands[0].sharding.spec else None
+        names = rows if isinstance(rows, tuple) else () if rows is None else (rows,)
+
+        def local(*shards):
+            found = function(*shards)
+            return lax.psum(found, names) if op == "sampled" and names else found
+
+        def sharding(shape, own_rows):
+            spec = [rows if own_rows else None, *[None] * (len(shape) - 1)]
+            return NamedSharding(mesh, PartitionSpec(*spec[: len(shape)]))
+
+        inputs = tuple(sharding(o.shape, i < rowed) for i, o in enumerate(operands))
+        return mesh, local, sharding(result.shape, op == "product"), inputs
+
+    def rule(mesh, operands, results):
+        del mesh
+        ranks = [len(o.shape) for o in (*operands, *results)]
+        factors = [tuple(f"axis_{i}_{d}" for d in range(rank)) for i, rank in enumerate(ranks)]
+        for i in (*range(rowed), *([len(ranks) - 1] if op == "product" else [])):
+            factors[i] = ("rows", *factors[i][1:])
+        fixed = sorted({f for one in factors for f in one} - {"rows"})
+        reduced = {} if op == "product" else {"reduction_factors": ("rows",)}
+        return SdyShardingRule(
+            tuple(factors[: len(operands)]),
+            tuple(factors[len(operands) :]),
+            need_replication_factors=tuple(fixed),
+            **reduced,
+        )
+
+    def whole(*operands):  # custom_partitioning knows positions only
+        return function(*operands)
+
+    divided = custom_partitioning(whole)
+    divided.def_partition(partition=partition, sharding_rule=rule)
+    return divided
