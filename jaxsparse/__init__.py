@@ -1,13 +1,14 @@
 """A functional sparsity toolkit for JAX and Flax."""
 
 from jaxsparse import checkpoint, nn
-from jaxsparse.arrays import CSC, BlockSparse, NMSparse, is_packed, merge_packed, split_packed
+from jaxsparse.arrays import CSC, BlockSparse, NMSparse
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
 from jaxsparse.kernels import implementations
 from jaxsparse.masking import apply_masks, mask_params
 from jaxsparse.movement import importance_threshold, movement
 from jaxsparse.nm import NM
+from jaxsparse.packed import is_packed, merge_packed, split_packed
 from jaxsparse.packing import pack, pack_params, unpack, unpack_params
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
 from jaxsparse.pruning import PruneState, masks, prune

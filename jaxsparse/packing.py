@@ -10,9 +10,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from jaxsparse import indices
-from jaxsparse.arrays import CSC, BlockSparse, NMSparse, Packed, is_packed
+from jaxsparse.arrays import CSC, BlockSparse, NMSparse
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.nm import NM
+from jaxsparse.packed import Packed, is_packed
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
 from jaxsparse.rules import Rule, check_rules, resolve
 from jaxsparse.trees import leaves_by_path, near_misses, replace_by_path

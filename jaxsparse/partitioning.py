@@ -7,6 +7,7 @@ Without this, XLA would gather every row on every device before a custom call.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
@@ -74,16 +75,16 @@ def by_rows(function: Callable[..., jax.Array], op: str) -> Callable[..., jax.Ar
     def rule(mesh, operands, results):
         del mesh
         ranks = [len(o.shape) for o in (*operands, *results)]
-        factors = [tuple(f"axis_{i}_{d}" for d in range(rank)) for i, rank in enumerate(ranks)]
+        factors: list[Any] = [tuple(f"axis_{i}_{d}" for d in range(rank)) for i, rank in enumerate(ranks)]
         for i in (*range(rowed), *([len(ranks) - 1] if op == "product" else [])):
             factors[i] = ("rows", *factors[i][1:])
         fixed = sorted({f for one in factors for f in one} - {"rows"})
-        reduced = {} if op == "product" else {"reduction_factors": ("rows",)}
+        reduced = () if op == "product" else ("rows",)
         return SdyShardingRule(
             tuple(factors[: len(operands)]),
             tuple(factors[len(operands) :]),
             need_replication_factors=tuple(fixed),
-            **reduced,
+            reduction_factors=reduced,
         )
 
     def whole(*operands):  # custom_partitioning knows positions only

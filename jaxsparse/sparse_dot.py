@@ -26,7 +26,7 @@ from jax.sharding import ManualAxisType, PartitionSpec
 from jaxtyping import Array, DTypeLike, Float
 
 import jaxsparse.kernels as kernels
-from jaxsparse.arrays import Packed
+from jaxsparse.packed import Packed
 from jaxsparse.partitioning import by_rows, divisible, lower_with_devices, without_mesh
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

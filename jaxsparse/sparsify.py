@@ -14,7 +14,7 @@ from jax import lax
 
 import jaxsparse.kernels as kernels
 from jaxsparse import jaxprs
-from jaxsparse.arrays import is_packed
+from jaxsparse.packed import is_packed
 from jaxsparse.standins import StandIn
 
 

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsparse.arrays import CSC, NMSparse, Packed
+from jaxsparse.arrays import CSC, NMSparse
 from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import BlockLayout
+from jaxsparse.packed import Packed
 from jaxsparse.sparse_dot import matrix_product
 
 Factor = tuple[tuple[int, ...], int]  # a name and a size above 1

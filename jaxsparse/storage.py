@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.arrays import CSC, BlockSparse, NMSparse, as_tuples, is_packed
+from jaxsparse.arrays import CSC, BlockSparse, NMSparse
+from jaxsparse.packed import as_tuples, is_packed
 from jaxsparse.views import View
 
 Tree = Any

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse import kernels
-from jaxsparse.arrays import Packed
 from jaxsparse.nm import NM
+from jaxsparse.packed import Packed
 from jaxsparse.packing import pack
 from jaxsparse.patterns import Block, Pattern, Unstructured
 

@@ -9,8 +9,8 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 
-from jaxsparse.arrays import is_packed, merge_packed, split_packed
 from jaxsparse.nm import NM
+from jaxsparse.packed import is_packed, merge_packed, split_packed
 from jaxsparse.packing import pack, pack_params, unpack_params
 from jaxsparse.patterns import Block, Unstructured
 from jaxsparse.rules import Rule

@@ -8,8 +8,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jaxtyping import Array, Float
 
-from jaxsparse.arrays import Packed
 from jaxsparse.nn.structures import gather_values, normal_values, random_structure
+from jaxsparse.packed import Packed
 from jaxsparse.patterns import Pattern
 from jaxsparse.sparse_dot import sparse_dot
 

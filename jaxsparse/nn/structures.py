@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxsparse.arrays import CSC, BlockSparse, NMSparse, Packed
+from jaxsparse.arrays import CSC, BlockSparse, NMSparse
 from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.nm import NM
+from jaxsparse.packed import Packed
 from jaxsparse.packing import SHORT_ROWS
 from jaxsparse.patterns import Block, Pattern, Unstructured
 from jaxsparse.views import View

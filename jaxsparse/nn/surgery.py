@@ -9,10 +9,10 @@ import jax
 from flax import nnx
 
 from jaxsparse import scores
-from jaxsparse.arrays import is_packed
 from jaxsparse.choosing import compute_masks
 from jaxsparse.nn.nnx import SparseLinear
 from jaxsparse.nn.structures import normal_values
+from jaxsparse.packed import is_packed
 from jaxsparse.packing import pack_params
 from jaxsparse.rules import Rule, check_rules, resolve
 from jaxsparse.trees import leaves_by_path, near_misses, replace_by_path

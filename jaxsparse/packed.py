@@ -1,0 +1,270 @@
+"""What packed weights have in common, and trees of them.
+
+A packed weight is a pytree of `values`, of `scales` where they are quantized, and of
+the index arrays that say where the values belong. It remembers the axes of the leaf
+it came from, so that a convolution or an attention kernel unpacks to its own shape.
+"""
+
+import dataclasses
+import json
+import math
+from typing import Any, ClassVar, Self, TypeVar
+
+import jax
+import jax.export
+import numpy as np
+from jax.core import Tracer
+
+from jaxsparse.kernels import xla
+from jaxsparse.kernels.layouts import Layout
+from jaxsparse.views import View
+
+Tree = Any
+PackedKind = TypeVar("PackedKind", bound="Packed")
+
+
+class Packed:
+    """What the packed weights have in common. Construct one of the subclasses."""
+
+    values: Any  # None in a structure
+    scales: Any  # None unless quantized
+    view: View
+    array_names: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self):
+        if not isinstance(self.view, View):
+            object.__setattr__(self, "view", View(tuple(self.view), (), (0,), (1,)))
+        if not any(isinstance(array, Tracer) for array in self._children()):
+            self._check()
+
+    def _children(self):
+        return tuple(getattr(self, name) for name in self.array_names)
+
+    def _index_arrays(self):
+        return tuple(
+            getattr(self, name) for name in self.array_names if name not in ("values", "scales")
+        )
+
+    def _check(self):
+        layout, batch = self.layout, self.batch_shape
+        expected = {"values": layout.values_shape, "scales": self.matrix_shape[1:]}
+        index = [n for n in self.array_names if n not in expected]
+        expected |= dict(zip(index, layout.index_shapes, strict=True))
+        for name, shape in expected.items():
+            array = getattr(self, name)
+            if array is not None and array.shape != batch + shape:
+                raise ValueError(
+                    f"{type(self).__name__} of shape {self.shape}: {name} has shape "
+                    f"{array.shape}, needs {batch + shape}."
+                )
+        stack = math.prod(batch)
+        flat = [np.asarray(a).reshape(stack, *a.shape[len(batch) :]) for a in self.index]
+        for arrays in zip(*flat, strict=True):
+            self._check_index(*arrays)
+
+    def _check_index(self, *arrays: np.ndarray) -> None:
+        """Raises unless these index arrays of one kernel are in range and in order."""
+        raise NotImplementedError
+
+    @property
+    def index(self) -> tuple[jax.Array, ...]:
+        """The arrays that say where the values belong."""
+        return self._index_arrays()
+
+    @property
+    def structure(self) -> Self:
+        """The same places without values: what `with_values` completes."""
+        return self.replace(values=None)
+
+    def with_values(self, values: jax.Array) -> Self:
+        """The same places with other values."""
+        return self.replace(values=values)
+
+    def replace(self, **fields) -> Self:
+        """A copy with other fields; nothing is checked."""
+        return _rebuild(type(self), {**_fields(self), **fields})
+
+    @property
+    def layout(self) -> Layout:
+        """What the kernels must know of one kernel at compile time."""
+        raise NotImplementedError
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The axes along which kernels are stacked."""
+        first = self.index[0]
+        return first.shape[: first.ndim - len(self.layout.index_shapes[0])]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the dense weight."""
+        return self.batch_shape + self.view.shape
+
+    @property
+    def ndim(self) -> int:
+        """The rank of the dense weight."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of entries of the dense weight."""
+        return math.prod(self.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(K, N) of one kernel."""
+        return self.view.matrix_shape
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The axes of x that a product sums over."""
+        return tuple(self.view.shape[axis] for axis in self.view.inputs)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The axes that a product ends in."""
+        return tuple(self.view.shape[axis] for axis in self.view.outputs)
+
+    @property
+    def dtype(self):
+        """The dtype of the dense weight: that of the scales for quantized values."""
+        holder = self.values if self.scales is None else self.scales
+        if holder is None:
+            raise ValueError("a structure has no values, so no dtype; with_values completes it.")
+        return holder.dtype
+
+    @property
+    def density(self) -> float:
+        """The fraction of the dense weight that is stored, spare room included."""
+        return math.prod(self.batch_shape) * self.layout.stored / self.size if self.size else 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values, scales and indices together."""
+        return sum(array.nbytes for array in self._children() if array is not None)
+
+    def todense(self) -> jax.Array:
+        """The dense weight; what is not stored is zero."""
+
+        def matrix(values, scales, *index):
+            dense = xla.todense(values, *index, layout=self.layout)
+            return dense if scales is None else dense.astype(scales.dtype) * scales
+
+        for _ in self.batch_shape:
+            matrix = jax.vmap(matrix)
+        batch = len(self.batch_shape)
+        stacked = View(
+            self.shape,
+            tuple(range(batch)),
+            tuple(axis + batch for axis in self.view.inputs),
+            tuple(axis + batch for axis in self.view.outputs),
+        )
+        return stacked.leaf(matrix(self.values, self.scales, *self.index))
+
+    def __repr__(self) -> str:
+        values = self.values
+        kind = getattr(values, "dtype", type(values).__name__)
+        try:
+            return f"{type(self).__name__}{self._describe()}(shape={self.shape}, {kind})"
+        except (AttributeError, TypeError, IndexError):  # a tree of something else than arrays
+            return f"{type(self).__name__}({self._children()})"
+
+    def _describe(self) -> str:
+        return f"[{self.density:.1%}]"
+
+
+def _fields(packed):
+    return {f.name: getattr(packed, f.name) for f in dataclasses.fields(packed)}
+
+
+def _rebuild(kind, fields):
+    packed = object.__new__(kind)
+    for name, value in fields.items():
+        object.__setattr__(packed, name, value)
+    return packed
+
+
+def register(kind: type[PackedKind]) -> type[PackedKind]:
+    """Makes a storage a pytree, one that `jax.export` can write into its files."""
+    arrays = kind.array_names
+    static = tuple(f.name for f in dataclasses.fields(kind) if f.name not in arrays)
+
+    def aux(packed):
+        return tuple(getattr(packed, name) for name in static)
+
+    def unflatten(aux, children):
+        return _rebuild(kind, dict(zip(static + arrays, (*aux, *children), strict=True)))
+
+    def flatten_with_keys(packed):
+        keys = map(jax.tree_util.GetAttrKey, arrays)
+        return tuple(zip(keys, packed._children(), strict=True)), aux(packed)
+
+    jax.tree_util.register_pytree_with_keys(
+        kind, flatten_with_keys, unflatten, lambda packed: (packed._children(), aux(packed))
+    )
+
+    def serialize(aux):
+        fields = dict(zip(static, aux, strict=True))
+        return json.dumps(fields | {"view": dataclasses.asdict(fields["view"])}).encode()
+
+    def deserialize(data):
+        fields = as_tuples(json.loads(bytes(data)))
+        return tuple((fields | {"view": View(**fields["view"])})[name] for name in static)
+
+    jax.export.register_pytree_node_serialization(
+        kind,
+        serialized_name=f"jaxsparse.{kind.__name__}",
+        serialize_auxdata=serialize,
+        deserialize_auxdata=deserialize,
+    )
+    return kind
+
+
+def as_tuples(node: Any) -> Any:
+    """JSON with its lists turned back into the tuples that they were."""
+    if isinstance(node, dict):
+        return {key: as_tuples(value) for key, value in node.items()}
+    return tuple(map(as_tuples, node)) if isinstance(node, list) else node
+
+
+def is_packed(node: Any) -> bool:
+    """Whether a node of a tree is a packed weight; for `is_leaf`."""
+    return isinstance(node, Packed)
+
+
+def split_packed(params: Tree) -> tuple[Tree, Tree]:
+    """Takes a tree of parameters apart into what is learned and where it belongs.
+
+    Args:
+      params: a tree of arrays and packed weights.
+
+    Returns:
+      values, the tree with an array of values for every packed weight, which
+      `jax.grad` and optax take as any other; and structure, the tree with the
+      packed weights' places and None for everything else.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxsparse as js
+      >>> params = {"kernel": js.pack(jnp.eye(8), js.Block(4, 4)), "bias": jnp.zeros(8)}
+      >>> values, structure = js.split_packed(params)
+      >>> def loss(values):
+      ...     params = js.merge_packed(values, structure)
+      ...     return jnp.sum(js.sparse_dot(jnp.ones(8), params["kernel"]) + params["bias"])
+      >>> jax.grad(loss)(values)["kernel"].shape
+      (2, 4, 4)
+    """
+    values = jax.tree.map(lambda p: p.values if is_packed(p) else p, params, is_leaf=is_packed)
+    structure = jax.tree.map(
+        lambda p: p.structure if is_packed(p) else None, params, is_leaf=is_packed
+    )
+    return values, structure
+
+
+def merge_packed(values: Tree, structure: Tree) -> Tree:
+    """Undoes `split_packed`."""
+    return jax.tree.map(
+        lambda place, value: value if place is None else place.with_values(value),
+        structure,
+        values,
+        is_leaf=lambda node: node is None or is_packed(node),
+    )
