@@ -187,7 +187,7 @@ def _rebuild(kind, fields):
 def register(kind: type[PackedKind]) -> type[PackedKind]:
     """Makes a storage a pytree, one that `jax.export` can write into its files."""
     arrays = kind.array_names
-    static = tuple(f.name for f in dataclasses.fields(kind) if f.name not in arrays)
+    static = tuple(f.name for f in dataclasses.fields(kind) if f.name not in arrays)  # pyright: ignore[reportArgumentType]
 
     def aux(packed):
         return tuple(getattr(packed, name) for name in static)

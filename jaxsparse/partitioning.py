@@ -75,7 +75,9 @@ def by_rows(function: Callable[..., jax.Array], op: str) -> Callable[..., jax.Ar
     def rule(mesh, operands, results):
         del mesh
         ranks = [len(o.shape) for o in (*operands, *results)]
-        factors: list[Any] = [tuple(f"axis_{i}_{d}" for d in range(rank)) for i, rank in enumerate(ranks)]
+        factors: list[Any] = [
+            tuple(f"axis_{i}_{d}" for d in range(rank)) for i, rank in enumerate(ranks)
+        ]
         for i in (*range(rowed), *([len(ranks) - 1] if op == "product" else [])):
             factors[i] = ("rows", *factors[i][1:])
         fixed = sorted({f for one in factors for f in one} - {"rows"})
