@@ -18,6 +18,18 @@ inline long dtype_bytes(int dtype) { return dtype == kF32 ? 4 : dtype == kBf16 ?
 // Rows of a batch that the row-wise block kernel holds in registers.
 constexpr int kMostRows = 14;
 
+// Columns cut into tiles at a time.
+constexpr int kTileColumns = 64;
+
+// Some groups of N:M weights: the stored rows [begin, begin + count), of which row
+// begin + e belongs to the group that starts base[e] rows into the tile. `last` is the
+// tile's last row of x, a row of zeros where the tile is not full.
+struct NmTile {
+  long begin;
+  int count, bits, per_word, last;
+  const uint8_t* base;
+};
+
 struct Kernels {
   const char* name;
   int lanes;
@@ -56,6 +68,16 @@ struct Kernels {
   void (*tile_dot_transposed)(int columns, const uint8_t* order, const uint16_t* counts,
                               const uint8_t* rows, const float* values, const float* panel,
                               float* outs);
+
+  // A tile of N:M weights of up to kTileColumns columns, four entries of a column side by
+  // side: to[quad][kTileColumns][4], rows[quad][kTileColumns] with a byte an entry. The order
+  // of columns within `to` is the kernels' own. Entries that fill the last four are zero, in row tile.last.
+  void (*nm_quads)(int dtype, const NmTile& tile, const void* values, const uint32_t* positions,
+                   long columns, int width, float* to, uint32_t* rows);
+  // outs[column][tile_vectors * lanes] += what such a tile gives. `next` is the panel that
+  // will be read next.
+  void (*quads_dot)(int columns, int quads, const float* values, const uint32_t* rows,
+                    const float* panel, const float* next, float* outs);
 
   // Straight from CSC for one panel of `width` rows: 1, 4, 8 or up to 4 times the lanes.
   // wide_index: int32 rows, else uint16. outs[column][width].
