@@ -30,6 +30,16 @@ struct NmTile {
   const uint8_t* base;
 };
 
+// Some entries of each of a few columns: counts[i] of column order[i], from begins[i] on.
+// next_floats of a panel are read soon.
+struct CscTile {
+  int columns;
+  long next_floats;
+  uint8_t order[kTileColumns];  // fullest first: the inner loop's length repeats
+  uint16_t counts[kTileColumns];
+  int32_t begins[kTileColumns];
+};
+
 struct Kernels {
   const char* name;
   int lanes;
@@ -79,10 +89,20 @@ struct Kernels {
   void (*quads_dot)(int columns, int quads, const float* values, const uint32_t* rows,
                     const float* panel, const float* next, float* outs);
 
+  // outs[column][tile_vectors * lanes] += a tile of CSC times the whole panel.
+  void (*csc_tile)(int dtype, const CscTile& tile, bool wide_index, const void* index,
+                   const void* values, const float* panel, const float* next, float* outs);
+  uint32_t (*largest_row)(bool wide_index, const void* index, long count);
+
   // Straight from CSC for one panel of `width` rows: 1, 4, 8 or up to 4 times the lanes.
   // wide_index: int32 rows, else uint16. outs[column][width].
   void (*csc_panel)(int dtype, bool wide_index, int width, long n0, long n1, const int32_t* indptr,
                     const void* index, const void* values, const float* panel, float* outs);
+
+  // y[n0, n1) of one row of x, which is aligned and long enough for two aligned vectors from
+  // the last row on. Null where the instruction set has no such kernel.
+  void (*csc_row)(int dtype, bool wide_index, long n0, long n1, const int32_t* indptr,
+                  const void* index, const void* values, const float* x, float* y);
 
   // N:M on few rows of x, columns [n0, n1). A row of x is groups * m long.
   void (*nm_rows)(int dtype, int n, int m, int rows, long groups, long columns, long n0,

@@ -33,7 +33,8 @@ inline Chunk chunk_scratch(long tiles, long entries) {
 }
 
 // Columns by falling count; equal counts keep their order.
-inline void order_by_count(Tile& tile, const uint16_t* counts, int columns) {
+inline void order_by_count(const uint16_t* counts, int columns, uint8_t* order,
+                           uint16_t* ordered) {
   int most = 0;
   for (int c = 0; c < columns; c++) most = std::max<int>(most, counts[c]);
   uint8_t begins[kMostTileRows + 2] = {};
@@ -41,8 +42,8 @@ inline void order_by_count(Tile& tile, const uint16_t* counts, int columns) {
   for (int i = 1; i <= most; i++) begins[i] += begins[i - 1];
   for (int c = 0; c < columns; c++) {
     const int at = begins[most - counts[c]]++;
-    tile.order[at] = (uint8_t)c;
-    tile.counts[at] = counts[c];
+    order[at] = (uint8_t)c;
+    ordered[at] = counts[c];
   }
 }
 
