@@ -18,6 +18,8 @@ inline long dtype_bytes(int dtype) { return dtype == kF32 ? 4 : dtype == kBf16 ?
 // Rows of a batch that the row-wise block kernel holds in registers.
 constexpr int kMostRows = 14;
 
+constexpr int kFmaChains = 12;
+
 // Columns cut into tiles at a time.
 constexpr int kTileColumns = 64;
 
@@ -71,17 +73,16 @@ struct Kernels {
   void (*outer)(long depth, int rows, int columns, const float* x, long ld_x, const float* dy,
                 long ld_dy, float* c, bool accumulate);
 
-  // One tile of scattered weights: columns in the order given, counts[i] weights each, a
-  // weight's row within the tile in a byte. Panels are tile_vectors * lanes wide.
-  void (*tile_dot)(int columns, const uint8_t* order, const uint16_t* counts, const uint8_t* rows,
-                   const float* values, const float* panel, float* outs);
+  // One tile of scattered weights, transposed: columns in the order given, counts[i] weights
+  // each, a weight's row within the tile in a byte. Panels are tile_vectors * lanes wide.
   void (*tile_dot_transposed)(int columns, const uint8_t* order, const uint16_t* counts,
                               const uint8_t* rows, const float* values, const float* panel,
                               float* outs);
 
   // A tile of N:M weights of up to kTileColumns columns, four entries of a column side by
   // side: to[quad][kTileColumns][4], rows[quad][kTileColumns] with a byte an entry. The order
-  // of columns within `to` is the kernels' own. Entries that fill the last four are zero, in row tile.last.
+  // of columns within `to` is the kernels' own. Entries that fill the last four are zero, in
+  // row tile.last.
   void (*nm_quads)(int dtype, const NmTile& tile, const void* values, const uint32_t* positions,
                    long columns, int width, float* to, uint32_t* rows);
   // outs[column][tile_vectors * lanes] += what such a tile gives. `next` is the panel that
@@ -108,6 +109,10 @@ struct Kernels {
   void (*nm_rows)(int dtype, int n, int m, int rows, long groups, long columns, long n0,
                   long n1, const void* values, const uint32_t* positions, const float* x, long ld_x,
                   float* y, long ld_y);
+
+  // rounds * kFmaChains * lanes multiply-adds, and a sum over an array: what peak.cc times.
+  float (*fma_rounds)(long rounds, float scale, float add);
+  float (*read_all)(const float* from, long count);
 };
 
 // The best table this processor can run, or the one JAXSPARSE_CPU_ISA names.

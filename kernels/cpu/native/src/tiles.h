@@ -60,7 +60,6 @@ struct Scattered {
   long tiles() const { return (k + tile_rows - 1) / tile_rows; }
 };
 
-bool tiled_dot(Pool& pool, const Matrix& x, const Scattered& w, float* y);
 bool tiled_dot_transposed(Pool& pool, const Matrix& dy, const Scattered& w, float* dx);
 bool tiled_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const Scattered& w, float* out);
 
