@@ -23,10 +23,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxsparse.kernels import cpu
 
 import jaxsparse as js
 from experiments.bench import timing
-from jaxsparse.kernels import cpu
 from jaxsparse.sparse_dot import matrix_product, sampled_product
 
 SHAPES = [(768, 3072), (1024, 4096), (4096, 4096)]
