@@ -10,6 +10,7 @@ The shared object is built at installation where a C++17 compiler is found.
 """
 
 from jaxsparse.kernels.cpu.library import available, instruction_set
+from jaxsparse.kernels.cpu.limits import fma_peak, read_bandwidth
 from jaxsparse.kernels.cpu.products import (
     block_dot,
     block_dot_transposed,
@@ -33,11 +34,13 @@ __all__ = [
     "csc_dot",
     "csc_dot_transposed",
     "csc_sampled",
+    "fma_peak",
     "instruction_set",
     "nm_bits",
     "nm_dot",
     "nm_dot_transposed",
     "nm_sampled",
+    "read_bandwidth",
     "supports",
     "validate_block",
     "validate_csc",

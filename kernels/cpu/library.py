@@ -35,6 +35,10 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"the native kernels cannot be loaded: {error}"
     for name in ("isa", "isa_error"):
         getattr(library, f"jaxsparse_{name}").restype = ctypes.c_char_p
+    library.jaxsparse_fma.argtypes = [ctypes.c_long]
+    library.jaxsparse_read.argtypes = [ctypes.c_void_p, ctypes.c_long]
+    for name in ("fma", "read"):
+        getattr(library, f"jaxsparse_{name}").restype = ctypes.c_double
     reason = _version_reason(library) or _isa_reason(library)
     return (None, reason) if reason else (library, None)
 
@@ -76,12 +80,21 @@ def available() -> str | None:
     return _load()[1]
 
 
-def instruction_set() -> str:
-    """The instruction set in use: "avx512", "avx2" or "portable"."""
+def load() -> ctypes.CDLL:
+    """The shared object.
+
+    Raises:
+      RuntimeError: There are no native kernels here; the message says why.
+    """
     library, reason = _load()
     if library is None:
         raise RuntimeError(reason)
-    return library.jaxsparse_isa().decode()
+    return library
+
+
+def instruction_set() -> str:
+    """The instruction set in use: "avx512", "avx2" or "portable"."""
+    return load().jaxsparse_isa().decode()
 
 
 @functools.cache
@@ -91,9 +104,7 @@ def register() -> None:
     Raises:
       RuntimeError: There are no native kernels here; the message says why.
     """
-    library, reason = _load()
-    if library is None:
-        raise RuntimeError(reason)
+    library = load()
     jax.devices("cpu")
     for name in _TARGETS:
         capsule = jax.ffi.pycapsule(getattr(library, f"jaxsparse_{name}"))

@@ -1,4 +1,5 @@
 // Unstructured products from CSC.
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -13,6 +14,13 @@ const char kBadRow[] = "a row index is outside the kernel, or rows do not ascend
 // once several panels share them.
 constexpr long kPlainPanels = 2;
 constexpr long kGroupEntries = 32 * 1024;
+constexpr long kPanelGroup = 16;  // panels whose sums are held at a time
+
+double density_of(const CscWeights& w) {
+  return w.indptr[w.n] / std::max(1.0, (double)w.k * w.n);
+}
+
+int rows_of_tile(const CscWeights& w) { return density_of(w) > 0.2 ? 128 : 256; }
 
 template <class Row>
 struct CscTiles : Scattered {
@@ -24,8 +32,7 @@ struct CscTiles : Scattered {
       : w(w), index(static_cast<const Row*>(w.indices)), entry_bytes(dtype_bytes(w.dtype)) {
     k = w.k;
     n = w.n;
-    const double density = (double)w.indptr[n] / std::max(1.0, (double)k * n);
-    tile_rows = density > 0.06 ? 128 : 256;
+    tile_rows = rows_of_tile(w);
   }
 
   // First entry of column c at or below row `row`, were the column sorted.
@@ -59,7 +66,7 @@ struct CscTiles : Scattered {
         good &= counts[c] == 0 || (long)index[at[c]] >= low;
       }
       if (!good) return false;
-      order_by_count(tile, counts, columns);
+      order_by_count(counts, columns, tile.order, tile.counts);
       tile.begin = written;
       for (int i = 0; i < columns; i++) {
         const int c = tile.order[i], count = tile.counts[i];
@@ -107,13 +114,86 @@ struct CscTiles : Scattered {
   bool empty(long n0, long n1) const override { return w.indptr[n0] == w.indptr[n1]; }
 };
 
-template <class Row>
 bool rows_in_range(const CscWeights& w, long p0, long p1) {
+  const char* index = static_cast<const char*>(w.indices) + p0 * (w.wide_index ? 4 : 2);
+  return p0 == p1 || kernels().largest_row(w.wide_index, index, p1 - p0) < (uint64_t)w.k;
+}
+
+// The next entries of columns [n0, n1), those above row `high`; `at` says where a column
+// goes on. No more than `most` of a column, the rows of a tile.
+template <class Row>
+void cut_tile(const CscWeights& w, long n0, long n1, long high, int most, long* at,
+              CscTile* tile) {
   const Row* index = static_cast<const Row*>(w.indices);
-  uint32_t wrong = 0;
-  const uint32_t rows = (uint32_t)w.k;
-  for (long p = p0; p < p1; p++) wrong |= (uint32_t)index[p] >= rows;
-  return wrong == 0;
+  const char* values = static_cast<const char*>(w.values);
+  const long bytes = dtype_bytes(w.dtype);
+  const int columns = (int)(n1 - n0);
+  const long usual = (long)(most * density_of(w));
+  uint16_t counts[kTileColumns];
+  for (int c = 0; c < columns; c++) {
+    // Bisection without branches: where a column ends here is anybody's guess.
+    const Row* first = index + at[c];
+    const Row* low = first;
+    long left = std::min<long>(most, w.indptr[n0 + c + 1] - at[c]);
+    for (; left > 1; left -= left / 2) low += left / 2 * ((long)low[left / 2 - 1] < high);
+    if (left == 1) low += (long)*low < high;
+    counts[c] = (uint16_t)(low - first);
+    // A column goes on where it ends here; the columns lie far apart.
+    const char* v = values + (at[c] + counts[c]) * bytes;
+    for (long b = 0; b <= usual * bytes; b += 64) __builtin_prefetch(v + b, 0, 2);
+    for (long b = 0; b <= usual * (long)sizeof(Row); b += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(low) + b, 0, 2);
+  }
+  order_by_count(counts, columns, tile->order, tile->counts);
+  for (int i = 0; i < columns; i++) {
+    const int c = tile->order[i];
+    tile->begins[i] = (int32_t)at[c];
+    at[c] += tile->counts[i];
+  }
+  tile->columns = columns;
+}
+
+template <class Row>
+bool panels_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
+  const Kernels& k = kernels();
+  const int width = k.tile_vectors * k.lanes;
+  const int tile_rows = rows_of_tile(w);
+  const Panels panels(pool, x, w.k, width);
+  std::atomic<bool> good{true};
+  parallel_for(pool, (w.n + kTileColumns - 1) / kTileColumns, [&](long i) {
+    const long n0 = i * kTileColumns, n1 = std::min(w.n, n0 + kTileColumns);
+    if (!rows_in_range(w, w.indptr[n0], w.indptr[n1])) {
+      good = false;
+      return;
+    }
+    const size_t size = (size_t)kTileColumns * width;
+    for (long p0 = 0; p0 < panels.count; p0 += kPanelGroup) {
+      const long p1 = std::min(panels.count, p0 + kPanelGroup);
+      float* outs = scratch().get<float>(kOuts, (p1 - p0) * size);
+      std::memset(outs, 0, (p1 - p0) * size * sizeof(float));
+      long at[kTileColumns];
+      for (long n = n0; n < n1; n++) at[n - n0] = w.indptr[n];
+      for (long low = 0; low < w.k; low += tile_rows) {
+        CscTile tile;
+        cut_tile<Row>(w, n0, n1, low + tile_rows, tile_rows, at, &tile);
+        for (long p = p0; p < p1; p++) {
+          const bool last = p + 1 == p1;
+          const long begin = last ? low + tile_rows : low;
+          tile.next_floats = std::min<long>(tile_rows, std::max(0L, w.k - begin)) * width;
+          const float* next = panels[last ? p0 : p + 1] + begin * width;
+          k.csc_tile(w.dtype, tile, w.wide_index, w.indices, w.values, panels[p], next,
+                     outs + (p - p0) * size);
+        }
+      }
+      for (long n = n0; n < n1; n++) {
+        if (at[n - n0] != w.indptr[n + 1]) good = false;  // rows out of order
+      }
+      for (long p = p0; p < p1; p++)
+        k.store_panel(outs + (p - p0) * size, (int)(n1 - n0), width, panels.rows(p),
+                      y + p * width * w.n + n0, w.n);
+    }
+  });
+  return good;
 }
 
 // Narrow widths waste no lanes on a handful of rows.
@@ -126,8 +206,16 @@ int plain_width(long batch, int lanes) {
 
 bool plain_dot(Pool& pool, const Matrix& x, const CscWeights& w, int width, float* y) {
   const Kernels& k = kernels();
+  // Rows one by one where a column's entries lie close: each then costs less than a panel.
+  const bool by_row = k.csc_row && x.rows <= 2 && density_of(w) > 0.18;
+  const long padded = (w.k + 31) / 16 * 16 + 16;  // whole vectors, two from any row on
+  float* rows = nullptr;
+  if (by_row) {
+    rows = scratch().get<float>(kInput, x.rows * padded);
+    copy_columns(x, 0, (int)padded, rows);
+  }
   std::optional<Panels> panels;  // one row needs no packing
-  if (width > 1) panels.emplace(pool, x, w.k, width);
+  if (!by_row && width > 1) panels.emplace(pool, x, w.k, width);
   std::vector<long> begins;
   const long limit = std::max<long>(
       1024, std::min<long>(kGroupEntries, w.indptr[w.n] / (pool.threads() * 8) + 1));
@@ -135,12 +223,14 @@ bool plain_dot(Pool& pool, const Matrix& x, const CscWeights& w, int width, floa
   std::atomic<bool> good{true};
   parallel_for(pool, (long)begins.size() - 1, [&](long g) {
     const long n0 = begins[g], n1 = begins[g + 1];
-    const bool fine = w.wide_index ? rows_in_range<int32_t>(w, w.indptr[n0], w.indptr[n1])
-                                   : rows_in_range<uint16_t>(w, w.indptr[n0], w.indptr[n1]);
-    if (!fine) {
+    if (!rows_in_range(w, w.indptr[n0], w.indptr[n1])) {
       good = false;
       return;
     }
+    for (long m = 0; by_row && m < x.rows; m++)
+      k.csc_row(w.dtype, w.wide_index, n0, n1, w.indptr, w.indices, w.values, rows + m * padded,
+                y + m * w.n + n0);
+    if (by_row) return;
     if (!panels) {
       k.csc_panel(w.dtype, w.wide_index, 1, n0, n1, w.indptr, w.indices, w.values, x.at, y + n0);
       return;
@@ -168,9 +258,11 @@ const char* with_tiles(const CscWeights& w, const F& product) {
 
 const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
   const int lanes = kernels().lanes, width = plain_width(x.rows, lanes);
-  if (x.rows <= kPlainPanels * width)
+  if (x.rows <= kPlainPanels * width && (x.rows <= 40 || density_of(w) < 0.35))
     return plain_dot(pool, x, w, width, y) ? nullptr : kBadRow;
-  return with_tiles(w, [&](const Scattered& tiles) { return tiled_dot(pool, x, tiles, y); });
+  const bool good = w.wide_index ? panels_dot<int32_t>(pool, x, w, y)
+                                 : panels_dot<uint16_t>(pool, x, w, y);
+  return good ? nullptr : kBadRow;
 }
 
 const char* csc_dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx) {

@@ -18,6 +18,30 @@ inline long dtype_bytes(int dtype) { return dtype == kF32 ? 4 : dtype == kBf16 ?
 // Rows of a batch that the row-wise block kernel holds in registers.
 constexpr int kMostRows = 14;
 
+constexpr int kFmaChains = 12;
+
+// Columns cut into tiles at a time.
+constexpr int kTileColumns = 64;
+
+// Some groups of N:M weights: the stored rows [begin, begin + count), of which row
+// begin + e belongs to the group that starts base[e] rows into the tile. `last` is the
+// tile's last row of x, a row of zeros where the tile is not full.
+struct NmTile {
+  long begin;
+  int count, bits, per_word, last;
+  const uint8_t* base;
+};
+
+// Some entries of each of a few columns: counts[i] of column order[i], from begins[i] on.
+// next_floats of a panel are read soon.
+struct CscTile {
+  int columns;
+  long next_floats;
+  uint8_t order[kTileColumns];  // fullest first: the inner loop's length repeats
+  uint16_t counts[kTileColumns];
+  int32_t begins[kTileColumns];
+};
+
 struct Kernels {
   const char* name;
   int lanes;
@@ -49,23 +73,46 @@ struct Kernels {
   void (*outer)(long depth, int rows, int columns, const float* x, long ld_x, const float* dy,
                 long ld_dy, float* c, bool accumulate);
 
-  // One tile of scattered weights: columns in the order given, counts[i] weights each, a
-  // weight's row within the tile in a byte. Panels are tile_vectors * lanes wide.
-  void (*tile_dot)(int columns, const uint8_t* order, const uint16_t* counts, const uint8_t* rows,
-                   const float* values, const float* panel, float* outs);
+  // One tile of scattered weights, transposed: columns in the order given, counts[i] weights
+  // each, a weight's row within the tile in a byte. Panels are tile_vectors * lanes wide.
   void (*tile_dot_transposed)(int columns, const uint8_t* order, const uint16_t* counts,
                               const uint8_t* rows, const float* values, const float* panel,
                               float* outs);
+
+  // A tile of N:M weights of up to kTileColumns columns, four entries of a column side by
+  // side: to[quad][kTileColumns][4], rows[quad][kTileColumns] with a byte an entry. The order
+  // of columns within `to` is the kernels' own. Entries that fill the last four are zero, in
+  // row tile.last.
+  void (*nm_quads)(int dtype, const NmTile& tile, const void* values, const uint32_t* positions,
+                   long columns, int width, float* to, uint32_t* rows);
+  // outs[column][tile_vectors * lanes] += what such a tile gives. `next` is the panel that
+  // will be read next.
+  void (*quads_dot)(int columns, int quads, const float* values, const uint32_t* rows,
+                    const float* panel, const float* next, float* outs);
+
+  // outs[column][tile_vectors * lanes] += a tile of CSC times the whole panel.
+  void (*csc_tile)(int dtype, const CscTile& tile, bool wide_index, const void* index,
+                   const void* values, const float* panel, const float* next, float* outs);
+  uint32_t (*largest_row)(bool wide_index, const void* index, long count);
 
   // Straight from CSC for one panel of `width` rows: 1, 4, 8 or up to 4 times the lanes.
   // wide_index: int32 rows, else uint16. outs[column][width].
   void (*csc_panel)(int dtype, bool wide_index, int width, long n0, long n1, const int32_t* indptr,
                     const void* index, const void* values, const float* panel, float* outs);
 
+  // y[n0, n1) of one row of x, which is aligned and long enough for two aligned vectors from
+  // the last row on. Null where the instruction set has no such kernel.
+  void (*csc_row)(int dtype, bool wide_index, long n0, long n1, const int32_t* indptr,
+                  const void* index, const void* values, const float* x, float* y);
+
   // N:M on few rows of x, columns [n0, n1). A row of x is groups * m long.
   void (*nm_rows)(int dtype, int n, int m, int rows, long groups, long columns, long n0,
                   long n1, const void* values, const uint32_t* positions, const float* x, long ld_x,
                   float* y, long ld_y);
+
+  // rounds * kFmaChains * lanes multiply-adds, and a sum over an array: what peak.cc times.
+  float (*fma_rounds)(long rounds, float scale, float add);
+  float (*read_all)(const float* from, long count);
 };
 
 // The best table this processor can run, or the one JAXSPARSE_CPU_ISA names.

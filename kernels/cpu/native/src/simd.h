@@ -97,15 +97,16 @@ INLINE Vec load_wide(const int8_t* p) {
 #endif
 }
 
-// Transposes a LANES x LANES tile held in registers, in log2(LANES) exchanges.
-template <int D>
+// Transposes a LANES x LANES tile held in registers, in log2(LANES) exchanges; the first
+// two exchanges of COUNT = 4 registers transpose every 4 x 4 part of them.
+template <int D, int COUNT = LANES>
 INLINE void exchange(Vec* r) {
   IVec low, high;
   UNROLL for (int i = 0; i < LANES; i++) {
     low[i] = (i & D) ? LANES + i - D : i;
     high[i] = (i & D) ? LANES + i : i + D;
   }
-  UNROLL for (int i = 0; i < LANES; i++) {
+  UNROLL for (int i = 0; i < COUNT; i++) {
     if (!(i & D)) {
       Vec a = r[i], b = r[i + D];
 #ifdef __clang__

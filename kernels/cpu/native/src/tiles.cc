@@ -9,32 +9,6 @@ constexpr long kSlabTiles = 4;  // of dx that one tile of the transposed loop su
 
 }  // namespace
 
-bool tiled_dot(Pool& pool, const Matrix& x, const Scattered& w, float* y) {
-  const Kernels& k = kernels();
-  const int width = k.tile_vectors * k.lanes;
-  const long tiles = w.tiles(), chunks = (w.n + kTileColumns - 1) / kTileColumns;
-  const Panels panels(pool, x, tiles * w.tile_rows, width);
-  std::atomic<bool> good{true};
-  parallel_for(pool, chunks, [&](long i) {
-    const long n0 = i * kTileColumns, n1 = std::min(w.n, n0 + kTileColumns);
-    const int columns = (int)(n1 - n0);
-    Chunk chunk;
-    if (!w.prepare(n0, n1, 0, tiles, &chunk)) good = false;
-    else
-      for (long p = 0; p < panels.count; p++) {
-        float* outs = scratch().get<float>(kOuts, (size_t)kTileColumns * width);
-        std::memset(outs, 0, (size_t)columns * width * sizeof(float));
-        for (long t = 0; t < tiles; t++) {
-          const Tile& tile = chunk.tiles[t];
-          k.tile_dot(columns, tile.order, tile.counts, chunk.rows + tile.begin,
-                     chunk.values + tile.begin, panels[p] + t * w.tile_rows * width, outs);
-        }
-        k.store_panel(outs, columns, width, panels.rows(p), y + p * width * w.n + n0, w.n);
-      }
-  });
-  return good;
-}
-
 bool tiled_dot_transposed(Pool& pool, const Matrix& dy, const Scattered& w, float* dx) {
   const Kernels& k = kernels();
   const int width = k.tile_vectors * k.lanes;

@@ -13,7 +13,6 @@ namespace jaxsparse {
 // A tile's rows: few, so that a panel's share of them fits the first cache; more where
 // weights are rare and a column's turn would be over too soon. A multiple of every m.
 constexpr int kMostTileRows = 256;
-constexpr int kTileColumns = 64;
 
 struct Tile {
   uint8_t order[kTileColumns];    // columns, fullest first: the inner loop's length repeats
@@ -34,7 +33,8 @@ inline Chunk chunk_scratch(long tiles, long entries) {
 }
 
 // Columns by falling count; equal counts keep their order.
-inline void order_by_count(Tile& tile, const uint16_t* counts, int columns) {
+inline void order_by_count(const uint16_t* counts, int columns, uint8_t* order,
+                           uint16_t* ordered) {
   int most = 0;
   for (int c = 0; c < columns; c++) most = std::max<int>(most, counts[c]);
   uint8_t begins[kMostTileRows + 2] = {};
@@ -42,8 +42,8 @@ inline void order_by_count(Tile& tile, const uint16_t* counts, int columns) {
   for (int i = 1; i <= most; i++) begins[i] += begins[i - 1];
   for (int c = 0; c < columns; c++) {
     const int at = begins[most - counts[c]]++;
-    tile.order[at] = (uint8_t)c;
-    tile.counts[at] = counts[c];
+    order[at] = (uint8_t)c;
+    ordered[at] = counts[c];
   }
 }
 
@@ -60,7 +60,6 @@ struct Scattered {
   long tiles() const { return (k + tile_rows - 1) / tile_rows; }
 };
 
-bool tiled_dot(Pool& pool, const Matrix& x, const Scattered& w, float* y);
 bool tiled_dot_transposed(Pool& pool, const Matrix& dy, const Scattered& w, float* dx);
 bool tiled_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const Scattered& w, float* out);
 
