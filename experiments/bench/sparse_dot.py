@@ -1,6 +1,6 @@
 """What `sparse_dot` costs against the dense product, on this machine, in one process.
 
-    python -m experiments.bench.sparse_dot            # the whole grid, about an hour
+    python -m experiments.bench.sparse_dot            # the whole grid, about half an hour
     python -m experiments.bench.sparse_dot --quick    # a few cells, in a minute
 
 For every implementation, storage, dtype, shape, batch and density: the median of
@@ -9,7 +9,7 @@ user leaves, and to the best dense product there is here), GFLOP/s on what is
 kept, and the share of the nearer limit, arithmetic or memory, as both were
 measured in the same process. Losing cells are written like the winning ones.
 
-Writes results/sparse_dot.json and results/sparse_dot.png.
+Writes results/sparse_dot.json, the table of it and a figure.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import numpy as np
 from jaxsparse.kernels import cpu
 
 import jaxsparse as js
-from experiments.bench import timing
+from experiments.bench import tables, timing
 from jaxsparse.sparse_dot import matrix_product, sampled_product
 
 SHAPES = [(768, 3072), (1024, 4096), (4096, 4096)]
@@ -62,13 +62,13 @@ def draw(pattern, shape, density, dtype):
 
 
 def seconds(runs):
-    """Median seconds of every run: about a second for all, ten rounds at least."""
+    """Median seconds of every run: about half a second for all, seven rounds at least."""
     start = time.perf_counter()
     for run in runs.values():
         jax.block_until_ready(run())  # compiles
         jax.block_until_ready(run())
     once = (time.perf_counter() - start) / 2
-    rounds = max(10, min(200, int(1 / max(once, 1e-4))))
+    rounds = max(7, min(200, int(0.5 / max(once, 1e-4))))
     return {k: statistics.median(v) for k, v in timing.interleave(runs, rounds).items()}
 
 
@@ -161,7 +161,7 @@ def rows_of(cell, peak, with_others):
     runs = products(packed, dense, x, g, direction)
     if direction == "forward":
         runs |= all_kept(shape, x)
-        runs |= others(x, dense) if with_others else {}
+        runs |= others(x, dense) if with_others and dtype == "float32" else {}
     found = seconds(runs)
     best = min(t for name, t in found.items() if name in DENSE)
     flops, moved = 2 * batch * packed.layout.stored, packed.nbytes + x.nbytes + g.nbytes
@@ -280,6 +280,7 @@ def main():
     }
     path = timing.write(args.name, result)
     figure(rows, path.with_suffix(".png"))
+    path.with_suffix(".md").write_text(tables.markdown(rows))
 
 
 if __name__ == "__main__":
