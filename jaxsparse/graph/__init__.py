@@ -1,0 +1,6 @@
+"""The channel graph: which axes of which weights of a traced model are the same channels."""
+
+from jaxsparse.graph.axes import Cause
+from jaxsparse.graph.channels import Channels, Factor, Group, Op, Piece, Pinned, Place, channels
+
+__all__ = ["Cause", "Channels", "Factor", "Group", "Op", "Piece", "Pinned", "Place", "channels"]
