@@ -2,5 +2,20 @@
 
 from jaxsparse.graph.axes import Cause
 from jaxsparse.graph.channels import Channels, Factor, Group, Op, Piece, Pinned, Place, channels
+from jaxsparse.graph.permute import PermutationReport, PermutedGroup, PermutedLeaf, permute
 
-__all__ = ["Cause", "Channels", "Factor", "Group", "Op", "Piece", "Pinned", "Place", "channels"]
+__all__ = [
+    "Cause",
+    "Channels",
+    "Factor",
+    "Group",
+    "Op",
+    "PermutationReport",
+    "PermutedGroup",
+    "PermutedLeaf",
+    "Piece",
+    "Pinned",
+    "Place",
+    "channels",
+    "permute",
+]
