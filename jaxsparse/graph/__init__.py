@@ -3,6 +3,7 @@
 from jaxsparse.graph.axes import Cause
 from jaxsparse.graph.channels import Channels, Factor, Group, Op, Piece, Pinned, Place, channels
 from jaxsparse.graph.permute import PermutationReport, PermutedGroup, PermutedLeaf, permute
+from jaxsparse.graph.shrink import ShrinkReport, ShrunkGroup, shrink
 
 __all__ = [
     "Cause",
@@ -16,6 +17,9 @@ __all__ = [
     "Piece",
     "Pinned",
     "Place",
+    "ShrinkReport",
+    "ShrunkGroup",
     "channels",
     "permute",
+    "shrink",
 ]

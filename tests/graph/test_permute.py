@@ -147,4 +147,4 @@ def test_the_search_of_the_library_recovers_most():
     model = MODELS["complex_siblings"]()
     rules = [js.Rule(r"params/conv\d_[23]/kernel", js.NM(2, 4))]
     _, report = js.graph.permute(model.fn, model.params, *model.inputs, rules=rules, escapes=10)
-    assert all(row.efficacy > 0 for row in report.groups)
+    assert sum(row.efficacy for row in report.groups) > 0.3
