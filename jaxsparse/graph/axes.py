@@ -28,7 +28,8 @@ class Cause:
     """Why channels are pinned.
 
     Attributes:
-      primitive: name of the JAX primitive, or "input", "output", "constant".
+      primitive: name of the JAX primitive, or "input", "output",
+        "constant", "block".
       reason: what it does to the axis.
       op: number of the op in `Channels.ops`, None for what is none of them.
     """
@@ -38,7 +39,7 @@ class Cause:
     op: int | None = None
 
     def __str__(self) -> str:
-        ends = self.primitive in ("input", "output", "constant")
+        ends = self.primitive in ("input", "output", "constant", "block")
         return self.reason if ends else f"{self.primitive} {self.reason}"
 
 

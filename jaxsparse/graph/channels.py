@@ -262,7 +262,12 @@ class Channels:
         return None if group is None else self.groups[group]
 
 
-def channels(fn: Callable[..., Any], params: Tree, *inputs: Any) -> Channels:
+def channels(
+    fn: Callable[..., Any],
+    params: Tree,
+    *inputs: Any,
+    blocks: Mapping[str, tuple[int, int]] | None = None,
+) -> Channels:
     """Finds which axes of which weights are the same channels, from the traced model.
 
     Nothing runs: the function is traced on the shapes of its arguments. Every axis
@@ -278,10 +283,16 @@ def channels(fn: Callable[..., Any], params: Tree, *inputs: Any) -> Channels:
       params: any tree of arrays or `jax.ShapeDtypeStruct`: parameters and other
         collections such as batch statistics.
       inputs: arrays or shapes.
+      blocks: channels that go together, where the trace does not show it: by regular
+        expression of a path (axis, size), such as `{r".*/query/kernel": (1, 64)}` for
+        heads of 64; every `size` neighbours on that axis are one channel.
 
     Returns:
       The groups of channels that may be permuted or removed together, and what is
       pinned, with the reason.
+
+    Raises:
+      ValueError: for blocks that no leaf has.
 
     Example:
       >>> import jax.numpy as jnp
@@ -296,7 +307,7 @@ def channels(fn: Callable[..., Any], params: Tree, *inputs: Any) -> Channels:
     References:
       Pool and Yu, Channel Permutations for N:M Sparsity, NeurIPS 2021.
     """
-    return summarize(Analysis(fn, params, inputs))
+    return summarize(Analysis(fn, params, inputs, blocks))
 
 
 def summarize(analysis: Analysis) -> Channels:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,17 +15,7 @@ from jaxsparse.nm import NM
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.trees import Tree, leaves_by_path
 
-
-class Found(Protocol):
-    """What a search for a permutation returns."""
-
-    permutation: Int[np.ndarray, " columns"]
-    plain: float
-    retained: float
-    bound: float
-
-
-Search = Callable[..., Found]
+Search = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +105,7 @@ def permute(
     *inputs: Any,
     rules: Sequence[Rule],
     search: Search = search_permutation,
+    blocks: Mapping[str, tuple[int, int]] | None = None,
     **options: Any,
 ) -> tuple[Tree, PermutationReport]:
     """Permutes channels so that n:m masks keep more magnitude; the function stays.
@@ -130,6 +121,7 @@ def permute(
         here.
       search: called as search(matrix, n, m, **options) for every group; returns
         `permutation`, `plain`, `retained` and `bound`, as `search_permutation` does.
+      blocks: channels that go together, as in `channels`.
       options: for the search, such as `window=`, `escapes=` and `seed=`.
 
     Returns:
@@ -161,13 +153,11 @@ def permute(
     }
     if not specs:
         raise ValueError("no rule has an n:m pattern; js.Rule(path, js.NM(2, 4)) would work")
-    found = channels(fn, params, *inputs)
+    found = channels(fn, params, *inputs, blocks=blocks)
     state = _State(found, specs, params)
     before = {path: state.kept(path) for path in specs}
     rows = tuple(
-        state.permute(group, inputs, search, options)
-        for group in found.groups
-        if (inputs := _input_leaves(found, group, specs))
+        state.permute(group, paths, search, options) for group, paths in _input_leaves(found, specs)
     )
     leaves = tuple(
         PermutedLeaf(path, _name(spec), state.total(path), before[path], state.kept(path))
@@ -177,14 +167,18 @@ def permute(
     return found.permuted(params, state.permutations), report
 
 
-def _input_leaves(found: Channels, group: Group, specs: Mapping[str, LeafSpec]) -> list[str]:
-    """Leaves under n:m which have the group on an input axis."""
-    paths = (
-        place.path
-        for place in group.places
-        if place.path in specs and place.axis in specs[place.path].view.inputs
-    )
-    return list(dict.fromkeys(paths))
+def _input_leaves(found: Channels, specs: Mapping[str, LeafSpec]) -> list[tuple[Group, list[str]]]:
+    """Groups with the leaves under n:m which have them on an input axis."""
+    rows = []
+    for group in found.groups:
+        paths = dict.fromkeys(
+            place.path
+            for place in group.places
+            if place.path in specs and place.axis in specs[place.path].view.inputs
+        )
+        if paths:
+            rows.append((group, list(paths)))
+    return rows
 
 
 def _name(spec: LeafSpec) -> str:

@@ -262,6 +262,24 @@ def concatenate(graph, equation, *operands):
     return [Value(tuple(axes))]
 
 
+@rule("stack")
+def stack(graph, equation, *operands):
+    """Puts arrays side by side along a new axis, in their order."""
+    axes = list(operands[0].axes)
+    for value in operands[1:]:
+        graph.unify_all(axes, value.axes)
+    axes.insert(equation.params["axis"], graph.pinned(len(operands), "puts arrays in order"))
+    return [Value(tuple(axes))]
+
+
+@rule("unstack")
+def unstack(graph, equation, operand):
+    """Takes an axis apart."""
+    axis = equation.params["axis"]
+    graph.pin(operand.axes[axis], "takes the axis apart")
+    return [_drop(operand, [axis]) for _ in equation.outvars]
+
+
 @rule("split")
 def split(graph, equation, operand):
     """Undoes a concatenation."""

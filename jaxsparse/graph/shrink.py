@@ -72,6 +72,7 @@ def shrink(
     masks: Tree,
     *inputs: Any,
     resolve: Resolve = "union",
+    blocks: Mapping[str, tuple[int, int]] | None = None,
 ) -> tuple[Tree, Callable[..., Any], ShrinkReport]:
     """Removes the channels, neurons and heads that masks leave empty, with all tied to them.
 
@@ -98,6 +99,8 @@ def shrink(
       fn, params, inputs: the model, as in `channels`; params are arrays.
       masks: by path or as a tree like params, True is kept.
       resolve: "union" or "intersection".
+      blocks: channels that go together, as in `channels`: a head that the trace does
+        not show is declared here, and goes as a whole or not at all.
 
     Returns:
       - the masked parameters without what was removed, a tree as before;
@@ -125,7 +128,7 @@ def shrink(
     if resolve not in ("union", "intersection"):
         raise ValueError(f"resolve={resolve!r} is neither 'union' nor 'intersection'")
     masked = mask_params(params, masks)
-    analysis = Analysis(fn, params, inputs)
+    analysis = Analysis(fn, params, inputs, blocks)
     choice = _Choice(analysis, masked, leaves_by_path(masks))
     inexact = choice.resolve(resolve)
     kept = choice.positions()
@@ -140,7 +143,7 @@ def shrink(
     def shrunk(params: Tree, *inputs: Any) -> Any:
         """Runs the smaller model."""
         known = _signature(inputs) == first
-        program = analysis if known else Analysis(fn, shapes, _shapes(inputs))
+        program = analysis if known else Analysis(fn, shapes, _shapes(inputs), blocks)
         left = choice.kept if known else _kept_of(program, kept)
         leaves = leaves_by_path(params)
         _check(leaves, kept)
@@ -185,7 +188,8 @@ class _Choice:
         left = self.kept.atoms[atom]
         gone = gone & left
         if not (left & ~gone).any():
-            gone[np.flatnonzero(left)[0]] = False  # the last channel stays
+            # The last channel stays.
+            gone = gone & (np.arange(left.size) != np.flatnonzero(left)[0])
         self.kept.atoms[atom] = left & ~gone
         return gone
 
@@ -210,7 +214,7 @@ class _Choice:
             axes = self.analysis.leaves[path].axes
             alive = mask & _outer([self.kept.vector(term) for term in axes])
             for axis, term in enumerate(axes):
-                used = alive.any(axis=others(axis, alive.ndim))
+                used = np.asarray(alive.any(axis=others(axis, alive.ndim)))
                 for piece in self.analysis.terms.pieces(term):
                     grid = piece.grid()
                     for i, (atom, _, _) in enumerate(piece.factors):

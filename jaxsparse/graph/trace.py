@@ -1,7 +1,8 @@
 """The analysis: a function is traced and its program walked, equation by equation."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxsparse import jaxprs
 from jaxsparse.graph.axes import Cause, Terms
 from jaxsparse.graph.rules import RULES, sizes, uniform_axes
 from jaxsparse.graph.values import Origin, Value
-from jaxsparse.trees import Tree, leaves_by_path
+from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,13 @@ class Analysis:
       output_tree: structure of what the function returns.
     """
 
-    def __init__(self, fn: Callable[..., Any], params: Tree, inputs: Sequence[Any]):
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: Tree,
+        inputs: Sequence[Any],
+        blocks: Mapping[str, tuple[int, int]] | None = None,
+    ):
         leaves = leaves_by_path(params)
         tree = jax.tree.structure(params)
 
@@ -71,6 +78,7 @@ class Analysis:
             )
             return outputs
 
+        self.output_tree: Any = None
         self.program = jax.make_jaxpr(flat)(list(leaves.values()), *inputs)
         self.terms = Terms()
         self.uses: list[tuple[str, int, int]] = []
@@ -82,6 +90,7 @@ class Analysis:
             path: sizes(v) for path, v in zip(leaves, arguments[: len(leaves)], strict=True)
         }
         self.leaves = {path: self._leaf(path, shape) for path, shape in self.shapes.items()}
+        self._declare(blocks or {})
         given = [self._input(variable) for variable in arguments[len(leaves) :]]
         results, self.records = self._walk(
             self.program.jaxpr, self.program.consts, [*self.leaves.values(), *given]
@@ -244,6 +253,27 @@ class Analysis:
             ops, weights = value.ops | other.ops, value.weights | other.weights
             joined.append(Value(value.axes, None, ops, weights))
         return joined
+
+    def _declare(self, blocks):
+        """Channels that somebody says go together, such as those of a head."""
+        for pattern, (axis, size) in blocks.items():
+            paths = [path for path in self.leaves if re.fullmatch(pattern, path)]
+            if not paths:
+                raise ValueError(
+                    f"blocks: {pattern!r} matches no leaf; {near_misses(pattern, self.leaves)}"
+                )
+            for path in paths:
+                shape = self.shapes[path]
+                if not -len(shape) <= axis < len(shape) or size < 1 or shape[axis] % size:
+                    raise ValueError(
+                        f"blocks: {path!r} of shape {shape} has no axis {axis} which is a multiple "
+                        f"of {size}"
+                    )
+                cause = Cause("block", f"is one of blocks of {size}, as declared")
+                inner = self.terms.atom(size)
+                self.terms.pin(inner, cause)
+                block = self.terms.product([self.terms.atom(shape[axis] // size), inner])
+                self.terms.unify(self.leaves[path].axes[axis], block, cause)
 
     # Values that come from nowhere.
 

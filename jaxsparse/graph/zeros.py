@@ -302,7 +302,7 @@ def _squeeze(walk, equation, operands, record):
 def _reshape(walk, equation, operands, record):
     del walk, record
     zeros, before, after = operands[0], sizes(equation.invars[0]), sizes(equation.outvars[0])
-    axes = [np.zeros(size, bool) for size in after]
+    axes: list[Any] = [np.zeros(size, bool) for size in after]
     if 0 in after or equation.params["dimensions"] is not None:
         return [Zeros.nothing(after)]
     for old, new in common_groups(before, after):
@@ -325,6 +325,25 @@ def _concatenate(walk, equation, operands, record):
         vectors = [zeros.axes[i] for zeros in operands]
         axes.append(np.concatenate(vectors) if i == dimension else np.logical_and.reduce(vectors))
     return [Zeros.of(axes)]
+
+
+def _stack(walk, equation, operands, record):
+    del walk, record
+    vectors = zip(*(zeros.axes for zeros in operands), strict=True)
+    axes = [np.logical_and.reduce(v) for v in vectors]
+    axes.insert(equation.params["axis"], np.array([_zero(z) == 0 for z in operands]))
+    return [Zeros.of(axes)]
+
+
+def _unstack(walk, equation, operands, record):
+    del walk, record
+    (zeros,), gone = operands, equation.params["axis"]
+    rest = [v for i, v in enumerate(zeros.axes) if i != gone]
+    # A slice that is zero says so for itself only.
+    return [
+        Zeros.of([v | whole for v in rest], 0 if whole else zeros.value)
+        for whole in zeros.axes[gone]
+    ]
 
 
 def _split(walk, equation, operands, record):
@@ -429,6 +448,8 @@ _RULES = {
     "squeeze": _squeeze,
     "reshape": _reshape,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
     "split": _split,
     "slice": _slice,
     "pad": _pad,

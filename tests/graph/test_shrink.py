@@ -227,5 +227,24 @@ def test_mistakes_are_errors():
         ValueError, match=r"'up' has shape \(3, 4\); the smaller model has \(3, 3\)"
     ):
         run(small | {"up": params["up"]}, x)
-    with pytest.raises(KeyError, match="did you mean 'up'"):
+    with pytest.raises(KeyError, match="no leaf 'up'; did you mean 'ups'"):
         run({"bias": small["bias"], "down": small["down"], "ups": small["up"]}, x)
+
+
+def test_blocks_declared_by_hand_go_as_a_whole():
+    """Pairs of neurons: the trace knows nothing of them."""
+    fn, params = two_layers(jnp.tanh, 0.3)
+    x, blocks = numbers(5, 3), {"up": (1, 2)}
+    channels = js.graph.channels(fn, params, x, blocks=blocks)
+    assert [group.size for group in channels.groups] == [2]
+    assert "is one of blocks of 2, as declared" in str(channels)
+    small, _, _ = js.graph.shrink(fn, params, first_empty("down"), x, blocks=blocks)
+    assert small["up"].shape == (3, 4)
+    masks = {"down": jnp.ones((4, 2), bool).at[:2].set(False)}
+    small, run, _ = js.graph.shrink(fn, params, masks, x, blocks=blocks)
+    assert small["up"].shape == (3, 2)
+    assert_same(run(small, x), fn(js.mask_params(params, masks), x))
+    with pytest.raises(ValueError, match=r"'up' of shape \(3, 4\) has no axis 1 which is"):
+        js.graph.channels(fn, params, x, blocks={"up": (1, 3)})
+    with pytest.raises(ValueError, match="matches no leaf; did you mean 'up'"):
+        js.graph.channels(fn, params, x, blocks={"upp": (1, 2)})
