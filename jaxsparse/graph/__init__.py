@@ -2,6 +2,7 @@
 
 from jaxsparse.graph.axes import Cause
 from jaxsparse.graph.channels import Channels, Factor, Group, Op, Piece, Pinned, Place, channels
+from jaxsparse.graph.modules import shrink_model
 from jaxsparse.graph.permute import PermutationReport, PermutedGroup, PermutedLeaf, permute
 from jaxsparse.graph.shrink import ShrinkReport, ShrunkGroup, shrink
 
@@ -22,4 +23,5 @@ __all__ = [
     "channels",
     "permute",
     "shrink",
+    "shrink_model",
 ]
