@@ -31,9 +31,15 @@ class Kept:
 
     def __init__(self, terms: Terms, atoms: Mapping[int, Vector]):
         self.terms, self.atoms = terms, dict(atoms)
+        self._vectors: dict[int, Vector] = {}
 
     def vector(self, term: int) -> Vector:
         """Which positions of an axis are left."""
+        if term not in self._vectors:
+            self._vectors[term] = self._vector(term)
+        return self._vectors[term]
+
+    def _vector(self, term):
         left = np.ones(self.terms.size(term), bool)
         for piece in self.terms.pieces(term):
             if not any(atom in self.atoms for atom, _, _ in piece.factors):
@@ -73,7 +79,6 @@ def run(analysis: Analysis, kept: Kept, operands: Sequence[Any]) -> list[Any]:
 class _Rewriter:
     def __init__(self, kept: Kept):
         self.kept = kept
-        self._whole: dict[int, bool] = {}
 
     def walk(self, jaxpr, consts, operands, records: Sequence[Record]) -> list[Any]:
         queue: Iterator[Record] = iter(records)
@@ -85,7 +90,7 @@ class _Rewriter:
 
     def visit(self, equation, operands, record: Record) -> Sequence[Any]:
         values = (*record.operands, *record.results)
-        if all(self.is_whole(term) for value in values for term in value.axes):
+        if all(self.kept.vector(term).all() for value in values for term in value.axes):
             return jaxprs.bind(equation, operands)
         # Constants of the program are whole until they meet what is not.
         operands = [
@@ -116,12 +121,6 @@ class _Rewriter:
             self.kept.cut(x, value) if np.shape(x) != self.kept.shape(value) else x
             for x, value in zip(arrays, results, strict=True)
         ]
-
-    def is_whole(self, term: int) -> bool:
-        """Whether an axis is as long as ever."""
-        if term not in self._whole:
-            self._whole[term] = bool(self.kept.vector(term).all())
-        return self._whole[term]
 
 
 Rule = Callable[[_Rewriter, Any, Sequence[Any], Record], Any]

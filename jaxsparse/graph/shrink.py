@@ -12,9 +12,10 @@ from jaxtyping import Bool, Int
 
 from jaxsparse.graph.axes import along, others
 from jaxsparse.graph.channels import Channels, Group, summarize
+from jaxsparse.graph.needs import needed
 from jaxsparse.graph.rewrite import Kept, run
 from jaxsparse.graph.trace import Analysis
-from jaxsparse.graph.zeros import Zeros, needed
+from jaxsparse.graph.zeros import Zeros
 from jaxsparse.masking import mask_params
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
@@ -167,7 +168,8 @@ class _Choice:
                 for piece in terms.pieces(term):
                     atoms |= {a: n for a, n, _ in piece.factors if terms.cause(a) is None}
         self.free = atoms
-        self.kept = Kept(terms, {atom: np.ones(size, bool) for atom, size in atoms.items()})
+        self.left = {atom: np.ones(size, bool) for atom, size in atoms.items()}
+        self.kept = Kept(terms, self.left)
 
     def resolve(self, resolve: Resolve) -> dict[int, np.ndarray]:
         """Decides; returns by atom the channels removed that were needed."""
@@ -178,19 +180,21 @@ class _Choice:
                 gone = self._remove(atom, empty[atom])
                 if (gone & used[atom]).any():
                     inexact[atom] = np.flatnonzero(gone & used[atom])
+            self.kept = Kept(self.analysis.terms, self.left)
         while True:
             empty, used = self._empty(), self._needed()
             removed = [self._remove(atom, empty[atom] & ~used[atom]) for atom in self.free]
             if not any(gone.any() for gone in removed):
                 return inexact
+            self.kept = Kept(self.analysis.terms, self.left)
 
     def _remove(self, atom: int, gone: np.ndarray) -> np.ndarray:
-        left = self.kept.atoms[atom]
+        left = self.left[atom]
         gone = gone & left
         if not (left & ~gone).any():
             # The last channel stays.
             gone = gone & (np.arange(left.size) != np.flatnonzero(left)[0])
-        self.kept.atoms[atom] = left & ~gone
+        self.left[atom] = left & ~gone
         return gone
 
     def _needed(self) -> dict[int, np.ndarray]:
@@ -234,7 +238,7 @@ class _Choice:
     def report(self, channels: Channels, kept, inexact) -> ShrinkReport:
         rows = []
         for atom, group in self._groups(channels).items():
-            left = self.kept.atoms[atom]
+            left = self.left[atom]
             if not left.all():
                 lost = inexact.get(atom, np.zeros(0, int))
                 rows.append(ShrunkGroup(group, np.flatnonzero(left), lost))

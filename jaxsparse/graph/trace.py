@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxsparse import jaxprs
 from jaxsparse.graph.axes import Cause, Terms
-from jaxsparse.graph.rules import RULES, sizes, uniform_axes
-from jaxsparse.graph.values import Origin, Value
+from jaxsparse.graph.rules import RULES, sizes
+from jaxsparse.graph.values import Origin, Value, uniform_axes
 from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
 

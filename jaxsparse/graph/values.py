@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +54,20 @@ class Value:
     def without_origin(self) -> Self:
         """The same axes for other numbers."""
         return dataclasses.replace(self, origin=None)
+
+
+def uniform_axes(constant: Any) -> list[bool]:
+    """For every axis of a constant whether all its slices are equal."""
+    array = np.asarray(constant)
+    if array.dtype.kind == "V" or array.dtype.hasobject:
+        return [False] * array.ndim
+    numbers = array.reshape(array.shape)
+    return [
+        size == 1 or bool(np.all(_same(numbers, np.take(numbers, [0], axis=i)))) if size else False
+        for i, size in enumerate(array.shape)
+    ]
+
+
+def _same(a, b):
+    # A NaN is as good as another: masks are often made of them.
+    return (a == b) | ((a != a) & (b != b))
