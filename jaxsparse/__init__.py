@@ -1,6 +1,6 @@
 """A functional sparsity toolkit for JAX and Flax."""
 
-from jaxsparse import checkpoint, nn
+from jaxsparse import checkpoint, graph, nn
 from jaxsparse.arrays import CSC, BlockSparse, NMSparse, is_packed, merge_packed, split_packed
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import erk, global_, targets, uniform
@@ -69,6 +69,7 @@ __all__ = [
     "given",
     "global_",
     "gradient",
+    "graph",
     "implementations",
     "importance_threshold",
     "is_packed",

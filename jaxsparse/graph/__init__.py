@@ -1,5 +1,19 @@
-"""The channel graph of a traced model, and what stands on it."""
+"""The channel graph: which axes of which weights of a traced model are the same channels."""
 
+from jaxsparse.graph.axes import Cause
+from jaxsparse.graph.channels import Channels, Factor, Group, Op, Piece, Pinned, Place, channels
 from jaxsparse.graph.search import PermutationSearch, search_permutation
 
-__all__ = ["PermutationSearch", "search_permutation"]
+__all__ = [
+    "Cause",
+    "Channels",
+    "Factor",
+    "Group",
+    "Op",
+    "PermutationSearch",
+    "Piece",
+    "Pinned",
+    "Place",
+    "channels",
+    "search_permutation",
+]
