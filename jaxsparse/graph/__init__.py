@@ -2,6 +2,7 @@
 
 from jaxsparse.graph.axes import Cause
 from jaxsparse.graph.channels import Channels, Factor, Group, Op, Piece, Pinned, Place, channels
+from jaxsparse.graph.plot import plot
 from jaxsparse.graph.search import PermutationSearch, search_permutation
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "Pinned",
     "Place",
     "channels",
+    "plot",
     "search_permutation",
 ]
