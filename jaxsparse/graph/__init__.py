@@ -2,8 +2,10 @@
 
 from jaxsparse.graph.axes import Cause
 from jaxsparse.graph.channels import Channels, Factor, Group, Op, Piece, Pinned, Place, channels
+from jaxsparse.graph.permute import PermutationReport, PermutedGroup, PermutedLeaf, permute
 from jaxsparse.graph.plot import plot
 from jaxsparse.graph.search import PermutationSearch, search_permutation
+from jaxsparse.graph.shrink import ShrinkReport, ShrunkGroup, shrink
 
 __all__ = [
     "Cause",
@@ -11,11 +13,18 @@ __all__ = [
     "Factor",
     "Group",
     "Op",
+    "PermutationReport",
     "PermutationSearch",
+    "PermutedGroup",
+    "PermutedLeaf",
     "Piece",
     "Pinned",
     "Place",
+    "ShrinkReport",
+    "ShrunkGroup",
     "channels",
+    "permute",
     "plot",
     "search_permutation",
+    "shrink",
 ]

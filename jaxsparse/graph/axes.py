@@ -13,6 +13,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Int, Shaped
+
 Kind = Literal["atom", "product", "sum"]
 
 # A product that is cut in the middle of a factor becomes a sum with one term for
@@ -50,6 +53,23 @@ class Piece:
 
     offset: int
     factors: tuple[tuple[int, int, int], ...]
+
+    def grid(self) -> Int[np.ndarray, "..."]:
+        """Positions on the axis, one dimension for every factor."""
+        grid = np.full([size for _, size, _ in self.factors], self.offset)
+        for i, (_, size, stride) in enumerate(self.factors):
+            grid = grid + along(i, grid.ndim, np.arange(size) * stride)
+        return grid
+
+
+def along(i: int, rank: int, vector: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, "..."]:
+    """A vector as an array of some rank that varies along axis i only."""
+    return vector.reshape([-1 if k == i else 1 for k in range(rank)])
+
+
+def others(i: int, rank: int) -> tuple[int, ...]:
+    """All axes but one."""
+    return tuple(k for k in range(rank) if k != i)
 
 
 class Terms:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxsparse.graph.axes import Cause
+from jaxsparse.graph.axes import Cause, along
 from jaxsparse.graph.trace import Analysis, RawOp
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
@@ -59,8 +59,7 @@ class Piece:
         """Positions of some channels of every factor, one dimension for every factor."""
         grid = np.full([len(c) for c in channels], self.offset)
         for i, (chosen, factor) in enumerate(zip(channels, self.factors, strict=True)):
-            shape = [-1 if k == i else 1 for k in range(grid.ndim)]
-            grid = grid + (chosen * factor.stride).reshape(shape)
+            grid = grid + along(i, grid.ndim, chosen * factor.stride)
         return grid
 
 

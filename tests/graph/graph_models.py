@@ -176,8 +176,12 @@ def flatten():
 
 @model(8, 8)
 def global_pooling():
-    pool = lambda x: nn.max_pool(x, (2, 2), (2, 2))
-    mean = lambda x: x.mean((1, 2))
+    def pool(x):
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+    def mean(x):
+        return x.mean((1, 2))
+
     return sequential(nn.Conv(8, (3, 3)), pool, nn.Conv(8, (1, 1)), mean, nn.Dense(2))
 
 
@@ -279,8 +283,7 @@ def native_grouped_query_attention():
 
 
 def _zeros(shapes):
-    is_shape = lambda node: isinstance(node, tuple)
-    return jax.tree.map(lambda shape: jnp.zeros(shape), shapes, is_leaf=is_shape)
+    return {name: jnp.zeros(shape) for name, shape in shapes.items()}
 
 
 @model(2, 4, 4)
@@ -404,8 +407,13 @@ def recurrent():
 @model(8)
 def while_loop():
     def fn(p, x):
-        step = lambda c: (c[0] + 1, jnp.tanh(c[1] @ p["hidden"]) + p["bias"])
-        _, y = lax.while_loop(lambda c: (c[0] < 3) & (jnp.sum(c[1]) < 1e6), step, (0, x @ p["in"]))
+        def more(carry):
+            return (carry[0] < 3) & (jnp.sum(carry[1]) < 1e6)
+
+        def step(carry):
+            return carry[0] + 1, jnp.tanh(carry[1] @ p["hidden"]) + p["bias"]
+
+        _, y = lax.while_loop(more, step, (0, x @ p["in"]))
         return y @ p["out"]
 
     params = {"in": (5, 8), "hidden": (8, 8), "bias": (8,), "out": (8, 2)}
@@ -416,8 +424,8 @@ def while_loop():
 def branches():
     def fn(p, x, which):
         y = x @ p["in"]
-        one, two = lambda y: jnp.tanh(y @ p["a"]), lambda y: y @ p["b"]
-        return lax.cond(which, one, two, y) @ p["out"]
+        y = lax.cond(which, lambda y: jnp.tanh(y @ p["a"]), lambda y: y @ p["b"], y)
+        return y @ p["out"]
 
     params = {"in": (5, 8), "a": (8, 4), "b": (8, 4), "out": (4, 2)}
     return fn, _zeros(params), X, jnp.array(True)
