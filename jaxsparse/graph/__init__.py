@@ -1,5 +1,6 @@
 """The channel graph: which axes of which weights of a traced model are the same channels."""
 
+from jaxsparse.graph.asp import ASP, asp, asp_rules
 from jaxsparse.graph.axes import Cause
 from jaxsparse.graph.channels import Channels, Factor, Group, Op, Piece, Pinned, Place, channels
 from jaxsparse.graph.permute import PermutationReport, PermutedGroup, PermutedLeaf, permute
@@ -8,6 +9,7 @@ from jaxsparse.graph.search import PermutationSearch, search_permutation
 from jaxsparse.graph.shrink import ShrinkReport, ShrunkGroup, shrink
 
 __all__ = [
+    "ASP",
     "Cause",
     "Channels",
     "Factor",
@@ -22,6 +24,8 @@ __all__ = [
     "Place",
     "ShrinkReport",
     "ShrunkGroup",
+    "asp",
+    "asp_rules",
     "channels",
     "permute",
     "plot",

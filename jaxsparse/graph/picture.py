@@ -10,6 +10,7 @@ from jaxsparse.graph.channels import Channels, Op
 
 Kind = Literal["matmul", "takes", "passes", "stops", "other"]
 ENDS = ("input", "output")
+COLLECTIONS = ("params", "batch_stats")  # linen's, above the modules in a path
 KINDS: tuple[Kind, ...] = ("stops", "matmul", "takes", "passes", "other")
 
 
@@ -85,17 +86,18 @@ def picture(channels: Channels, sparse: Collection[str], collapse: bool) -> Pict
 def _nodes(channels: Channels, sparse: Collection[str]) -> list[Node]:
     kinds: dict[int, Kind] = {op.id: _kind(channels, op) for op in channels.ops}
     why = {id: _reasons(channels, channels.ops[id]) for id in kinds}
-    clusters = _clusters(channels, kinds)
+    roots = {op.scope.split("/")[0] for op in channels.ops if op.scope}
+    root = roots.pop() if len(roots) == 1 else ""
+    scopes = {op.id: _scope(op, root) for op in channels.ops}
+    clusters = _clusters(channels, kinds, scopes)
     of = {id: place for place, ops in enumerate(clusters) for id in ops}
     inputs = [
         tuple(sorted({of[i] for id in ops for i in channels.ops[id].inputs} - {place}))
         for place, ops in enumerate(clusters)
     ]
-    roots = {op.scope.split("/")[0] for op in channels.ops if "/" in op.scope}
-    root = f"{roots.pop()}/" if len(roots) == 1 else ""
-    homes = {op.scope for op in channels.ops if op.kernel is not None}
+    homes = {scopes[op.id] for op in channels.ops if op.kernel is not None}
     found = [
-        _node([channels.ops[id] for id in ops], kinds, why, sparse, root, homes, inputs[place])
+        _node([channels.ops[id] for id in ops], kinds, why, scopes, sparse, homes, inputs[place])
         for place, ops in enumerate(clusters)
     ]
     # What neither holds channels nor pins any is left out, and its inputs passed on.
@@ -134,7 +136,18 @@ def _reasons(channels: Channels, op: Op) -> tuple[str, ...]:
     return op.reasons or tuple(dict.fromkeys(cause.reason for cause in causes))
 
 
-def _clusters(channels: Channels, kinds: dict[int, Kind]) -> list[list[int]]:
+def _scope(op: Op, root: str) -> str:
+    """The module of an op: from its name stack, without the model's own, or its weights."""
+    if op.scope:
+        return op.scope.removeprefix(f"{root}/")
+    homes = {tuple(path.split("/")[:-1]) for path in op.weights}
+    homes = {home[1:] if home[:1] and home[0] in COLLECTIONS else home for home in homes}
+    return "/".join(homes.pop()) if len(homes) == 1 else ""
+
+
+def _clusters(
+    channels: Channels, kinds: dict[int, Kind], scopes: dict[int, str]
+) -> list[list[int]]:
     """Ops in clusters, these in an order of evaluation: no cluster feeds itself."""
     cluster = {op.id: op.id for op in channels.ops}
     members: dict[int, list[int]] = {op.id: [op.id] for op in channels.ops}
@@ -164,9 +177,9 @@ def _clusters(channels: Channels, kinds: dict[int, Kind]) -> list[list[int]]:
             if alone(op) or alone(first) or into not in members or into == mine:
                 continue
             # A module's ops, and chains of ops that belong to none or to the same.
-            module = op.scope == first.scope != ""
+            module = scopes[op.id] == scopes[into] != ""
             plain = not any(channels.ops[i].weights for i in (*members[into], *members[mine]))
-            chain = plain and len(before) == 1 and not op.scope and kinds[op.id] == kinds[into]
+            chain = plain and len(before) == 1 and not scopes[op.id] and kinds[op.id] == kinds[into]
             if (module or chain) and not detour(into, mine) and not detour(mine, into):
                 for id in members[mine]:
                     cluster[id] = into
@@ -192,8 +205,8 @@ def _node(
     ops: Sequence[Op],
     kinds: dict[int, Kind],
     why: dict[int, tuple[str, ...]],
+    scopes: dict[int, str],
     sparse: Collection[str],
-    root: str,
     homes: Collection[str],
     inputs: tuple[int, ...],
 ) -> Node:
@@ -201,16 +214,15 @@ def _node(
     kind: Kind = next(kind for kind in KINDS if kind in present)
     weights = [path for op in ops for path in op.weights]
     primitives = tuple(dict.fromkeys(op.primitive for op in ops))
-    scope = ops[0].scope.removeprefix(root)
+    scope = scopes[ops[0].id]
     if ops[0].primitive in ENDS:
         name = ops[0].primitive
     elif not weights:
         name = ""
-    elif not scope or (ops[0].kernel is None and ops[0].scope in homes):
-        leaf = weights[0].split("/")
-        name = f"{scope}/{leaf[-1]}" if scope else "/".join(leaf[-2:])
-    else:
+    elif scope and (scope not in homes or weights[0].endswith("/kernel")):
         name = scope
+    else:
+        name = f"{scope}/{weights[0].split('/')[-1]}".removeprefix("/")
     last = ops[-1]
     return Node(
         kind,

@@ -98,7 +98,7 @@ def _text(drawn: Picture) -> str:
         else:
             what = ", ".join(filter(None, (_work(node, " x "), _tags(node, ", "))))
             what = f"{names[place]}: {what}" if node.name else what
-            if node.reasons:
+            if node.kind == "stops":
                 what += f" ({'; '.join(node.reasons)})"
         sources = ", ".join(names[i] or _work(drawn.nodes[i], "") for i in node.inputs)
         indent = "  " if place in inside else ""
