@@ -3,7 +3,6 @@
 import doctest
 import inspect
 import pathlib
-import pkgutil
 import re
 import subprocess
 import sys
@@ -14,7 +13,8 @@ import jaxsparse as js
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = sorted(
-    f"jaxsparse.{m.name}" for m in pkgutil.iter_modules(js.__path__) if m.name != "kernels"
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "jaxsparse").rglob("*.py")
 )
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 
