@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from graph_models import MODELS, Model
 
 import jaxsparse as js
@@ -140,3 +141,15 @@ def test_the_result_is_frozen():
         channels.groups = ()
     with pytest.raises(TypeError):
         channels.axes["up"] = ()
+
+
+def test_an_nnx_model_is_a_tree_of_parameters():
+    def layer(*sizes):
+        return nnx.Linear(*sizes, rngs=nnx.Rngs(0))
+
+    net, x = nnx.Sequential(layer(4, 8), nnx.relu, layer(8, 2)), jnp.ones((1, 4))
+    channels = js.graph.channels(lambda net, x: net(x), net, x)
+    assert channels.group_of("layers/0/kernel", 1).size == 8
+    moved = channels.permuted(net, shuffles(channels))
+    assert isinstance(moved, nnx.Sequential)
+    assert_same(moved(x), net(x))

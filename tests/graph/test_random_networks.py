@@ -234,7 +234,7 @@ quiet = {"deadline": None, "derandomize": True, "suppress_health_check": list(He
 
 
 @drawn
-@settings(max_examples=12, **quiet)
+@settings(max_examples=6, **quiet)
 def test_a_few_networks(names, seed):
     check(names, seed)
 
