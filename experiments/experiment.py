@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import jaxsparse as js
-from experiments import data, models, optimizers, recipes, rules, tasks
+from experiments import data, models, optimizers, permutation, recipes, rules, tasks
 from experiments.config import Config
 
 _EVAL_BATCH = 1024
@@ -43,6 +43,8 @@ class Experiment:
       forward: (params, extra, inputs) -> outputs in evaluation mode, not jitted.
       predict: (state, inputs) -> outputs of the masked model in evaluation mode.
       sparsity: state -> fraction of zeros in the pruned leaves.
+      permute: state -> (state with channels permuted, report); None where the recipe
+        permutes nothing. Runs on the host.
     """
 
     config: Config
@@ -57,6 +59,7 @@ class Experiment:
     forward: Callable[[Any, Any, Any], jax.Array]
     predict: Callable[[TrainState, Any], jax.Array]
     sparsity: Callable[[TrainState], jax.Array]
+    permute: Callable[[TrainState], tuple[TrainState, js.graph.PermutationReport]] | None
 
     def masks(self, state: TrainState) -> recipes.Masks:
         """Masks in force, by path."""
@@ -141,6 +144,12 @@ def build(config: Config) -> Experiment:
         kept = sum(jnp.sum(mask, dtype=jnp.int32) for mask in masks)
         return 1.0 - kept / max(1, sum(mask.size for mask in masks)) if masks else jnp.zeros(())
 
+    def permute(state: TrainState):
+        example = dataset.train.take(np.arange(2)).inputs
+        options = recipe.permutation or {}
+        trees, report = permutation.permute(model.apply, parsed, example, state, **options)
+        return TrainState(*trees), report
+
     return Experiment(
         config=config,
         dataset=dataset,
@@ -154,6 +163,7 @@ def build(config: Config) -> Experiment:
         forward=forward,
         predict=predict,
         sparsity=sparsity,
+        permute=None if recipe.permutation is None else permute,
     )
 
 

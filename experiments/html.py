@@ -22,7 +22,8 @@ def render(
     title: str,
     summary: Sequence[Sequence[str]],
     table: str,
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, Figure | bytes],
+    texts: Mapping[str, str],
     config: Mapping[str, Any],
 ) -> str:
     """A self-contained page.
@@ -31,7 +32,8 @@ def render(
       title: heading.
       summary: rows of the dense-against-sparse table, the first its header.
       table: the per-leaf table, preformatted text.
-      figures: caption -> figure; embedded as PNG.
+      figures: caption -> figure, or bytes of a PNG; embedded as PNG.
+      texts: caption -> preformatted text.
       config: shown in full at the end.
     """
     head, *body = [[html.escape(cell) for cell in row] for row in summary]
@@ -40,6 +42,8 @@ def render(
     parts = [f"<h1>{html.escape(title)}</h1>", f"<table>{''.join(rows)}</table>"]
     for caption, figure in figures.items():
         parts.append(f"<h2>{html.escape(caption)}</h2>\n{_image(figure, caption)}")
+    for caption, text in texts.items():
+        parts.append(f"<h2>{html.escape(caption)}</h2>\n<pre>{html.escape(text)}</pre>")
     parts.append(f"<h2>Every leaf</h2>\n<pre>{html.escape(table)}</pre>")
     parts.append(f"<h2>Config</h2>\n<pre>{html.escape(json.dumps(config, indent=2))}</pre>")
     return (
@@ -50,8 +54,9 @@ def render(
     )
 
 
-def _image(figure: Figure, caption: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+def _image(figure: Figure | bytes, caption: str) -> str:
+    buffer = io.BytesIO(figure if isinstance(figure, bytes) else b"")
+    if not isinstance(figure, bytes):
+        figure.savefig(buffer, format="png", dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'

@@ -67,6 +67,8 @@ class Recipe(NamedTuple):
         0 where no such phase exists.
       wants_masks: whether ``tx.update`` must be given the masks in force.
       has_target: whether the sparsity was asked for, or is what came out.
+      permutation: options of the search with which channels are permuted after
+        ``dense_until`` steps; None permutes nothing.
     """
 
     tx: optax.GradientTransformationExtraArgs
@@ -75,6 +77,7 @@ class Recipe(NamedTuple):
     dense_until: int = 0
     wants_masks: bool = False
     has_target: bool = True
+    permutation: Mapping[str, Any] | None = None
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")
@@ -192,6 +195,26 @@ def nm(setup: Setup, begin: int, end: int, every: int = 10) -> Recipe:
     schedule = js.constant(begin=begin, end=end, every=every)
     pruner = setup.prune(schedule, regrowth=js.straight_through())
     return Recipe(optax.chain(pruner, optimizer), rate, dense_until=begin)
+
+
+@RECIPES.register("asp")
+def asp(setup: Setup, begin: int, permute: bool = True, escapes: int = 100) -> Recipe:
+    """NVIDIA's ASP (Mishra et al., 2021; Pool and Yu, 2021): trains dense up to
+    ``begin``, permutes the channels, fixes n:m masks by magnitude and fine-tunes.
+
+    Args:
+      setup: see ``Setup``.
+      begin: where the dense model is done.
+      permute: False masks the channels in the order that they have.
+      escapes: of the search.
+    """
+    _check_steps(setup, begin=begin)
+    if not begin:
+        raise ValueError("recipe.begin must be at least 1: ASP starts from a trained model")
+    optimizer, rate = setup.optimizer((begin,))
+    tx = js.pruned(optimizer, setup.prune(js.one_shot(begin=begin)))
+    search = {"escapes": escapes, "seed": setup.seed} if permute else None
+    return Recipe(tx, rate, dense_until=begin, permutation=search)
 
 
 @RECIPES.register("rigl")

@@ -1,6 +1,7 @@
 """The end of a run: weights, ``report.json``, ``report.html`` and the table."""
 
 import importlib.metadata
+import json
 import math
 import os
 import pathlib
@@ -15,7 +16,7 @@ import numpy as np
 
 import jaxsparse as js
 from experiments import config as configs
-from experiments import figures, html, latency, tasks, workdir
+from experiments import figures, html, latency, permutation, tasks, workdir
 from experiments.experiment import Experiment, TrainState
 from jaxsparse.trees import leaves_by_path
 
@@ -46,9 +47,11 @@ def write(
     report = _report(experiment, history, table)
     if masks:
         report |= latency.measure(experiment, state)
+    if experiment.permute is not None:
+        report["permutation"] = json.loads((folder / permutation.NUMBERS).read_text())
     if with_html:
         metric, _ = tasks.HEADLINE[experiment.dataset.task]
-        drawn = {
+        drawn: dict[str, Any] = {
             f"Held-out {metric} and sparsity": figures.curves(
                 history, metric, experiment.recipe.dense_until
             )
@@ -58,8 +61,12 @@ def write(
                 [leaf for leaf in report["leaves"] if leaf["path"] in masks]
             )
             drawn["Masks"] = figures.mask_pictures(masks)
+        texts = {}
+        if experiment.permute is not None:
+            texts["Magnitude that the permutation keeps"] = permutation.table(report["permutation"])
+            drawn["Channels"] = (folder / permutation.PICTURE).read_bytes()
         title = f"{report['recipe']} on {report['data']}"
-        page = html.render(title, rows(report), str(table), drawn, report["config"])
+        page = html.render(title, rows(report), str(table), drawn, texts, report["config"])
         (folder / "report.html").write_text(page)
     workdir.write_json(folder / "report.json", report)
 

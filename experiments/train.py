@@ -11,7 +11,7 @@ from tqdm import tqdm
 import jaxsparse as js
 from experiments import config as configs
 from experiments import experiment as experiments
-from experiments import summary, workdir
+from experiments import permutation, summary, workdir
 from experiments.metrics import MetricWriter
 
 _LOG = logging.getLogger(__name__)
@@ -78,6 +78,9 @@ def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Cloc
                 clock.start_lap(done)
                 bar.set_postfix({name: f"{record[name]:.3g}" for name in shown})
             bar.update()
+            if done == experiment.recipe.dense_until and experiment.permute is not None:
+                state, report = experiment.permute(state)
+                permutation.write(report, folder)
             # After the records of this step, so that a checkpoint never outruns them.
             if done < steps:
                 checkpointer.save(done, state)

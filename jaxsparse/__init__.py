@@ -1,6 +1,6 @@
 """A functional sparsity toolkit for JAX and Flax."""
 
-from jaxsparse import checkpoint, nn
+from jaxsparse import checkpoint, graph, nn
 from jaxsparse.arrays import CSC, BlockSparse, NMSparse
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
@@ -75,6 +75,7 @@ __all__ = [
     "given",
     "global_",
     "gradient",
+    "graph",
     "implementations",
     "importance_threshold",
     "is_packed",

@@ -75,3 +75,10 @@ def split_scan(equation, operands: Sequence[Any]) -> tuple[list[Any], list[Any],
         sizes = [params["num_consts"], params["num_carry"]]
     first, second = sizes[0], sizes[0] + sizes[1]
     return list(operands[:first]), list(operands[first:second]), list(operands[second:])
+
+
+def split_while(equation, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """The operands of a `while`: constants of its condition, of its body, and the carry."""
+    first = equation.params["cond_nconsts"]
+    second = first + equation.params["body_nconsts"]
+    return list(operands[:first]), list(operands[first:second]), list(operands[second:])

@@ -332,12 +332,12 @@ class _Run:
         params = equation.params
         cond, cond_closed = jaxprs.open_jaxpr(params["cond_jaxpr"])
         body, body_closed = jaxprs.open_jaxpr(params["body_jaxpr"])
-        split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-        carry = [self.dense(c, "the carry of while") for c in operands[split[1] :]]
+        cond_consts, body_consts, carry = jaxprs.split_while(equation, operands)
+        carry = [self.dense(c, "the carry of while") for c in carry]
         return list(
             lax.while_loop(
-                lambda c: self.inside(cond, cond_closed, (*operands[: split[0]], *c))[0],
-                lambda c: self.inside(body, body_closed, (*operands[slice(*split)], *c)),
+                lambda c: self.inside(cond, cond_closed, (*cond_consts, *c))[0],
+                lambda c: self.inside(body, body_closed, (*body_consts, *c)),
                 carry,
             )
         )

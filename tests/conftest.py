@@ -29,14 +29,17 @@ def strict_promotion():
 # takes every n-th case, the full suite all.
 SAMPLED = {
     "test_arrays.py": 10,
+    "test_channels.py": 5,
     "test_checkpoint.py": 3,
     "test_cpu.py": 10,
     "test_interop.py": 6,
     "test_nn.py": 6,
     "test_patterns.py": 4,
+    "test_permute.py": 5,
     "test_pruning.py": 4,
     "test_recipes.py": 5,
     "test_selection.py": 4,
+    "test_shrink.py": 6,
     "test_sparse_dot.py": 16,
     "test_sparsify.py": 10,
 }

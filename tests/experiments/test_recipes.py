@@ -19,6 +19,7 @@ OPTIONS = {
     "one_shot": {"begin": 6},
     "iterative": {"begin": 6, "rounds": 3},
     "nm": {"begin": 6, "end": 16, "every": 2},
+    "asp": {"begin": 6},
     "rigl": {"end": 16, "every": 4},
     "set": {"end": 16, "every": 4},
     "movement": {"begin": 6, "end": 16},
@@ -27,7 +28,7 @@ OPTIONS = {
 
 
 def build(name, **overrides):
-    if name == "nm":
+    if name in ("nm", "asp"):
         overrides = {"rules": ((r"layers_0/kernel", "2:4"),), "sparsity": 0.5} | overrides
     if name == "group_lasso":
         overrides = {"learning_rate__shape": "constant"} | overrides

@@ -1,0 +1,173 @@
+"""`shrink_model`: a smaller `nnx` model, its modules resized to what is left of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxsparse.graph.shrink import Resolve, ShrinkReport, shrink
+from jaxsparse.trees import Tree
+
+Axes = tuple[np.ndarray, ...]
+
+# The model's own code and the rewritten trace may sum in another order.
+TOLERANCE = 1e-4
+
+
+def shrink_model(
+    model: nnx.Module,
+    masks: Tree,
+    *inputs: Any,
+    resolve: Resolve = "union",
+    blocks: Mapping[str, tuple[int, int]] | None = None,
+) -> tuple[nnx.Module, ShrinkReport]:
+    """Removes what masks leave empty from an `nnx` model: see `shrink`.
+
+    Every module of Flax in it gets the sizes of its smaller weights (`in_features`,
+    `num_heads`, `num_groups` and so on). The model's own code then runs at those sizes,
+    which is not always what the trace did: a layer norm would divide by fewer channels,
+    and attention would scale by a smaller head_dim. So where the inputs are arrays the
+    new model is run against the rewritten trace, and where they differ that is an error.
+    `shrink` itself has no such limit.
+
+    Args:
+      model: in evaluation mode; called as model(*inputs). It is left as it is.
+      masks, resolve, blocks: as in `shrink`.
+      inputs: arrays; with shapes only, no more than that the new model runs is checked.
+
+    Returns:
+      The smaller model, and the report of `shrink`.
+
+    Raises:
+      ValueError: if the smaller model does not run or computes something else.
+
+    Example:
+      >>> model = nnx.Sequential(
+      ...     nnx.Linear(2, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 3, rngs=nnx.Rngs(1))
+      ... )
+      >>> masks = {"layers/2/kernel": jnp.arange(8)[:, None] < jnp.full(3, 5)}
+      >>> small, report = shrink_model(model, masks, jnp.ones((4, 2)))
+      >>> small.layers[0].out_features, small.layers[2].in_features
+      (5, 5)
+    """
+    graph, random, params = nnx.split(model, nnx.RngState, ...)
+
+    def fn(params, *inputs):
+        return nnx.merge(graph, random, params)(*inputs)
+
+    smaller, run, report = shrink(fn, params, masks, *inputs, resolve=resolve, blocks=blocks)
+    found = nnx.merge(graph, random, smaller)
+    for path, module in nnx.iter_modules(found):
+        prefix = "".join(f"{part}/" for part in path)
+        kept = {
+            name.removeprefix(prefix): axes
+            for name, axes in report.kept.items()
+            if name.startswith(prefix)
+        }
+        for kind, resize in _RESIZE.items():
+            if isinstance(module, kind):
+                resize(module, kept)
+    _compare(found, lambda *inputs: run(smaller, *inputs), inputs)
+    return found, report
+
+
+def _compare(model: Any, run: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
+    concrete = all(isinstance(x, jax.Array | np.ndarray) for x in jax.tree.leaves(inputs))
+    try:
+        # A copy, since what a model writes into itself must not stay there.
+        actual = nnx.clone(model)(*inputs) if concrete else nnx.eval_shape(model, *inputs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "the smaller model does not run: its own code insists on sizes that have changed; "
+            f"the function that shrink(...) returns would work ({error})"
+        ) from error
+    if not concrete:
+        return
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(run(*inputs)), strict=True):
+        error, scale = float(jnp.max(jnp.abs(a - b))), float(jnp.max(jnp.abs(b)))
+        if not error <= TOLERANCE * scale:
+            raise ValueError(
+                f"the smaller model computes something else: outputs differ by {error:.3g} of "
+                f"{scale:.3g}. Its code counts channels that were removed (a mean over channels, "
+                "the scale of attention); the function that shrink(...) returns would work"
+            )
+
+
+# How each module of Flax names its sizes; `kept` has, by the path of a leaf in the
+# module, the positions that are left on every axis.
+
+
+def _linear(module, kept: Mapping[str, Axes]):
+    module.in_features, module.out_features = module.kernel.shape
+
+
+def _linear_general(module, kept: Mapping[str, Axes]):
+    shape, outputs = module.kernel.shape, len(module.out_features)
+    module.in_features = shape[-outputs - len(module.in_features) : -outputs]
+    module.out_features = shape[-outputs:]
+
+
+def _conv(module, kept: Mapping[str, Axes]):
+    each = module.out_features // module.feature_group_count
+    groups = len(np.unique(kept["kernel"][-1] // each))
+    module.kernel_shape = module.kernel.shape
+    module.feature_group_count = groups
+    module.in_features = module.kernel.shape[-2] * groups
+    module.out_features = module.kernel.shape[-1]
+
+
+def _conv_transpose(module, kept: Mapping[str, Axes]):
+    out, into = (-2, -1) if module.transpose_kernel else (-1, -2)
+    module.kernel_shape = module.kernel.shape
+    module.in_features, module.out_features = module.kernel.shape[into], module.kernel.shape[out]
+
+
+def _einsum(module, kept: Mapping[str, Axes]):
+    module.kernel_shape = module.kernel.shape
+    if module.bias_shape is not None:
+        module.bias_shape = module.bias.shape
+
+
+def _embed(module, kept: Mapping[str, Axes]):
+    module.num_embeddings, module.features = module.embedding.shape
+
+
+def _norm(module, kept: Mapping[str, Axes]):
+    for name in ("mean", "scale", "bias"):
+        if name in kept:
+            module.num_features = len(kept[name][0])
+
+
+def _group_norm(module, kept: Mapping[str, Axes]):
+    for name in ("scale", "bias"):
+        if name in kept:
+            left = kept[name][0]
+            module.num_groups = len(np.unique(left // module.group_size))
+            module.group_size = len(left) // module.num_groups
+            return
+
+
+def _attention(module, kept: Mapping[str, Axes]):
+    module.in_features, module.num_heads, module.head_dim = module.query.kernel.shape
+    module.in_kv_features, module.num_kv_heads, _ = module.key.kernel.shape
+    module.qkv_features = module.num_heads * module.head_dim
+    module.out_features = module.out.kernel.shape[-1]
+
+
+_RESIZE: dict[type, Callable[[Any, Mapping[str, Axes]], None]] = {
+    nnx.Linear: _linear,
+    nnx.LinearGeneral: _linear_general,
+    nnx.Conv: _conv,
+    nnx.ConvTranspose: _conv_transpose,
+    nnx.Einsum: _einsum,
+    nnx.Embed: _embed,
+    nnx.BatchNorm: _norm,
+    nnx.LayerNorm: _norm,
+    nnx.RMSNorm: _norm,
+    nnx.InstanceNorm: _norm,
+    nnx.GroupNorm: _group_norm,
+    nnx.MultiHeadAttention: _attention,
+}

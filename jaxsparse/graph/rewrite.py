@@ -1,0 +1,267 @@
+"""Runs a traced program with some of its channels gone.
+
+Every array is smaller where channels were removed; primitives that carry shapes
+among their parameters get the new ones, which follow from the terms of their axes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jaxtyping import Bool
+
+from jaxsparse import jaxprs
+from jaxsparse.graph.axes import Terms, along
+from jaxsparse.graph.rules import sizes
+from jaxsparse.graph.trace import Analysis, Record
+from jaxsparse.graph.values import Value
+
+Vector = Bool[np.ndarray, " size"]
+
+
+class Kept:
+    """Which channels of every atom are left.
+
+    Attributes:
+      terms: of the program.
+      atoms: by atom True where a channel is left; atoms that are not named are whole.
+    """
+
+    def __init__(self, terms: Terms, atoms: Mapping[int, Vector]):
+        self.terms, self.atoms = terms, dict(atoms)
+        self._vectors: dict[int, Vector] = {}
+
+    def vector(self, term: int) -> Vector:
+        """Which positions of an axis are left."""
+        if term not in self._vectors:
+            self._vectors[term] = self._vector(term)
+        return self._vectors[term]
+
+    def _vector(self, term):
+        left = np.ones(self.terms.size(term), bool)
+        for piece in self.terms.pieces(term):
+            if not any(atom in self.atoms for atom, _, _ in piece.factors):
+                continue
+            grid = piece.grid()
+            stay = np.ones(grid.shape, bool)
+            for i, (atom, _, _) in enumerate(piece.factors):
+                if atom in self.atoms:
+                    stay &= along(i, grid.ndim, self.atoms[atom])
+            left[grid] = stay
+        return left
+
+    def size(self, term: int) -> int:
+        """How many positions of an axis are left."""
+        return int(self.vector(term).sum())
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Shape of the smaller array."""
+        return tuple(map(self.size, value.axes))
+
+    def cut(self, array: Any, value: Value) -> Any:
+        """Takes what is left of an array that is whole."""
+        for axis, term in enumerate(value.axes):
+            left = self.vector(term)
+            if not left.all():
+                array = jax.numpy.take(array, np.flatnonzero(left), axis=axis)
+        return array
+
+
+def run(analysis: Analysis, kept: Kept, operands: Sequence[Any]) -> list[Any]:
+    """The results of a program, of smaller parameters and the same inputs."""
+    rewriter = _Rewriter(kept)
+    program = analysis.program
+    return rewriter.walk(program.jaxpr, program.consts, operands, analysis.records)
+
+
+class _Rewriter:
+    def __init__(self, kept: Kept):
+        self.kept = kept
+
+    def walk(self, jaxpr, consts, operands, records: Sequence[Record]) -> list[Any]:
+        queue: Iterator[Record] = iter(records)
+
+        def visit(equation, operands):
+            return self.visit(equation, operands, next(queue))
+
+        return jaxprs.walk(jaxpr, consts, operands, visit)
+
+    def visit(self, equation, operands, record: Record) -> Sequence[Any]:
+        values = (*record.operands, *record.results)
+        if all(self.kept.vector(term).all() for value in values for term in value.axes):
+            return jaxprs.bind(equation, operands)
+        # Constants of the program are whole until they meet what is not.
+        operands = [
+            self.kept.cut(x, value) if np.shape(x) != self.kept.shape(value) else x
+            for x, value in zip(operands, record.operands, strict=True)
+        ]
+        name = equation.primitive.name
+        if inner := jaxprs.inner_program(equation):
+            jaxpr, consts = inner
+
+            def body(*operands):
+                return self.inside(jaxpr, consts, operands, record.inner[0], record.results)
+
+            if name in ("checkpoint", "remat2"):
+                options = {k: equation.params[k] for k in ("policy", "prevent_cse")}
+                body = jax.checkpoint(body, **options)
+            return body(*operands)
+        rule = _RULES.get(name)
+        if rule is None:
+            return jaxprs.bind(equation, operands)
+        results = rule(self, equation, operands, record)
+        return results if isinstance(results, list) else [results]
+
+    def inside(self, jaxpr, consts, operands, records, results: Sequence[Value]) -> list[Any]:
+        """The results of an inner program, cut where it returns a constant of its own."""
+        arrays = self.walk(jaxpr, consts, operands, records)
+        return [
+            self.kept.cut(x, value) if np.shape(x) != self.kept.shape(value) else x
+            for x, value in zip(arrays, results, strict=True)
+        ]
+
+
+Rule = Callable[[_Rewriter, Any, Sequence[Any], Record], Any]
+
+
+def _reshape(rewriter, equation, operands, record):
+    del equation
+    return lax.reshape(operands[0], rewriter.kept.shape(record.results[0]))
+
+
+def _broadcast_in_dim(rewriter, equation, operands, record):
+    shape = rewriter.kept.shape(record.results[0])
+    return lax.broadcast_in_dim(operands[0], shape, equation.params["broadcast_dimensions"])
+
+
+def _iota(rewriter, equation, operands, record):
+    del operands
+    shape, params = rewriter.kept.shape(record.results[0]), equation.params
+    return lax.broadcasted_iota(params["dtype"], shape, params["dimension"])
+
+
+def _tile(rewriter, equation, operands, record):
+    del equation
+    shape = rewriter.kept.shape(record.results[0])
+    repeats = [new // old for new, old in zip(shape, operands[0].shape, strict=True)]
+    return jax.numpy.tile(operands[0], repeats)
+
+
+def _slice(rewriter, equation, operands, record):
+    params = equation.params
+    starts, limits = [], []
+    for i, term in enumerate(record.operands[0].axes):
+        before = np.concatenate([[0], np.cumsum(rewriter.kept.vector(term))])
+        starts.append(int(before[params["start_indices"][i]]))
+        limits.append(int(before[params["limit_indices"][i]]))
+    return lax.slice(operands[0], starts, limits, params["strides"])
+
+
+def _split(rewriter, equation, operands, record):
+    axis = equation.params["axis"]
+    parts = [rewriter.kept.size(value.axes[axis]) for value in record.results]
+    return list(lax.split(operands[0], parts, axis))
+
+
+def _pad(rewriter, equation, operands, record):
+    widths = []
+    for term, (low, high, interior) in zip(
+        record.results[0].axes, equation.params["padding_config"], strict=True
+    ):
+        if low > 0 or high > 0:
+            left = rewriter.kept.vector(term)
+            # With a positive width the padding is a term of its own.
+            low = int(left[:low].sum()) if low > 0 else low
+            high = int(left[len(left) - high :].sum()) if high > 0 else high
+        widths.append((low, high, interior))
+    return lax.pad(operands[0], operands[1], widths)
+
+
+def _dynamic_slice(rewriter, equation, operands, record):
+    del equation
+    return lax.dynamic_slice(operands[0], operands[1:], rewriter.kept.shape(record.results[0]))
+
+
+def _gather(rewriter, equation, operands, record):
+    params = equation.params
+    before = sizes(equation.invars[0])
+    taken = tuple(
+        rewriter.kept.size(term) if size == whole else size
+        for term, size, whole in zip(
+            record.operands[0].axes, params["slice_sizes"], before, strict=True
+        )
+    )
+    return equation.primitive.bind(*operands, **(params | {"slice_sizes": taken}))
+
+
+def _conv_general_dilated(rewriter, equation, operands, record):
+    del rewriter, record
+    x, kernel = operands
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    groups = x.shape[numbers.lhs_spec[1]] // kernel.shape[numbers.rhs_spec[1]]
+    return equation.primitive.bind(*operands, **(params | {"feature_group_count": groups}))
+
+
+def _scan(rewriter, equation, operands, record):
+    params = equation.params
+    jaxpr, consts = jaxprs.open_jaxpr(params["jaxpr"])
+    constants, carry, stacked = jaxprs.split_scan(equation, operands)
+    results = _inner_results(record, len(carry))
+
+    def body(carry, slices):
+        given = (*constants, *carry, *slices)
+        arrays = rewriter.inside(jaxpr, consts, given, record.inner[0], results)
+        return arrays[: len(carry)], arrays[len(carry) :]
+
+    options = {k: params[k] for k in ("length", "reverse", "unroll")}
+    carry, stacks = lax.scan(body, carry, stacked, **options)
+    return [*carry, *stacks]
+
+
+def _inner_results(record, carried):
+    """What a scan's body returns: its stacks without their leading axis."""
+    stacks = (Value(value.axes[1:]) for value in record.results[carried:])
+    return (*record.results[:carried], *stacks)
+
+
+def _while(rewriter, equation, operands, record):
+    params = equation.params
+    cond_consts, body_consts, carry = jaxprs.split_while(equation, operands)
+    cond = jaxprs.open_jaxpr(params["cond_jaxpr"])
+    body = jaxprs.open_jaxpr(params["body_jaxpr"])
+    return list(
+        lax.while_loop(
+            lambda c: rewriter.walk(*cond, (*cond_consts, *c), record.inner[0])[0],
+            lambda c: rewriter.inside(*body, (*body_consts, *c), record.inner[1], record.results),
+            carry,
+        )
+    )
+
+
+def _cond(rewriter, equation, operands, record):
+    def branch(jaxpr, records):
+        opened = jaxprs.open_jaxpr(jaxpr)
+        return lambda *given: rewriter.inside(*opened, given, records, record.results)
+
+    branches = zip(equation.params["branches"], record.inner, strict=True)
+    return list(lax.switch(operands[0], [branch(*pair) for pair in branches], *operands[1:]))
+
+
+_RULES: dict[str, Rule] = {
+    "reshape": _reshape,
+    "broadcast_in_dim": _broadcast_in_dim,
+    "iota": _iota,
+    "tile": _tile,
+    "slice": _slice,
+    "split": _split,
+    "pad": _pad,
+    "dynamic_slice": _dynamic_slice,
+    "gather": _gather,
+    "conv_general_dilated": _conv_general_dilated,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

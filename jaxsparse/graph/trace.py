@@ -1,0 +1,330 @@
+"""The analysis: a function is traced and its program walked, equation by equation."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxsparse import jaxprs
+from jaxsparse.graph.axes import Cause, Terms
+from jaxsparse.graph.rules import RULES, sizes
+from jaxsparse.graph.values import Origin, Value, uniform_axes
+from jaxsparse.trees import Tree, leaves_by_path, near_misses
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """An equation as it was visited.
+
+    Attributes:
+      equation: of the jaxpr.
+      operands, results: what the analysis knows of them.
+      inner: records of the programs that the equation runs, in the order of
+        `jaxprs.programs`.
+    """
+
+    equation: Any
+    operands: tuple[Value, ...]
+    results: tuple[Value, ...]
+    inner: tuple[tuple["Record", ...], ...] = ()
+
+
+@dataclasses.dataclass
+class RawOp:
+    """An op of the picture before terms have become groups."""
+
+    primitive: str
+    scope: str
+    weights: tuple[str, ...]
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    repeat: int
+    terms_in: tuple[int, ...] = ()
+    terms_out: tuple[int, ...] = ()
+    kernel: tuple[int, ...] | None = None
+    reasons: tuple[str, ...] = ()
+
+
+class Analysis:
+    """Walks a traced program and unifies the axes of its arrays.
+
+    Attributes:
+      terms: of all axes.
+      leaves: by path a Value for every leaf of the parameters.
+      shapes: by path.
+      uses: (path, axis, op) for every axis of a leaf that a product sums over.
+      ops: for the picture.
+      program: the closed jaxpr; its arguments are the leaves, then the inputs.
+      records: of its equations.
+      output_tree: structure of what the function returns.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: Tree,
+        inputs: Sequence[Any],
+        blocks: Mapping[str, tuple[int, int]] | None = None,
+    ):
+        leaves = leaves_by_path(params)
+        tree = jax.tree.structure(params)
+
+        def flat(leaves, *inputs):
+            outputs, self.output_tree = jax.tree.flatten(
+                fn(jax.tree.unflatten(tree, leaves), *inputs)
+            )
+            return outputs
+
+        self.output_tree: Any = None
+        self.program = jax.make_jaxpr(flat)(list(leaves.values()), *inputs)
+        self.terms = Terms()
+        self.uses: list[tuple[str, int, int]] = []
+        self.ops: list[RawOp] = []
+        self._now: Any = None
+        self._repeat = 1
+        arguments = self.program.jaxpr.invars
+        self.shapes = {
+            path: sizes(v) for path, v in zip(leaves, arguments[: len(leaves)], strict=True)
+        }
+        self.leaves = {path: self._leaf(path, shape) for path, shape in self.shapes.items()}
+        self._declare(blocks or {})
+        given = [self._input(variable) for variable in arguments[len(leaves) :]]
+        results, self.records = self._walk(
+            self.program.jaxpr, self.program.consts, [*self.leaves.values(), *given]
+        )
+        for result in results:
+            self._output(result)
+
+    # What rules call.
+
+    def unify(self, a: int, b: int, reason: str = "joins axes that are built differently") -> None:
+        """Unifies two terms on behalf of the equation that is visited."""
+        self.terms.unify(a, b, self._cause(reason))
+
+    def unify_all(self, a: Iterable[int], b: Iterable[int]) -> None:
+        """Unifies the axes of two arrays pairwise."""
+        for one, other in zip(a, b, strict=True):
+            self.unify(one, other)
+
+    def pin(self, term: int, reason: str) -> None:
+        """Pins a term on behalf of the equation that is visited."""
+        if self.terms.size(term) != 1 and self.terms.cause(term) is None:
+            self._now.reasons.append(reason)
+        self.terms.pin(term, self._cause(reason))
+
+    def pinned(self, size: int, reason: str) -> int:
+        """A new axis that is pinned."""
+        term = self.terms.atom(size)
+        self.terms.pin(term, self._cause(reason))
+        return term
+
+    def unknown(self, equation, operands: Sequence[Value], reason: str) -> list[Value]:
+        """Pins all that an equation touches."""
+        for value in operands:
+            for axis in value.axes:
+                self.pin(axis, reason)
+        return [
+            Value(tuple(self.pinned(size, reason) for size in sizes(variable)))
+            for variable in equation.outvars
+        ]
+
+    def product_with(
+        self, value: Value, summed: Sequence[int], free: Sequence[int], depthwise: bool = False
+    ) -> None:
+        """Notes that a product sums over some axes of an array, if that is a weight."""
+        if value.origin is None:
+            return
+        for i in summed:
+            if depthwise and self.terms.size(value.axes[i]) == 1:
+                continue
+            self.uses += [(value.origin.path, axis, self._now.op) for axis in value.origin.axes[i]]
+        self._now.summed += [value.axes[i] for i in summed]
+        self._now.free += [value.axes[i] for i in free]
+        self._now.kernel = self.shapes[value.origin.path]
+
+    # The walk.
+
+    def _walk(self, jaxpr, consts, operands) -> tuple[list[Value], tuple[Record, ...]]:
+        records: list[Record] = []
+
+        def visit(equation, operands):
+            values = [self._value(operand) for operand in operands]
+            results, inner = self._visit(equation, values)
+            records.append(Record(equation, tuple(values), tuple(results), inner))
+            return results
+
+        constants = [self._constant(const) for const in consts]
+        results = jaxprs.walk(jaxpr, constants, operands, visit)
+        return [self._value(result) for result in results], tuple(records)
+
+    def _visit(self, equation, operands):
+        name = equation.primitive.name
+        if inner := jaxprs.inner_program(equation):
+            results, records = self._walk(*inner, operands)
+            return results, (records,)
+        control = {"scan": self._scan, "while": self._while, "cond": self._cond}.get(name)
+        if control is not None:
+            return control(equation, operands)
+        data = any(value.ops for value in operands)
+        self._now = _Now(equation, len(self.ops) if data else None)
+        if name in RULES:
+            results = RULES[name](self, equation, *operands)
+        else:
+            results = self.unknown(equation, operands, "is not understood")
+        if not data:
+            weights = frozenset().union(*(value.weights for value in operands))
+            results = [dataclasses.replace(r, ops=frozenset(), weights=weights) for r in results]
+            return list(results), ()
+        op = frozenset([len(self.ops)])
+        # What depends on an input is no version of a leaf any more.
+        results = [Value(result.axes, None, op) for result in results]
+        self.ops.append(self._op(equation, operands, results))
+        return results, ()
+
+    def _op(self, equation, operands, results):
+        now = self._now
+        weights = dict.fromkeys(p for v in operands if not v.ops for p in sorted(v.weights))
+        through = [axis for result in results for axis in result.axes]
+        return RawOp(
+            equation.primitive.name,
+            str(equation.source_info.name_stack),
+            tuple(weights),
+            tuple(sorted(frozenset().union(*(value.ops for value in operands)))),
+            sizes(equation.outvars[0]) if equation.outvars else (),
+            self._repeat,
+            tuple(now.summed),
+            tuple(now.free if now.kernel is not None else through),
+            now.kernel,
+            tuple(dict.fromkeys(now.reasons)),
+        )
+
+    def _scan(self, equation, operands):
+        consts, carry, stacked = jaxprs.split_scan(equation, operands)
+        length = equation.params["length"]
+        self._now = _Now(equation, None)
+        for value in stacked:
+            self.pin(value.axes[0], "takes the axis apart, step by step")
+        slices = [
+            value.pick(value.axes[1:], [[i] for i in range(1, len(value.axes))])
+            for value in stacked
+        ]
+        self._repeat *= length
+        body = jaxprs.open_jaxpr(equation.params["jaxpr"])
+        results, records = self._walk(*body, [*consts, *map(_carried, carry), *slices])
+        self._repeat //= max(length, 1)
+        self._now = _Now(equation, None)
+        outputs = self._join(carry, results[: len(carry)])
+        for value in results[len(carry) :]:
+            lead = self.pinned(length, "puts the axis together, step by step")
+            outputs.append(dataclasses.replace(value, axes=(lead, *value.axes), origin=None))
+        return outputs, (records,)
+
+    def _while(self, equation, operands):
+        cond_consts, body_consts, carry = jaxprs.split_while(equation, operands)
+        cond = jaxprs.open_jaxpr(equation.params["cond_jaxpr"])
+        body = jaxprs.open_jaxpr(equation.params["body_jaxpr"])
+        inside = [*map(_carried, carry)]
+        _, cond_records = self._walk(*cond, [*cond_consts, *inside])
+        results, body_records = self._walk(*body, [*body_consts, *inside])
+        self._now = _Now(equation, None)
+        return self._join(carry, results), (cond_records, body_records)
+
+    def _cond(self, equation, operands):
+        walked = [
+            self._walk(*jaxprs.open_jaxpr(branch), operands[1:])
+            for branch in equation.params["branches"]
+        ]
+        self._now = _Now(equation, None)
+        outputs = list(walked[0][0])
+        for results, _ in walked[1:]:
+            outputs = self._join(outputs, results)
+        chooser = operands[0]
+        outputs = [dataclasses.replace(v, ops=v.ops | chooser.ops, origin=None) for v in outputs]
+        return outputs, tuple(records for _, records in walked)
+
+    def _join(self, values, others):
+        """One value for two that may stand at the same place."""
+        joined = []
+        for value, other in zip(values, others, strict=True):
+            self.unify_all(value.axes, other.axes)
+            ops, weights = value.ops | other.ops, value.weights | other.weights
+            joined.append(Value(value.axes, None, ops, weights))
+        return joined
+
+    def _declare(self, blocks):
+        """Channels that somebody says go together, such as those of a head."""
+        for pattern, (axis, size) in blocks.items():
+            paths = [path for path in self.leaves if re.fullmatch(pattern, path)]
+            if not paths:
+                raise ValueError(
+                    f"blocks: {pattern!r} matches no leaf; {near_misses(pattern, self.leaves)}"
+                )
+            for path in paths:
+                shape = self.shapes[path]
+                if not -len(shape) <= axis < len(shape) or size < 1 or shape[axis] % size:
+                    raise ValueError(
+                        f"blocks: {path!r} of shape {shape} has no axis {axis} which is a multiple "
+                        f"of {size}"
+                    )
+                cause = Cause("block", f"is one of blocks of {size}, as declared")
+                inner = self.terms.atom(size)
+                self.terms.pin(inner, cause)
+                block = self.terms.product([self.terms.atom(shape[axis] // size), inner])
+                self.terms.unify(self.leaves[path].axes[axis], block, cause)
+
+    # Values that come from nowhere.
+
+    def _leaf(self, path, shape):
+        axes = tuple(self.terms.atom(size) for size in shape)
+        origin = Origin(path, tuple(frozenset([i]) for i in range(len(shape))))
+        return Value(axes, origin, frozenset(), frozenset([path]))
+
+    def _input(self, variable):
+        op = len(self.ops)
+        cause = Cause("input", "is an input of the function", op)
+        axes = tuple(self.terms.atom(size) for size in sizes(variable))
+        for axis in axes:
+            self.terms.pin(axis, cause)
+        self.ops.append(RawOp("input", "", (), (), sizes(variable), 1, terms_out=axes))
+        return Value(axes, None, frozenset([op]))
+
+    def _output(self, value):
+        op = len(self.ops)
+        for axis in value.axes:
+            self.terms.pin(axis, Cause("output", "is an output of the function", op))
+        shape = tuple(self.terms.size(axis) for axis in value.axes)
+        inputs = tuple(sorted(value.ops))
+        self.ops.append(RawOp("output", "", (), inputs, shape, 1, terms_out=value.axes))
+
+    def _value(self, operand):
+        return operand if isinstance(operand, Value) else self._constant(operand)
+
+    def _constant(self, constant):
+        axes = tuple(self.terms.atom(size) for size in np.shape(constant))
+        if axes:
+            for axis, uniform in zip(axes, uniform_axes(constant), strict=True):
+                if not uniform:
+                    self.terms.pin(axis, Cause("constant", "is told apart by a constant"))
+        return Value(axes)
+
+    def _cause(self, reason):
+        return Cause(self._now.equation.primitive.name, reason, self._now.op)
+
+
+class _Now:
+    """What is found out while one equation is visited."""
+
+    def __init__(self, equation, op):
+        self.equation, self.op = equation, op
+        self.summed: list[int] = []
+        self.free: list[int] = []
+        self.kernel: tuple[int, ...] | None = None
+        self.reasons: list[str] = []
+
+
+def _carried(value):
+    # In the loop it may be the initial value or any later one.
+    return value.without_origin()

@@ -1,0 +1,73 @@
+"""What the analysis knows of every array in a traced program."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The leaf that an array is a version of.
+
+    Attributes:
+      path: of the leaf in the parameters.
+      axes: for every axis of the array the axes of the leaf that it indexes.
+    """
+
+    path: str
+    axes: tuple[frozenset[int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """An array as the analysis sees it.
+
+    Attributes:
+      axes: a term for every axis (`axes.Terms`).
+      origin: the leaf that it is, cast, transposed or scaled; None for all else.
+      ops: ops that it comes from directly; empty for what does not depend on an
+        input of the function, which is parameters, constants and what is made of
+        them.
+      weights: paths of the leaves in it, where `ops` is empty.
+    """
+
+    axes: tuple[int, ...]
+    origin: Origin | None = None
+    ops: frozenset[int] = frozenset()
+    weights: frozenset[str] = frozenset()
+
+    def pick(self, terms: Sequence[int], sources: Sequence[Sequence[int]]) -> Self:
+        """The same numbers with other axes.
+
+        Args:
+          terms: of the new axes.
+          sources: for every new axis, which of the old ones it indexes.
+        """
+        origin = self.origin
+        if origin is not None:
+            axes = (frozenset().union(*(origin.axes[i] for i in s)) for s in sources)
+            origin = Origin(origin.path, tuple(axes))
+        return dataclasses.replace(self, axes=tuple(terms), origin=origin)
+
+    def without_origin(self) -> Self:
+        """The same axes for other numbers."""
+        return dataclasses.replace(self, origin=None)
+
+
+def uniform_axes(constant: Any) -> list[bool]:
+    """For every axis of a constant whether all its slices are equal."""
+    array = np.asarray(constant)
+    if array.dtype.kind == "V" or array.dtype.hasobject:
+        return [False] * array.ndim
+    numbers = array.reshape(array.shape)
+    return [
+        size == 1 or bool(np.all(_same(numbers, np.take(numbers, [0], axis=i)))) if size else False
+        for i, size in enumerate(array.shape)
+    ]
+
+
+def _same(a, b):
+    # A NaN is as good as another: masks are often made of them.
+    return (a == b) | ((a != a) & (b != b))

@@ -1,0 +1,246 @@
+"""Networks drawn at random: what the analysis calls free is free, what shrinks is the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from graph_models import Model, numbers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_channels import assert_same, shuffles
+from test_shrink import empty_in
+
+import jaxsparse as js
+
+# What a layer may be; each maps (batch, places, width) to (batch, places, some width).
+LAYERS: dict[str, Callable[..., Any]] = {}
+
+
+def layer(function):
+    """Enters a layer under its name."""
+    LAYERS[function.__name__] = function
+    return function
+
+
+class Network:
+    """A chain of layers, drawn; `fn` runs it and `params` are its weights."""
+
+    def __init__(self, names, seed):
+        self.names, self.seed = names, seed
+        self.params = {}
+        x = jnp.zeros((2, 4, 3))
+        self._making = True
+        jax.eval_shape(lambda x: self.run(self.params, x), x)
+        self._making = False
+
+    def fn(self, params, x):
+        return self.run(params, x)
+
+    def weight(self, params, name, *shape):
+        if self._making:
+            rng = np.random.default_rng([self.seed, len(self.params)])
+            scale = max(shape[-2], 1) ** -0.5 if len(shape) > 1 else 0.5
+            params[name] = np.asarray(rng.normal(size=shape) * scale, np.float32)
+        return jnp.asarray(params[name])
+
+    def run(self, params, x):
+        rng = np.random.default_rng(self.seed)
+        x = self.dense(params, "first", x, 8)
+        for i, name in enumerate(self.names):
+            x = LAYERS[name](self, params, f"{i}_{name}", x, rng)
+        return self.dense(params, "last", x, 2)
+
+    def dense(self, params, name, x, width=None):
+        width = width or x.shape[-1]
+        kernel = self.weight(params, f"{name}/kernel", x.shape[-1], width)
+        return x @ kernel + self.weight(params, f"{name}/bias", width)
+
+    def __repr__(self):
+        return f"Network({self.names}, {self.seed})"
+
+
+@layer
+def dense(net, params, name, x, rng):
+    return net.dense(params, name, x, int(rng.choice([4, 8, 12])))
+
+
+@layer
+def relu(net, params, name, x, rng):
+    return jax.nn.relu(x)
+
+
+@layer
+def gelu(net, params, name, x, rng):
+    return jax.nn.gelu(x)
+
+
+@layer
+def norm(net, params, name, x, rng):
+    centred = x - x.mean(-1, keepdims=True)
+    scale = net.weight(params, f"{name}/scale", x.shape[-1])
+    return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 0.1) * scale
+
+
+@layer
+def batchnorm(net, params, name, x, rng):
+    mean, scale = (net.weight(params, f"{name}/{k}", x.shape[-1]) for k in ("mean", "scale"))
+    return (x - mean) * scale
+
+
+@layer
+def residual(net, params, name, x, rng):
+    return x + jnp.tanh(net.dense(params, name, x))
+
+
+@layer
+def gate(net, params, name, x, rng):
+    return jax.nn.silu(net.dense(params, f"{name}_a", x, 8)) * net.dense(params, f"{name}_b", x, 8)
+
+
+@layer
+def concatenate(net, params, name, x, rng):
+    return jnp.concatenate(
+        [x, net.dense(params, name, x, int(rng.choice([4, 8]))), x[..., : x.shape[-1] // 2]], -1
+    )
+
+
+@layer
+def split(net, params, name, x, rng):
+    at = int(rng.integers(1, x.shape[-1])) if x.shape[-1] > 1 else 0
+    a, b = x[..., :at], x[..., at:]
+    return jnp.concatenate([jnp.tanh(b), a], -1)
+
+
+@layer
+def heads(net, params, name, x, rng):
+    heads = 2 if x.shape[-1] % 2 == 0 else 1
+    y = x.reshape(*x.shape[:-1], heads, -1)
+    kernel = net.weight(params, f"{name}/kernel", heads, y.shape[-1], 4)
+    return jnp.einsum("btho,hoe->bthe", y, kernel).reshape(*x.shape[:-1], -1)
+
+
+@layer
+def mix(net, params, name, x, rng):
+    groups = 4 if x.shape[-1] % 4 == 0 else 1
+    y = x.reshape(*x.shape[:-1], groups, -1)
+    return jnp.swapaxes(y, -1, -2).reshape(x.shape)
+
+
+@layer
+def attention(net, params, name, x, rng):
+    q, k, v = jnp.split(net.dense(params, name, x, 24), 3, axis=-1)
+    q, k, v = (y.reshape(2, -1, 2, 4) for y in (q, k, v))
+    y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k)), v)
+    return net.dense(params, f"{name}_out", y.reshape(*x.shape[:-1], 8), x.shape[-1]) + x
+
+
+@layer
+def scan(net, params, name, x, rng):
+    kernels = net.weight(params, f"{name}/kernels", 3, x.shape[-1], x.shape[-1])
+    return jax.lax.scan(lambda c, w: (jnp.tanh(c @ w) + c, None), x, kernels)[0]
+
+
+@layer
+def conv(net, params, name, x, rng, groups=1, width=8):
+    kernel = net.weight(params, f"{name}/kernel", 3, x.shape[-1] // groups, width)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        [1],
+        "SAME",
+        dimension_numbers=("NHC", "HIO", "NHC"),
+        feature_group_count=groups,
+    )
+
+
+@layer
+def depthwise(net, params, name, x, rng):
+    return conv(net, params, name, x, rng, x.shape[-1], x.shape[-1])
+
+
+@layer
+def grouped(net, params, name, x, rng):
+    return conv(net, params, name, x, rng, 2 if x.shape[-1] % 2 == 0 else 1)
+
+
+@layer
+def pool(net, params, name, x, rng):
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 1), (1, 1, 1), "SAME")
+
+
+@layer
+def cumsum(net, params, name, x, rng):
+    return jnp.cumsum(x, axis=int(rng.integers(1, 3))) / 4
+
+
+@layer
+def sort(net, params, name, x, rng):
+    return jnp.sort(x, axis=int(rng.integers(1, 3)))
+
+
+@layer
+def transpose(net, params, name, x, rng):
+    kernel = net.weight(params, f"{name}/kernel", 4, x.shape[1])
+    return jnp.swapaxes(jnp.swapaxes(x, 1, 2) @ kernel.T, 1, 2)[:, : x.shape[1]]
+
+
+@layer
+def select(net, params, name, x, rng):
+    chosen = jnp.sum(x) > 0
+    kernel = net.weight(params, f"{name}/kernel", x.shape[-1], x.shape[-1])
+    return jax.lax.cond(chosen, lambda y: jnp.sin(y @ kernel), lambda y: y * 0.5, x)
+
+
+@layer
+def tie(net, params, name, x, rng):
+    kernel = net.weight(params, f"{name}/kernel", x.shape[-1], 8)
+    return jnp.tanh(x @ kernel) @ kernel.T
+
+
+@layer
+def loop(net, params, name, x, rng):
+    kernel = net.weight(params, f"{name}/kernel", x.shape[-1], x.shape[-1])
+    return jax.lax.fori_loop(0, 2, lambda _, c: jnp.tanh(c @ kernel) + x, x)
+
+
+def check(names, seed):
+    network = Network(names, seed)
+    x = numbers(2, 4, 3, seed=seed)
+    model = Model(network.fn, network.params, (x,), ())
+    channels = js.graph.channels(model.fn, model.params, x)
+    expected = model.fn(model.params, x)
+    moved = channels.permuted(model.params, shuffles(channels, seed))
+    assert_same(model.fn(moved, x), expected, 1e-6)
+
+    rng = np.random.default_rng(seed)
+    masks = {path: rng.random(shape) < 0.9 for path, shape in channels.shapes.items()}
+    for group in channels.groups:
+        dead = rng.permutation(group.size)[: group.size // 2]
+        for path in dict.fromkeys(place.path for place in group.places):
+            if rng.random() < 0.7:
+                empty_in(masks[path], channels, path, group.id, dead)
+    masked = js.mask_params(model.params, masks)
+    small, fn, _ = js.graph.shrink(model.fn, model.params, masks, x)
+    expected = model.fn(masked, x)
+    if np.max(np.abs(expected)) > 0:
+        assert_same(fn(small, x), expected, 1e-5)
+
+
+drawn = given(st.lists(st.sampled_from(sorted(LAYERS)), max_size=4), st.integers(0, 10_000))
+quiet = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+
+@drawn
+@settings(max_examples=6, **quiet)
+def test_a_few_networks(names, seed):
+    check(names, seed)
+
+
+@pytest.mark.slow
+@drawn
+@settings(max_examples=200, **quiet)
+def test_two_hundred_networks(names, seed):
+    check(names, seed)
