@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxsparse.graph.axes import Cause, along
+from jaxsparse.graph.hosts import gathered, placed_as
 from jaxsparse.graph.trace import Analysis, RawOp
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
@@ -240,11 +241,11 @@ class Channels:
                 )
         leaves, new = leaves_by_path(params), {}
         for path, axes in self.axes.items():
-            leaf = leaves[path]
+            leaf = gathered(leaves[path])
             for axis, pieces in enumerate(axes):
                 if any(f.group in permutations for piece in pieces for f in piece.factors):
                     leaf = jnp.take(leaf, self.index(path, axis, permutations), axis=axis)
-                    new[path] = leaf
+                    new[path] = placed_as(leaf, leaves[path])
         return replace_by_path(params, new)
 
     def group_of(self, path: str, axis: int) -> Group | None:

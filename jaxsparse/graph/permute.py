@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxsparse.graph.channels import Channels, Group, channels
+from jaxsparse.graph.hosts import of_first_process, whole
 from jaxsparse.graph.search import search_permutation
 from jaxsparse.nm import NM
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
@@ -124,6 +125,9 @@ def permute(
       blocks: channels that go together, as in `channels`.
       options: for the search, such as `window=`, `escapes=` and `seed=`.
 
+    The search runs on the host. Sharded parameters stay sharded; of several processes
+    the first decides for all, and every one has to call.
+
     Returns:
       The parameters of the same function with channels in another order, and a
       report with the magnitude kept by group and by leaf.
@@ -163,8 +167,10 @@ def permute(
         PermutedLeaf(path, _name(spec), state.total(path), before[path], state.kept(path))
         for path, spec in specs.items()
     )
-    report = PermutationReport(rows, leaves, state.permutations, found)
-    return found.permuted(params, state.permutations), report
+    sizes = {row.group.id: row.group.size for row in rows}
+    permutations = of_first_process(state.permutations, sizes)
+    report = PermutationReport(rows, leaves, permutations, found)
+    return found.permuted(params, permutations), report
 
 
 def _input_leaves(found: Channels, specs: Mapping[str, LeafSpec]) -> list[tuple[Group, list[str]]]:
@@ -192,7 +198,7 @@ class _State:
     def __init__(self, found: Channels, specs: Mapping[str, LeafSpec], params: Tree):
         self.channels, self.specs = found, specs
         leaves = leaves_by_path(params)
-        self.weights = {path: np.abs(np.asarray(leaves[path], np.float64)) for path in specs}
+        self.weights = {path: np.abs(whole(leaves[path]).astype(np.float64)) for path in specs}
         self.permutations: dict[int, np.ndarray] = {}
 
     def total(self, path: str) -> float:

@@ -79,7 +79,9 @@ class Analysis:
             return outputs
 
         self.output_tree: Any = None
-        self.program = jax.make_jaxpr(flat)(list(leaves.values()), *inputs)
+        # Shapes without shardings: with explicit axes the types would name the mesh.
+        arrays = jax.eval_shape(lambda *arrays: arrays, list(leaves.values()), *inputs)
+        self.program = jax.make_jaxpr(flat)(*jax.tree.map(_unsharded, arrays))
         self.terms = Terms()
         self.uses: list[tuple[str, int, int]] = []
         self.ops: list[RawOp] = []
@@ -328,3 +330,7 @@ class _Now:
 def _carried(value):
     # In the loop it may be the initial value or any later one.
     return value.without_origin()
+
+
+def _unsharded(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, weak_type=array.weak_type)
