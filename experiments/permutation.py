@@ -69,7 +69,12 @@ def write(report: PermutationReport, folder: pathlib.Path) -> None:
     sparse = [leaf.path for leaf in report.leaves]
     js.graph.plot(report.channels, folder / PICTURE, sparse=sparse)
     js.graph.plot(report.channels, folder / TEXT, sparse=sparse)
-    groups = [
+    workdir.write_json(folder / NUMBERS, rows(report))
+
+
+def rows(report: PermutationReport) -> list[dict[str, Any]]:
+    """The groups of a report as JSON has them."""
+    return [
         {
             "group": row.group.id,
             "channels": row.group.size,
@@ -82,7 +87,6 @@ def write(report: PermutationReport, folder: pathlib.Path) -> None:
         }
         for row in report.groups
     ]
-    workdir.write_json(folder / NUMBERS, groups)
 
 
 def table(groups: Sequence[Mapping[str, Any]]) -> str:
@@ -92,6 +96,9 @@ def table(groups: Sequence[Mapping[str, Any]]) -> str:
     )
     lines = [f"{head}  leaves"]
     for row in groups:
+        if not row["bound"]:
+            lines.append(f"{row['group']:>5} {row['channels']:>8} not searched: {row['reason']}")
+            continue
         sums = " ".join(f"{row[key]:>10.2f}" for key in ("plain", "retained", "bound"))
         note = f" ({row['reason']})" if row["reason"] else ""
         lines.append(

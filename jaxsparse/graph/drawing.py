@@ -64,7 +64,7 @@ def draw(
             "would a path that ends in .txt"
         ) from error
     page = _Page(boxes, frames)
-    height, width = page.height + 0.25 * len(legend) + 0.3, max(page.width, 5.0)
+    height, width = page.height + 0.25 * len(legend) + 0.5, max(page.width, 5.0)
     with mpl.rc_context({"svg.hashsalt": "jaxsparse", "font.family": "DejaVu Sans"}):
         figure = Figure((width + 0.4, height + 0.2))
         axes: Any = figure.add_axes((0, 0, 1, 1))
@@ -93,7 +93,7 @@ def draw(
                 weight = "bold" if line == 0 else "normal"
                 axes.text(x, at, text, fontsize=FONT, weight=weight, ha="center", va="center")
         for line, (color, text) in enumerate(legend):
-            y = page.height + 0.25 * line + 0.15
+            y = page.height + 0.25 * line + 0.4
             patch(0, y, 0.3, 0.16, color, INK, 0.6)
             axes.text(0.4, y + 0.08, text, fontsize=FONT, va="center")
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)

@@ -82,7 +82,9 @@ def plot(
             for node, name in zip(drawn.nodes, _names(drawn), strict=True)
         ]
         frames = [Frame(block.first, block.last, block.title) for block in drawn.blocks]
-        draw(boxes, frames, [(color, text) for color, _, text in COLORS.values()], path)
+        present = {node.kind for node in drawn.nodes}
+        legend = [(COLORS[kind][0], COLORS[kind][2]) for kind in COLORS if kind in present]
+        draw(boxes, frames, legend, path)
     return text
 
 

@@ -1,0 +1,76 @@
+"""What permutations recover on trained weights: `python -m experiments.bench.pretrained`.
+
+A BERT (all-MiniLM-L6-v2) and EfficientNet-lite0, fetched once. Kernels that ASP takes
+(16 divides the inputs, 8 the outputs) get 2:4, as they are and with channels permuted;
+every group of channels is a line of the table. The function must stay as it was.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsparse as js
+from experiments import permutation, pretrained
+from experiments.bench.timing import write
+
+
+def measure(
+    fn: Callable[..., Any], params: pretrained.Params, inputs: jax.Array, **options: Any
+) -> dict[str, Any]:
+    """Permutes a network for 2:4; returns the groups, the seconds and the change of outputs."""
+    rules = js.graph.asp_rules(params)
+    before = np.asarray(fn(params, inputs))
+    start = time.perf_counter()
+    permuted, report = js.graph.permute(fn, params, inputs, rules=rules, **options)
+    seconds = time.perf_counter() - start
+    after = np.asarray(fn(permuted, inputs))
+    return {
+        "eligible kernels": len(rules),
+        "seconds": round(seconds, 1),
+        "largest change of an output, relative to the largest output": float(
+            np.abs(after - before).max() / np.abs(before).max()
+        ),
+        "groups": permutation.rows(report),
+        "leaves": [
+            {
+                "path": leaf.path,
+                "plain": leaf.plain / leaf.total,
+                "permuted": leaf.retained / leaf.total,
+            }
+            for leaf in report.leaves
+        ],
+    }
+
+
+def main() -> None:
+    """Measures, prints the tables, writes results/pretrained.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--escapes", type=int, default=100)
+    options = parser.parse_args()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(1000, 30000, (2, 16)))
+    images = jax.random.normal(jax.random.key(0), (2, 224, 224, 3))
+    networks = {
+        "all-MiniLM-L6-v2": (pretrained.bert, pretrained.minilm(), tokens),
+        "EfficientNet-lite0": (pretrained.efficientnet, pretrained.efficientnet_lite0(), images),
+    }
+    result: dict[str, Any] = {
+        "command": f"python -m experiments.bench.pretrained --escapes {options.escapes}"
+    }
+    for name, (fn, params, inputs) in networks.items():
+        found = measure(jax.jit(fn), params, inputs, escapes=options.escapes)
+        result[name] = found
+        change = found["largest change of an output, relative to the largest output"]
+        print(f"\n{name}: {found['seconds']} s, outputs changed by {change:.1e}\n")
+        print(permutation.table(found["groups"]))
+        for leaf in found["leaves"]:
+            print(f"{leaf['path']}: 2:4 keeps {leaf['plain']:.2%}, {leaf['permuted']:.2%} permuted")
+    print("written:", write("pretrained", result))
+
+
+if __name__ == "__main__":
+    main()
