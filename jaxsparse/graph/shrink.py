@@ -81,11 +81,11 @@ def shrink(
 
     - `resolve="union"` keeps the union of what the leaves need: a channel goes if it
       surely adds nothing wherever its axis is summed over, because one factor is zero
-      there. That is so if the masks leave it empty in all its leaves, if they leave it
-      empty in all consumers, or in its producers while its bias is zero and the
-      function between maps 0 to 0. What the smaller model computes is what the masked
-      one does, up to the order of sums. A channel that is empty in its producers only
-      and carries a bias on is kept.
+      there. Where only products sum over it, that is so if the masks leave it empty in
+      all its leaves; or in all consumers; or in its producers, while its bias is zero
+      and the function between maps 0 to 0. What the smaller model computes is what the
+      masked one does, up to the order of sums. A channel that is empty in its producers
+      only and carries a bias on is kept, and so is one in a softmax or a maximum.
     - `resolve="intersection"` keeps a channel if the mask of every leaf keeps some of
       it, so one empty leaf is enough to remove it. What it still added (a bias through
       an activation, a consumer's row) is lost: the function changes by that, and the
