@@ -65,7 +65,7 @@ def asp_rules(
     >>> [rule.path for rule in asp_rules(params)]
     ['down/kernel']
     >>> [rule.path for rule in asp_rules(params, padding=True)]
-    ['up/kernel', 'down/kernel']
+    ['down/kernel', 'up/kernel']
     """
     views = {
         name: view_of(name, leaf.shape)

@@ -16,7 +16,7 @@ from jaxsparse.graph.topsums import enumerable, top_sums
 Method = Literal["auto", "exhaustive", "swap", "progressive"]
 
 # Window-row evaluations of one pass up to which "auto" tries every set of stripes.
-EXHAUSTIVE_PASS = 10_000_000
+EXHAUSTIVE_PASS = 5_000_000
 CHUNK = 4096  # moves looked at together while the best disjoint ones are picked
 
 
