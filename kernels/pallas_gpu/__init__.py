@@ -44,9 +44,7 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
         return f"blocks of {layout.block} do not divide the weight of shape {layout.shape}"
     second = "g" if op == "sampled" else "values"
     if x.dtype != values.dtype or x.dtype.name not in _FACTORS:
-        return (
-            f"x and {second} are both bfloat16 or both float16, not {x.dtype} and {values.dtype}"
-        )
+        return f"x and {second} are both bfloat16 or both float16, not {x.dtype} and {values.dtype}"
     if jnp.dtype(out_dtype).name not in _RESULTS:
         return f"results are {', '.join(_RESULTS)}, not {out_dtype}"
     return _wrong_device()
@@ -101,7 +99,9 @@ def _gpu():
 
 def _wrong_device() -> str | None:
     gpu = _gpu()
-    capability = getattr(gpu, "compute_capability", "9.0")
+    if gpu is None:
+        return None
+    capability = gpu.compute_capability
     if capability.startswith("9."):
         return None
     return f"it needs compute capability 9.0 (Hopper), {gpu.device_kind} has {capability}"

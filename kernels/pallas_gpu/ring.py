@@ -120,8 +120,7 @@ def _shared(shape, dtype):
 def _load(task, first, second, filled, drained, stages):
     """The loading warpgroup: every step of every tile, `stages` ahead at most."""
 
-    @plgpu.nd_loop((task.tiles,), collective_axes="sm", init_carry=jnp.int32(0))
-    def loaded(info, carry):
+    def load_tile(info, carry):
         tile = task.place(*info.index)
 
         def load(step, count):
@@ -137,6 +136,9 @@ def _load(task, first, second, filled, drained, stages):
             return count + 1
 
         return lax.fori_loop(0, task.steps(tile), load, carry)
+
+    loop = plgpu.nd_loop((task.tiles,), collective_axes="sm", init_carry=jnp.int32(0))
+    loaded: Any = loop(load_tile)
 
     # No barrier is left with an arrival that nobody waited for.
     @pl.loop(lax.max(loaded - stages, 0), loaded)
@@ -171,7 +173,7 @@ def _multiply(task, first, second, result, filled, drained, stages, tile_shape):
             pl.when(steps > 0)(functools.partial(release, end - 1))
             return total
 
-        total = pl.run_scoped(accumulate, plgpu.ACC(tile_shape, jnp.float32))
+        total = pl.run_scoped(accumulate, plgpu.WGMMAAccumulatorRef(tile_shape, jnp.float32))
         _store(total.astype(result.dtype), result, task.destination(tile, warpgroup))
         return carry + steps
 

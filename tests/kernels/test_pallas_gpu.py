@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-
-from jaxsparse import kernels
-from jaxsparse.arrays import BlockSparse
 from jaxsparse.kernels import pallas_gpu
 from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
 from jaxsparse.kernels.pallas_gpu import configs
+
+from jaxsparse import kernels
+from jaxsparse.arrays import BlockSparse
 from jaxsparse.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS, Case
 
@@ -176,7 +176,11 @@ def test_a_measured_configuration_goes_first(monkeypatch, tmp_path):
     (tmp_path / "tuned" / "NVIDIA_H900.json").write_text(json.dumps([entry]))
     monkeypatch.setattr(configs, "__file__", str(tmp_path / "configs.py"))
     assert configs.configure("product", (64, 64), 600, 2, "NVIDIA H900") == config
-    for other in (("product", (64, 64), 511), ("product", (64, 128), 600), ("sampled", (64, 64), 600)):
+    for other in (
+        ("product", (64, 64), 511),
+        ("product", (64, 128), 600),
+        ("sampled", (64, 64), 600),
+    ):
         assert configs.configure(*other, 2, "NVIDIA H900") == configs.heuristic(*other, 2)
 
 
