@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal -q
 
-.PHONY: demo test test-fast bench lint clean
+.PHONY: demo test test-fast test-accelerators bench gpu lint clean
 
 demo: $(READY)  ## train dense, prune to 90 % in 4x16 blocks, print the table
 	$(BIN)/python -m experiments.run --config experiments/configs/demo.py --workdir runs/demo --overwrite
@@ -17,8 +17,19 @@ test: $(READY)  ## the whole suite
 test-fast: $(READY)  ## what one runs while working: under three minutes
 	$(PYTEST) -m "not slow" tests
 
+# Mosaic GPU needs jax 0.11: what the two Pythons of test and test-fast have may be
+# older or newer. `slow` also compiles for an H200, where the CUDA wheels are.
+test-accelerators: $(READY)  ## the GPU and TPU kernels, interpreted; with VENV=.venv-0.11 on jax 0.11
+	$(PYTEST) -m "not slow" tests/kernels tests/test_sparse_dot.py
+
 bench: $(READY)  ## what the transforms cost on this machine
 	$(BIN)/python -m experiments.bench.transforms
+
+# With PYTHON's own packages, since a machine with a GPU often cannot fetch any: jax
+# with CUDA, flax, optax, orbax-checkpoint, jaxtyping, and scikit-build-core.
+gpu:  ## on a Hopper GPU, in ten minutes: is every kernel right, and how fast
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/gpu .
+	PYTHONPATH=build/gpu:. $(PYTHON) -P -m experiments.bench.gpu
 
 lint: $(READY)
 	$(BIN)/python -m pip install -q -e '.[dev]'
@@ -27,7 +38,7 @@ lint: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxsparse needs Python 3.11 or later, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[experiments,test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[experiments,test]' $(WITH)
 	@touch $@
 
 clean:

@@ -22,12 +22,19 @@ from typing import Any
 
 _PREFERENCE = {"cpu": "jaxsparse.kernels.native", "xla": "jaxsparse.kernels.xla"}
 
+# Lowered, interpreted and exported in the tests, but never chosen unasked.
+_BY_NAME_ONLY = {
+    "mosaic_gpu": ("jaxsparse.kernels.pallas_gpu", "not yet run on a GPU"),
+    "pallas_tpu": ("jaxsparse.kernels.pallas_tpu", "not yet run on a TPU"),
+}
+_MODULES = _PREFERENCE | {name: module for name, (module, _) in _BY_NAME_ONLY.items()}
+
 
 @functools.cache
 def load(name: str) -> tuple[Any, str | None]:
     """The implementation called `name`, and why it cannot be used (or None)."""
     try:
-        module = importlib.import_module(_PREFERENCE[name])
+        module = importlib.import_module(_MODULES[name])
     except ImportError as error:
         return None, f"it is not installed ({error})"
     return module, module.missing()
@@ -37,16 +44,19 @@ def implementations() -> dict[str, str]:
     """What can multiply by packed weights here, best first.
 
     Returns:
-      For every implementation of `sparse_dot` the word "available", or the
-      reason why it cannot be used on this machine.
+      For every implementation of `sparse_dot` the word "available", the reason
+      why it cannot be used on this machine, or why it must be asked for by name.
     """
-    return {name: load(name)[1] or "available" for name in _PREFERENCE}
+    states = {name: "available" for name in _PREFERENCE}
+    for name, (_, why) in _BY_NAME_ONLY.items():
+        states[name] = f"available by name only: {why}"
+    return {name: load(name)[1] or state for name, state in states.items()}
 
 
 def check(name: str) -> None:
     """Raises unless the implementation called `name` can be used here."""
-    if name not in _PREFERENCE:
-        raise ValueError(f"implementation={name!r} is not one of {', '.join(_PREFERENCE)}.")
+    if name not in _MODULES:
+        raise ValueError(f"implementation={name!r} is not one of {', '.join(_MODULES)}.")
     reason = load(name)[1]
     if reason:
         raise ValueError(f"implementation={name!r} cannot be used: {reason}.")

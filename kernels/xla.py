@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxsparse.kernels.layouts import BlockLayout, CSCLayout, Layout, NMLayout
+from jaxsparse.kernels.tables import columns
 
 STRIPS = 8
 platforms = None  # every platform
@@ -74,7 +75,7 @@ def todense(values, *index, layout: Layout):
         indptr, rows = index
         blocks = _as_blocks(layout)
         dense = jnp.zeros((*blocks.grid, *blocks.block), values.dtype)
-        dense = dense.at[rows, _columns(indptr, blocks)].set(
+        dense = dense.at[rows, columns(indptr, blocks)].set(
             values.reshape(blocks.values_shape), mode="drop"
         )
         dense = dense.transpose(0, 2, 1, 3)
@@ -90,12 +91,6 @@ def _as_blocks(layout: BlockLayout | CSCLayout) -> BlockLayout:
     )
 
 
-def _columns(indptr, layout: BlockLayout):
-    """The block column of every stored block; the number of columns for spare room."""
-    starts = jnp.zeros(layout.nnz + 1, jnp.int32).at[indptr[1:]].add(1)
-    return jnp.cumsum(starts)[:-1]
-
-
 def _gathering_pays(layout: BlockLayout, batch: int) -> bool:
     (k, n), (bk, bn) = layout.shape, layout.block
     few = 8 * layout.stored <= k * n
@@ -104,7 +99,7 @@ def _gathering_pays(layout: BlockLayout, batch: int) -> bool:
 
 
 def _gathered_product(x, values, indptr, rows, *, layout, transpose, to):
-    cols = _columns(indptr, layout)
+    cols = columns(indptr, layout)
     source, target = (cols, rows) if transpose else (rows, cols)
     from_axis, to_axis = (1, 0) if transpose else (0, 1)
     x = _pad_columns(x, layout.padded[from_axis])
@@ -120,7 +115,7 @@ def _gathered_product(x, values, indptr, rows, *, layout, transpose, to):
 def _block_sampled(x, g, indptr, rows, layout, to):
     (down, across), (bk, bn) = layout.grid, layout.block
     batch = x.shape[0]
-    cols = _columns(indptr, layout)
+    cols = columns(indptr, layout)
     stored = (cols < across)[:, None, None]
     if _gathering_pays(layout, batch):
         x = x.reshape(batch, down, bk).swapaxes(0, 1)[rows]

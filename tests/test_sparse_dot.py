@@ -266,10 +266,10 @@ def test_a_named_implementation_that_cannot_run_says_why():
     packed, _ = draw(BY_NAME["block4x16"], 64, 48, 0.5)
     with pytest.raises(ValueError, match=r"'mkl' is not one of .*xla"):
         sparse_dot(draw_x(2, 64), packed, implementation="mkl")
-    assert set(kernels.implementations()) >= {"cpu", "xla"}
+    assert set(kernels.implementations()) >= {"cpu", "xla", "mosaic_gpu", "pallas_tpu"}
     for name, state in kernels.implementations().items():
         if state != "available":
-            with pytest.raises(ValueError, match="cannot be used"):
+            with pytest.raises(ValueError, match=r"cannot be used|cannot compute.* it "):
                 sparse_dot(draw_x(2, 64), packed, implementation=name)
 
 

@@ -1,0 +1,91 @@
+"""How a product is cut into tiles: a measured configuration, or a reasoned one.
+
+Measured ones lie in tuned/DEVICE_KIND.json, one list of entries per device, in the
+order in which they are tried:
+
+    {"op": "product", "block": [128, 128], "rows": 4096, "config": {"wg_rows": 128, ...}}
+
+An entry serves calls of its op and block with at least so many rows. No device has
+such a file yet; `heuristic` serves them all.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+
+SHARED_MEMORY = 227 * 1024  # what a block may use on compute capability 9.0
+RESERVED = 1024  # for barriers and alignment
+EPILOGUE = 64  # the result leaves in squares of this side
+DEPTH = 64  # of one step's product: 128 bytes of a 16-bit type, the widest swizzle
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One way to cut a product.
+
+    Attributes:
+      wg_rows: rows of the tile that one warpgroup multiplies, 64 or 128.
+      warpgroups: how many of them share the second factor, 1 or 2; one more loads.
+      stages: steps that may be loaded ahead, at least 2.
+      strip: tiles of rows whose columns are gone through together, so that the rows
+        stay in the L2 cache.
+    """
+
+    wg_rows: int
+    warpgroups: int
+    stages: int
+    strip: int = 4
+
+    @property
+    def tile_rows(self) -> int:
+        return self.wg_rows * self.warpgroups
+
+
+def heuristic(op: str, block: tuple[int, int], rows: int, out_bytes: int) -> Config:
+    """The configuration for a product of `rows` rows whose tiles are `block[1]` wide.
+
+    The largest tile that the rows fill, since the rate is bounded by how often a
+    loaded number is used; then as many stages as shared memory has room for.
+
+    Args:
+      op: "product", or "sampled", whose tiles are the blocks themselves.
+      block: (inputs, outputs) of a block; of its transpose for a transposed product.
+      rows: of x.
+      out_bytes: size of one result.
+    """
+    if op == "sampled":
+        wg_rows, warpgroups = 64, block[0] // 64
+        tile, loaded = block, DEPTH * sum(block)
+    else:
+        wg_rows = 64 if rows <= 128 else 128
+        warpgroups = 1 if rows <= 64 else 2
+        tile = (wg_rows * warpgroups, block[1])
+        loaded = DEPTH * sum(tile)
+    out = warpgroups * slots((wg_rows, tile[1])) * EPILOGUE**2 * out_bytes
+    stages = (SHARED_MEMORY - RESERVED - out) // (2 * loaded)
+    return Config(wg_rows, warpgroups, min(stages, 6))
+
+
+def slots(tile: tuple[int, int]) -> int:
+    """Squares of a warpgroup's result that wait in shared memory to be written."""
+    return min(2, math.prod(tile) // EPILOGUE**2)
+
+
+def configure(
+    op: str, block: tuple[int, int], rows: int, out_bytes: int, device_kind: str
+) -> Config:
+    """The configuration measured on this kind of device if there is one, else `heuristic`'s."""
+    for entry in tuned(device_kind):
+        if entry["op"] == op and tuple(entry["block"]) == block and rows >= entry["rows"]:
+            return Config(**entry["config"])
+    return heuristic(op, block, rows, out_bytes)
+
+
+@functools.cache
+def tuned(device_kind: str) -> list:
+    """The committed configurations of a kind of device; none for most."""
+    name = device_kind.replace(" ", "_") + ".json"
+    path = pathlib.Path(__file__).parent / "tuned" / name
+    return json.loads(path.read_text()) if path.exists() else []

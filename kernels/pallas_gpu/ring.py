@@ -1,0 +1,195 @@
+"""Products of tiles, summed: the one GPU kernel that every direction is made of.
+
+    out[tile] = Σ_s a[tile, s] · b[tile, s],    s = 0 .. steps(tile) - 1
+
+A block of threads stays on its multiprocessor and takes every sms-th tile. One
+warpgroup loads, by TMA, into a ring of stages in shared memory; the others multiply
+with wgmma and sum in float32 registers. The ring runs on from tile to tile: the
+next tile's first steps load while this one's result is written.
+
+    filled[slot]    both factors have arrived          waited for by who multiplies
+    drained[slot]   every warpgroup has read them      waited for by who loads
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxsparse.kernels.pallas_gpu.configs import EPILOGUE, Config, slots
+
+LOADER_REGISTERS = 40  # per thread of the warpgroup that loads; the rest is the others'
+REGISTERS = 512  # per thread of one warpgroup, were it alone on the multiprocessor
+
+
+class Work(NamedTuple):
+    """What is computed, in terms of references to global memory.
+
+    Attributes:
+      tiles: how many tiles there are.
+      place: number of a tile -> where it is; what the others call tile.
+      steps: tile -> how many products it sums; a traced number, may be zero.
+      fetch: (tile, step) -> the two factors, of the shapes of `stages`.
+      multiply: (accumulator, first, second, warpgroup) -> None, one step's wgmma.
+      destination: (tile, warpgroup) -> where the warpgroup's result goes.
+    """
+
+    tiles: int
+    place: Callable[..., Any]
+    steps: Callable[..., Any]
+    fetch: Callable[..., Any]
+    multiply: Callable[..., Any]
+    destination: Callable[..., Any]
+
+
+def run(
+    work: Callable[..., Work],
+    operands: tuple[jax.Array, ...],
+    out: jax.ShapeDtypeStruct,
+    *,
+    stages: tuple[tuple[int, int], tuple[int, int]],
+    tile: tuple[int, int],
+    config: Config,
+    sms: int,
+) -> jax.Array:
+    """Runs `work` of the operands.
+
+    Args:
+      work: of references to the operands and to the result.
+      operands: arrays in global memory.
+      out: shape and dtype of the result.
+      stages: shapes of the two factors of a step.
+      tile: shape of the result of one warpgroup.
+      config: stages and warpgroups.
+      sms: multiprocessors, one persistent block of threads on each.
+    """
+    dtype = operands[-1].dtype
+    held = slots(tile)
+
+    def kernel(*refs):
+        task = work(*refs)
+
+        def scope(first, second, result, filled, drained):
+            warpgroup = lax.axis_index("wg")
+
+            @pl.when(warpgroup == config.warpgroups)
+            def _():
+                plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
+                _load(task, first, second, filled, drained, config.stages)
+
+            @pl.when(warpgroup < config.warpgroups)
+            def _():
+                most = min(256, (REGISTERS - LOADER_REGISTERS) // config.warpgroups)
+                plgpu.set_max_registers(most // 8 * 8, action="increase")
+                own = result.at[warpgroup]
+                _multiply(task, first, second, own, filled, drained, config.stages, tile)
+
+        pl.run_scoped(
+            scope,
+            *(_shared((config.stages, *shape), dtype) for shape in stages),
+            _shared((config.warpgroups, held, EPILOGUE, EPILOGUE), out.dtype),
+            plgpu.Barrier(num_arrivals=2, num_barriers=config.stages),
+            plgpu.Barrier(num_arrivals=config.warpgroups, num_barriers=config.stages),
+            collective_axes="wg",
+        )
+
+    semantics = plgpu.LoweringSemantics.Warpgroup
+    return plgpu.kernel(
+        kernel,
+        out_type=out,
+        grid=(sms,),
+        grid_names=("sm",),
+        num_threads=config.warpgroups + 1,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(lowering_semantics=semantics),
+    )(*operands)
+
+
+def _shared(shape, dtype):
+    """Shared memory in the swizzled tiling that TMA writes and wgmma reads."""
+    itemsize = jnp.dtype(dtype).itemsize
+    swizzle = plgpu.find_swizzle(shape[-1] * itemsize * 8)
+    tiling = plgpu.TilingTransform((8, swizzle // itemsize))
+    return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(swizzle)))
+
+
+def _load(task, first, second, filled, drained, stages):
+    """The loading warpgroup: every step of every tile, `stages` ahead at most."""
+
+    def load_tile(info, carry):
+        tile = task.place(*info.index)
+
+        def load(step, count):
+            slot = lax.rem(count, jnp.int32(stages))
+
+            @pl.when(count >= stages)
+            def _():
+                plgpu.barrier_wait(drained.at[slot])
+
+            a, b = task.fetch(tile, step)
+            plgpu.copy_gmem_to_smem(a, first.at[slot], filled.at[slot])
+            plgpu.copy_gmem_to_smem(b, second.at[slot], filled.at[slot])
+            return count + 1
+
+        return lax.fori_loop(0, task.steps(tile), load, carry)
+
+    loop = plgpu.nd_loop((task.tiles,), collective_axes="sm", init_carry=jnp.int32(0))
+    loaded: Any = loop(load_tile)
+
+    # No barrier is left with an arrival that nobody waited for.
+    @pl.loop(lax.max(loaded - stages, 0), loaded)
+    def _(count):
+        plgpu.barrier_wait(drained.at[lax.rem(count, jnp.int32(stages))])
+
+
+def _multiply(task, first, second, result, filled, drained, stages, tile_shape):
+    """A multiplying warpgroup: sums its part of every tile and writes it."""
+    warpgroup = lax.axis_index("wg")
+
+    @plgpu.nd_loop((task.tiles,), collective_axes="sm", init_carry=jnp.int32(0))
+    def _(info, carry):
+        tile = task.place(*info.index)
+        steps = task.steps(tile)
+
+        def release(count):
+            plgpu.barrier_arrive(drained.at[lax.rem(count, jnp.int32(stages))])
+
+        def accumulate(accumulator):
+            def step(i, count):
+                slot = lax.rem(count, jnp.int32(stages))
+                plgpu.barrier_wait(filled.at[slot])
+                task.multiply(accumulator, first.at[slot], second.at[slot], warpgroup)
+                # All but the product just issued are done: the slot before is free.
+                plgpu.wgmma_wait(1)
+                pl.when(i > 0)(functools.partial(release, count - 1))
+                return count + 1
+
+            end = lax.fori_loop(0, steps, step, carry)
+            total = accumulator[...]
+            pl.when(steps > 0)(functools.partial(release, end - 1))
+            return total
+
+        total = pl.run_scoped(accumulate, plgpu.WGMMAAccumulatorRef(tile_shape, jnp.float32))
+        _store(total.astype(result.dtype), result, task.destination(tile, warpgroup))
+        return carry + steps
+
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _store(total, result, destination):
+    """Writes in squares by way of shared memory, the next one while the last is under way."""
+    held = result.shape[0]
+    squares = [
+        (slice(i, i + EPILOGUE), slice(j, j + EPILOGUE))
+        for i in range(0, total.shape[0], EPILOGUE)
+        for j in range(0, total.shape[1], EPILOGUE)
+    ]
+    for n, (i, j) in enumerate(squares):
+        plgpu.wait_smem_to_gmem(held - 1, wait_read_only=True)
+        result[n % held] = total[i, j]
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(result.at[n % held], destination.at[i, j])

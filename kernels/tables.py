@@ -1,0 +1,52 @@
+"""Pointer tables that kernels walk: the blocks of every column, the blocks of every row."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxsparse.kernels.layouts import BlockLayout
+from jaxtyping import Array, Int
+
+
+class Walk(NamedTuple):
+    """Blocks grouped by the strip of the output they add to.
+
+    Strip j adds up the blocks `slots[starts[j]:starts[j + 1]]` of the values, and
+    `sources` names, in the same order, the strip of the input each multiplies.
+    Room to spare belongs to no strip.
+    """
+
+    starts: Int[Array, "strips_and_one"]
+    sources: Int[Array, "nnz"]
+    slots: Int[Array, "nnz"]
+
+
+def columns(indptr: Int[Array, "..."], layout: BlockLayout) -> Int[Array, "nnz"]:
+    """The block column of every stored block; the number of columns for spare room."""
+    ends = jnp.zeros(layout.nnz + 1, jnp.int32).at[indptr[1:]].add(1)
+    return jnp.cumsum(ends)[:-1]
+
+
+def walk(
+    indptr: Int[Array, "..."], rows: Int[Array, "nnz"], layout: BlockLayout, transpose: bool
+) -> Walk:
+    """The blocks by column, for x @ W, or by row when `transpose`, for x @ Wᵀ.
+
+    By column is the order in which they are stored. By row takes one stable sort
+    of nnz keys, on the device: a small part of the product it serves.
+    """
+    if not transpose:
+        return Walk(indptr, rows, jnp.arange(layout.nnz, dtype=jnp.int32))
+    down, across = layout.grid
+    cols = columns(indptr, layout)
+    keys = jnp.where(cols < across, rows, down)
+    slots = jnp.argsort(keys, stable=True).astype(jnp.int32)
+    counts = jnp.zeros(down, jnp.int32).at[keys].add(1, mode="drop")
+    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
+    return Walk(starts, jnp.minimum(cols[slots], across - 1), slots)
+
+
+def pad_rows(x: jax.Array, multiple: int) -> jax.Array:
+    """x with zero rows after its own, up to a multiple: a ragged batch as a whole one."""
+    missing = -x.shape[0] % multiple
+    return jnp.pad(x, ((0, missing), (0, 0))) if missing else x

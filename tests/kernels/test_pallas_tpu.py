@@ -1,0 +1,127 @@
+"""The TPU kernels on a machine without one: interpreted, lowered, exported."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jaxsparse.kernels import pallas_tpu, tables
+from jaxsparse.kernels.layouts import BlockLayout, NMLayout
+from jaxsparse.kernels.pallas_tpu import products
+
+from jaxsparse import kernels
+from jaxsparse.arrays import BlockSparse
+from jaxsparse.sparse_dot import sparse_dot
+from tests.kernels.block_cases import DIRECTIONS, Case
+
+
+@contextlib.contextmanager
+def interpreted():
+    """Runs kernels as on a TPU: memory starts as NaN, a race fails."""
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+    from jax.experimental.pallas import tpu
+
+    params = tpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    with tpu.force_tpu_interpret_mode(params):
+        try:
+            yield
+            assert not interpret_pallas_call.races.races_found
+        finally:
+            tpu.reset_tpu_interpret_mode_state()
+
+
+@pytest.mark.parametrize("op", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("case", "out_dtype"),
+    [
+        pytest.param(Case((128, 128), (2, 3), 70, spare=1), "bfloat16", id="ragged-spare"),
+        pytest.param(
+            Case((128, 256), (3, 2), 600, "float32"),
+            "float32",
+            id="two-tiles-float32",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_interpreted_agrees_with_float64_and_has_no_race(case, out_dtype, op):
+    with interpreted():
+        case.check(pallas_tpu, op, out_dtype)
+
+
+def test_a_schedule_visits_every_strip_in_order():
+    case = Case((2, 3), (5, 4), rows=1, spare=2)
+    walk = tables.walk(*case.index, case.layout, False)
+    found = products.schedule(walk)
+    counts = np.diff(walk.starts)
+    assert found.length == np.maximum(counts, 1).sum()
+    strips, slots = (np.asarray(a)[: int(found.length)] for a in (found.strips, found.slots))
+    np.testing.assert_array_equal(strips, np.repeat(np.arange(4), np.maximum(counts, 1)))
+    real = slots < case.layout.nnz
+    np.testing.assert_array_equal(slots[real], np.arange(counts.sum()))
+    np.testing.assert_array_equal(strips[~real], np.flatnonzero(counts == 0))
+    np.testing.assert_array_equal(
+        np.asarray(found.sources)[: int(found.length)][real], case.places[0]
+    )
+
+
+def test_a_training_step_exports_for_a_tpu():
+    case = Case((128, 128), (3, 4), 300, spare=1)
+
+    def loss(x, values, implementation):
+        weight = BlockSparse(values, *case.index, case.block, case.layout.shape)
+        y = sparse_dot(x, weight, implementation=implementation)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+    step = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
+    exported = export.export(step, platforms=("tpu",))(case.x, case.values, "pallas_tpu")
+    assert exported.mlir_module().count("custom_call @tpu_custom_call") == 3
+    assert [a.shape for a in exported.out_avals] == [case.x.shape, case.values.shape]
+    unasked = export.export(step, platforms=("tpu",))(case.x, case.values, None)
+    assert "tpu_custom_call" not in unasked.mlir_module()
+
+
+def test_it_is_listed_as_available_by_name_only():
+    assert kernels.implementations()["pallas_tpu"].startswith("available by name only: not yet run")
+
+
+def like(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"layout": NMLayout((256, 256), 2, 4)}, "it takes blocks, not NMLayout"),
+        ({"layout": BlockLayout((256, 256), (64, 128), 8)}, r"multiples of 128 .* \(64, 128\)"),
+        ({"layout": BlockLayout((2048, 256), (1024, 128), 8)}, r"up to 512"),
+        ({"layout": BlockLayout((300, 256), (128, 128), 8)}, r"do not divide .* \(300, 256\)"),
+        ({"x": like((8, 256), "float32")}, "not float32 and bfloat16"),
+        ({"out_dtype": jnp.dtype("float16")}, "not float16"),
+    ],
+)
+def test_calls_that_are_not_taken_are_told_why(change, reason):
+    call = {
+        "layout": BlockLayout((256, 256), (128, 128), 8),
+        "x": like((8, 256), "bfloat16"),
+        "values": like((8, 128, 128), "bfloat16"),
+        "out_dtype": jnp.dtype("bfloat16"),
+    } | change
+    found = pallas_tpu.unsupported("product", **call)
+    if reason is None:
+        assert found is None
+    else:
+        with pytest.raises(ValueError, match=reason):
+            raise ValueError(found)
+
+
+def test_nothing_to_multiply_is_zero():
+    layout = BlockLayout((128, 256), (128, 128), 0)
+    index = jnp.zeros(3, jnp.int32), jnp.zeros(0, jnp.int32)
+    x, values = jnp.ones((5, 128), jnp.bfloat16), jnp.zeros((0, 128, 128), jnp.bfloat16)
+    options = {"layout": layout, "out_dtype": jnp.dtype("float32")}
+    y = pallas_tpu.product(x, values, *index, transpose=False, **options)
+    np.testing.assert_array_equal(y, np.zeros((5, 256)))
+    assert pallas_tpu.sampled(x, y.astype(x.dtype), *index, **options).shape == (0, 128, 128)
