@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
 from jaxsparse import jaxprs
 from jaxsparse.graph.axes import Cause, Terms
@@ -93,6 +94,7 @@ class Analysis:
         }
         self.leaves = {path: self._leaf(path, shape) for path, shape in self.shapes.items()}
         self._declare(blocks or {})
+        self._pin_unused()
         given = [self._input(variable) for variable in arguments[len(leaves) :]]
         results, self.records = self._walk(
             self.program.jaxpr, self.program.consts, [*self.leaves.values(), *given]
@@ -283,6 +285,15 @@ class Analysis:
         axes = tuple(self.terms.atom(size) for size in shape)
         origin = Origin(path, tuple(frozenset([i]) for i in range(len(shape))))
         return Value(axes, origin, frozenset(), frozenset([path]))
+
+    def _pin_unused(self):
+        """What this function does not read, another function of the same weights may."""
+        jaxpr = self.program.jaxpr
+        _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+        for value, is_used in zip(self.leaves.values(), used[: len(self.leaves)], strict=True):
+            if not is_used:
+                for axis in value.axes:
+                    self.terms.pin(axis, Cause("unused", "is not used by the function"))
 
     def _input(self, variable):
         op = len(self.ops)

@@ -153,3 +153,13 @@ def test_an_nnx_model_is_a_tree_of_parameters():
     moved = channels.permuted(net, shuffles(channels))
     assert isinstance(moved, nnx.Sequential)
     assert_same(moved(x), net(x))
+
+
+def test_a_leaf_that_the_function_does_not_use_stays_as_it_is():
+    """Another head of the same network may use it."""
+    params = {"up": jnp.ones((2, 8)), "down": jnp.ones((8, 3)), "head": jnp.ones((8, 8))}
+    inner = jax.jit(lambda params, x: jnp.tanh(x @ params["up"]) @ params["down"])
+    channels = js.graph.channels(inner, params, jnp.ones((1, 2)))
+    assert [place.path for group in channels.groups for place in group.places] == ["down", "up"]
+    unused = [pinned for pinned in channels.pinned if pinned.places[0].path == "head"]
+    assert [str(pinned.cause) for pinned in unused] == ["is not used by the function"] * 2
