@@ -75,6 +75,9 @@ def figure(rows: list[dict], path: pathlib.Path) -> None:
                 style = "k-" if product == "jnp.dot" else "o-"
                 panel.plot(*zip(*curve, strict=True), style, label=product, markersize=3)
             panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms")
+            ticks = sorted({row["at"] for row in chosen})
+            panel.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
+            panel.set_xticks([], minor=True)
             panel.set_title(f"{fixed[axis]}, {count} thread{'s' * (count > 1)}", fontsize=9)
     panels[0][0].legend(fontsize=6)
     picture.savefig(path, dpi=120)

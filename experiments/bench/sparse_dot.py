@@ -220,33 +220,6 @@ def break_even(rows, ratio="speedup"):
     return found
 
 
-def figure(rows, path):
-    """Speedup over density for float32, a panel a batch size, the least of the shapes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [r for r in rows if r["dtype"] == "float32" and r["direction"] == "forward"]
-    batches = sorted({row["batch"] for row in rows})
-    plot, panels = plt.subplots(1, len(batches), figsize=(4 * len(batches), 4), squeeze=False)
-    for panel, batch in zip(panels[0], batches, strict=True):
-        curves = collections.defaultdict(lambda: collections.defaultdict(list))
-        for row in rows:
-            if row["batch"] == batch:
-                curve = curves[f"{row['storage']}, {row['implementation']}"]
-                curve[row["density"]].append(row["speedup"])
-        for label, curve in sorted(curves.items()):
-            points = sorted((density, min(ratios)) for density, ratios in curve.items())
-            panel.plot(*zip(*points, strict=True), marker="o", label=label)
-        panel.axhline(1, color="black", linewidth=0.8)
-        panel.set(xscale="log", yscale="log", title=f"batch {batch}", xlabel="density")
-    panels[0][0].set_ylabel("dense time / sparse time")
-    panels[0][-1].legend(fontsize=6)
-    plot.tight_layout()
-    plot.savefig(path, dpi=150)
-
-
 def main():
     """Measures the grid, prints every row and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -279,8 +252,7 @@ def main():
         "break_even_over_best": break_even(rows, "speedup_over_best"),
     }
     path = timing.write(args.name, result)
-    figure(rows, path.with_suffix(".png"))
-    path.with_suffix(".md").write_text(tables.markdown(rows))
+    tables.write(rows, path)
 
 
 if __name__ == "__main__":

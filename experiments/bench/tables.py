@@ -5,6 +5,7 @@ python -m experiments.bench.tables            # prints results/sparse_dot.md ane
 
 import collections
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,12 +56,47 @@ def _ratio(value: float) -> str:
     return text if value >= 1 else f"**{value:.2f}**"
 
 
+def figure(rows: Rows, path: pathlib.Path) -> None:
+    """Speed-up over density in float32, a panel a batch size, the least of the shapes."""
+    from matplotlib.figure import Figure
+
+    rows = [r for r in rows if r["dtype"] == "float32" and r["direction"] == "forward"]
+    batches = sorted({row["batch"] for row in rows})
+    storages = list(dict.fromkeys(row["storage"] for row in rows))
+    picture = Figure(figsize=(3 * len(batches) + 1.6, 3.4), layout="constrained")
+    panels = picture.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+    for panel, batch in zip(panels, batches, strict=True):
+        for implementation, style in (("cpu", "-"), ("xla", ":")):
+            chosen = [
+                r for r in rows if (r["batch"], r["implementation"]) == (batch, implementation)
+            ]
+            for (storage, *_), curve in least(chosen, "speedup").items():
+                points = zip(*sorted(curve.items()), strict=True)
+                options = {"color": f"C{storages.index(storage)}", "marker": "o", "markersize": 3}
+                label = f"{storage}, {implementation}"
+                panel.plot(*points, linestyle=style, label=label, **options)
+        panel.axhline(1, color="black", linewidth=0.8)
+        panel.set(xscale="log", yscale="log", title=f"batch {batch}", xlabel="density")
+        ticks = sorted({row["density"] for row in rows})
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.set_xticks([], minor=True)
+    panels[0].set_ylabel("jnp.dot's time / ours")
+    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=7)
+    picture.savefig(path, dpi=110)
+
+
+def write(rows: Rows, path: pathlib.Path) -> None:
+    """Writes the table and the figure beside a file of results."""
+    path.with_suffix(".md").write_text(markdown(rows))
+    figure(rows, path.with_suffix(".png"))
+
+
 def main() -> None:
-    """Writes results/sparse_dot.md and prints it."""
+    """Makes results/sparse_dot.md and .png and prints the table."""
     path = timing.RESULTS / "sparse_dot.json"
-    table = markdown(json.loads(path.read_text())["rows"])
-    path.with_suffix(".md").write_text(table)
-    print(table)
+    rows = json.loads(path.read_text())["rows"]
+    write(rows, path)
+    print(markdown(rows))
 
 
 if __name__ == "__main__":
