@@ -277,32 +277,23 @@ class _Run:
             return None
         numbers = params["dimension_numbers"]
         _, into, *window = numbers.rhs_spec
-        if any(w.shape[axis] != 1 for axis in window) or _moves(params):
-            x = lax.conv_general_dilated_patches(
-                x,
-                [w.shape[axis] for axis in window],
-                params["window_strides"],
-                params["padding"],
-                params["lhs_dilation"],
-                params["rhs_dilation"],
-                dimension_numbers=numbers,
-            )
-        else:  # lhs_spec and out_spec name the axis of every meaning
-            x = jnp.transpose(
-                x, [numbers.lhs_spec[numbers.out_spec.index(i)] for i in range(x.ndim)]
-            )
-        feature = numbers.out_spec[1]
-        x = jnp.moveaxis(x, feature, -1)
-        rows = x.shape[:-1]
-        shape = [w.shape[axis] for axis in (into, *window)]
+        batch, feature, *spatial = numbers.lhs_spec
+        sizes = [w.shape[axis] for axis in window]
+        x = _patches(jnp.transpose(x, (batch, *spatial, feature)), sizes, params)
+        rows = x.shape[: 1 + len(spatial)]
         y = w.product(
-            x.reshape(math.prod(rows), *shape),
-            (into, *window),
+            x.reshape(math.prod(rows), *sizes, x.shape[-1]),
+            (*window, into),
             (),
             equation.outvars[0].aval.dtype,
             self.implementation,
         )
-        return None if y is None else jnp.moveaxis(y.reshape(*rows, -1), -1, feature)
+        if y is None:
+            return None
+        batch, feature, *spatial = numbers.out_spec
+        return jnp.moveaxis(
+            y.reshape(*rows, -1), range(y.ndim + len(spatial)), (batch, *spatial, feature)
+        )
 
     # Control flow: rebuilt around programs that know of stand-ins.
 
@@ -376,7 +367,23 @@ def _one_of_stack(w, starts, sizes):
     return w.index(cut[0], starts[cut[0]])
 
 
-def _moves(params):
-    """Whether a convolution with a 1x1 window is more than a product at every place."""
-    ones = (*params["window_strides"], *params["lhs_dilation"])
-    return any(s != 1 for s in ones) or any(p != (0, 0) for p in params["padding"])
+def _patches(x, window, params):
+    """What a window sees at every place: (batch, *places, taps, channels) from channels last.
+
+    Slices, because `lax.conv_general_dilated_patches` is itself a dense convolution.
+    """
+    strides, dilation = params["window_strides"], params["rhs_dilation"]
+    edges = [
+        (low, high, inner - 1)
+        for (low, high), inner in zip(params["padding"], params["lhs_dilation"], strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    batch, *sizes, channels = x.shape
+    reach = [d * (k - 1) for d, k in zip(dilation, window, strict=True)]
+
+    def tap(place):
+        begin = [d * p for d, p in zip(dilation, place, strict=True)]
+        end = [b + n - r for b, n, r in zip(begin, sizes, reach, strict=True)]
+        return lax.slice(x, (0, *begin, 0), (batch, *end, channels), (1, *strides, 1))
+
+    return jnp.stack([tap(place) for place in np.ndindex(*window)], axis=-2)
