@@ -11,11 +11,15 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax._src import dispatch
 from jax.core import ShapedArray
 from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
 from jax.extend.core import Primitive
 from jax.sharding import NamedSharding, PartitionSpec
+
+try:
+    from jax._src.dispatch import prim_requires_devices_during_lowering as _needs_devices
+except ImportError:
+    _needs_devices = set()
 
 
 def divisible(context) -> bool:
@@ -44,7 +48,7 @@ def lower_with_devices(primitive: Primitive) -> None:
     lowering rule adds, and offers no public name for this. Where a later version
     has moved the set, such programs run as before, on gathered rows.
     """
-    getattr(dispatch, "prim_requires_devices_during_lowering", set()).add(primitive)
+    _needs_devices.add(primitive)
 
 
 def by_rows(function: Callable[..., jax.Array], op: str) -> Callable[..., jax.Array]:
