@@ -32,18 +32,29 @@ def walk(
 ) -> Walk:
     """The blocks by column, for x @ W, or by row when `transpose`, for x @ Wᵀ.
 
-    By column is the order in which they are stored. By row takes one stable sort
-    of nnz keys, on the device: a small part of the product it serves.
+    By column is the order in which they are stored. By row, a block's place is found
+    by counting: the blocks of the rows above, and on a map of the grid those left of
+    it. A count over a comparison is one launch on a GPU, where a cumulative sum takes
+    three and a sort more the more keys it has; nothing is stored beside the index,
+    which stays an operand.
     """
     if not transpose:
         return Walk(indptr, rows, jnp.arange(layout.nnz, dtype=jnp.int32))
     down, across = layout.grid
-    cols = columns(indptr, layout)
-    keys = jnp.where(cols < across, rows, down)
-    slots = jnp.argsort(keys, stable=True).astype(jnp.int32)
-    counts = jnp.zeros(down, jnp.int32).at[keys].add(1, mode="drop")
-    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
-    return Walk(starts, jnp.minimum(cols[slots], across - 1), slots)
+    entries = jnp.arange(layout.nnz, dtype=jnp.int32)
+    used = entries < indptr[-1]
+    cols = jnp.sum(indptr[1:] <= entries[:, None], axis=1, dtype=jnp.int32)
+    above = used & (rows < jnp.arange(down + 1, dtype=jnp.int32)[:, None])
+    starts = jnp.sum(above, axis=1, dtype=jnp.int32)
+    stored = jnp.zeros((down, across), bool).at[rows, cols].set(True, mode="drop")
+    left = stored[rows] & (jnp.arange(across, dtype=jnp.int32) < cols[:, None])
+    places = starts[rows] + jnp.sum(left, axis=1, dtype=jnp.int32)
+    places = jnp.where(used, places, layout.nnz)
+
+    def spread(entries):
+        return jnp.zeros_like(entries).at[places].set(entries, mode="drop", unique_indices=True)
+
+    return Walk(starts, spread(cols), spread(entries))
 
 
 def pad_rows(x: jax.Array, multiple: int) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxsparse.kernels import tables
 from jaxsparse.kernels.layouts import BlockLayout
-from jaxsparse.kernels.pallas_gpu.configs import configure
+from jaxsparse.kernels.pallas_gpu import configs
 
 platforms = ("cuda",)
 exportable = True
@@ -52,7 +52,7 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
 
 def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
     """x (M, K) by W, or x (M, N) by Wᵀ when `transpose`, in `out_dtype`."""
-    from jaxsparse.kernels.pallas_gpu import products
+    from jaxsparse.kernels.pallas_gpu import products, schedule
 
     rows = x.shape[0]
     target = layout.shape[0 if transpose else 1]
@@ -60,10 +60,18 @@ def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
         return jnp.zeros((rows, target), out_dtype)
     block = layout.block[::-1] if transpose else layout.block
     kind, sms = _device()
-    config = configure("product", block, rows, jnp.dtype(out_dtype).itemsize, kind)
-    walk = tables.walk(*index, layout, transpose)
+    config = configs.configure("product", block, rows, jnp.dtype(out_dtype).itemsize, kind)
+    strips = layout.grid[0 if transpose else 1]
+    steps = layout.nnz * (block[0] // configs.DEPTH)
     return products.product(
-        x, values, walk, transpose=transpose, out_dtype=out_dtype, config=config, sms=sms
+        x,
+        values,
+        tables.walk(*index, layout, transpose),
+        transpose=transpose,
+        out_dtype=out_dtype,
+        config=config,
+        sms=sms,
+        deal=schedule.pays(steps, -(-rows // config.tile_rows), strips, sms),
     )
 
 
@@ -75,7 +83,9 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
         return jnp.zeros(layout.values_shape, out_dtype)
     indptr, rows = index
     kind, sms = _device()
-    config = configure("sampled", layout.block, x.shape[0], jnp.dtype(out_dtype).itemsize, kind)
+    splits = configs.splits(layout.nnz, -(-x.shape[0] // configs.DEPTH), sms)
+    out_bytes = jnp.dtype(jnp.float32 if splits > 1 else out_dtype).itemsize
+    config = configs.configure("sampled", layout.block, x.shape[0], out_bytes, kind)
     return products.sampled(
         x,
         g,
@@ -85,6 +95,7 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
         block=layout.block,
         out_dtype=out_dtype,
         config=config,
+        splits=splits,
         sms=sms,
     )
 

@@ -18,6 +18,8 @@ import pathlib
 SHARED_MEMORY = 227 * 1024  # what a block may use on compute capability 9.0
 RESERVED = 1024  # for barriers and alignment
 EPILOGUE = 64  # the result leaves in squares of this side
+PART = 4  # steps that a part of a split sum costs besides its own: written, read and added
+MOST_PARTS = 64
 DEPTH = 64  # of one step's product: 128 bytes of a 16-bit type, the widest swizzle
 
 
@@ -71,6 +73,27 @@ def heuristic(op: str, block: tuple[int, int], rows: int, out_bytes: int) -> Con
 def slots(tile: tuple[int, int]) -> int:
     """Squares of a warpgroup's result that wait in shared memory to be written."""
     return min(2, math.prod(tile) // EPILOGUE**2)
+
+
+def splits(blocks: int, depth: int, sms: int) -> int:
+    """Parts of the batch that a sampled product is summed in.
+
+    So many that the fullest multiprocessor has the fewest steps to do, the writing and
+    the adding up of the parts counted as steps: more than one where blocks are few
+    beside the multiprocessors and the batch is large.
+
+    Args:
+      blocks: stored.
+      depth: steps over the whole batch.
+      sms: multiprocessors.
+    """
+
+    def cost(parts):
+        return -(-blocks * parts // sms) * (-(-depth // parts) + PART * (parts > 1))
+
+    # Parts of equal length: the longest decides, and none is empty.
+    lengths = {-(-depth // parts) for parts in range(1, min(depth, MOST_PARTS) + 1)}
+    return min((-(-depth // length) for length in lengths), key=lambda n: (cost(n), n))
 
 
 def configure(

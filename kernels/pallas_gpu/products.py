@@ -5,13 +5,21 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxsparse.kernels.pallas_gpu import ring
+from jaxsparse.kernels.pallas_gpu import ring, schedule
 from jaxsparse.kernels.pallas_gpu.configs import DEPTH, Config
 from jaxsparse.kernels.tables import Walk, pad_rows
 
 
 def product(
-    x: jax.Array, values: jax.Array, walk: Walk, *, transpose, out_dtype, config: Config, sms: int
+    x: jax.Array,
+    values: jax.Array,
+    walk: Walk,
+    *,
+    transpose,
+    out_dtype,
+    config: Config,
+    sms: int,
+    deal: bool,
 ) -> jax.Array:
     """y[:, strip j] = Σ x[:, source] @ values[slot] over the blocks of strip j.
 
@@ -23,10 +31,11 @@ def product(
     inputs, outputs = values.shape[:0:-1] if transpose else values.shape[1:]
     strips, parts = walk.starts.shape[0] - 1, inputs // DEPTH
     grid = (x.shape[0] // config.tile_rows, strips)
+    dealt = schedule.deal(jnp.diff(walk.starts) * parts, grid[0], sms) if deal else ()
 
-    def work(starts, sources, slots, x, values, y):
-        def place(number):
-            return plgpu.planar_snake(number, grid, 0, config.strip)
+    def work(starts, sources, slots, *rest):
+        *dealt, x, values, y = rest
+        sm = lax.axis_index("sm")
 
         def steps(tile):
             _, strip = tile
@@ -55,11 +64,15 @@ def product(
             first = row * config.tile_rows + warpgroup * config.wg_rows
             return y.at[pl.ds(first, config.wg_rows), pl.ds(strip * outputs, outputs)]
 
-        return ring.Work(grid[0] * grid[1], place, steps, fetch, multiply, destination)
+        if deal:
+            turns = schedule.dealt(*dealt, grid[0], sm, sms)
+        else:
+            turns = schedule.near(grid, config.strip, sm, sms)
+        return ring.Work(*turns, steps, fetch, multiply, destination)
 
     y = ring.run(
         work,
-        (*walk, x, values),
+        (*walk, *dealt, x, values),
         jax.ShapeDtypeStruct((x.shape[0], strips * outputs), out_dtype),
         stages=(
             (config.tile_rows, DEPTH),
@@ -82,23 +95,36 @@ def sampled(
     block: tuple[int, int],
     out_dtype,
     config: Config,
+    splits: int,
     sms: int,
 ) -> jax.Array:
     """values[e] = x[:, rows[e]]ᵀ @ g[:, cols[e]] for e < stored[0], zero after.
 
     A tile is a block, a step `DEPTH` rows of the batch. Warpgroups share g and
-    divide the block's inputs among them.
+    divide the block's inputs among them. With `splits` above one, a tile is a block
+    over that part of the batch, and the parts are summed afterwards, always in the
+    same order.
     """
     (bk, bn), nnz = block, rows.shape[0]
     x, g = pad_rows(x, DEPTH), pad_rows(g, DEPTH)
     depth = x.shape[0] // DEPTH
+    share = -(-depth // splits)  # of the steps; the last part may have fewer
 
     def work(stored, rows, cols, x, g, out):
-        def steps(entry):
-            return jnp.where(entry < stored[0], depth, 0)
+        turns = schedule.in_turn(splits * nnz, lax.axis_index("sm"), sms)
 
-        def fetch(entry, step):
-            batch = pl.ds(step * DEPTH, DEPTH)
+        def place(turn):
+            tile = turns.place(turn)
+            return lax.div(tile, jnp.int32(nnz)), lax.rem(tile, jnp.int32(nnz))
+
+        def steps(tile):
+            part, entry = tile
+            mine = jnp.minimum(share, depth - part * share)
+            return jnp.where(entry < stored[0], mine, 0)
+
+        def fetch(tile, step):
+            part, entry = tile
+            batch = pl.ds((part * share + step) * DEPTH, DEPTH)
             return x.at[batch, pl.ds(rows[entry] * bk, bk)], g.at[
                 batch, pl.ds(cols[entry] * bn, bn)
             ]
@@ -107,17 +133,18 @@ def sampled(
             own = inputs.at[:, pl.ds(warpgroup * config.wg_rows, config.wg_rows)]
             plgpu.wgmma(accumulator, own.transpose((1, 0)), outputs)
 
-        def destination(entry, warpgroup):
-            return out.at[entry, pl.ds(warpgroup * config.wg_rows, config.wg_rows)]
+        def destination(tile, warpgroup):
+            return out.at[*tile, pl.ds(warpgroup * config.wg_rows, config.wg_rows)]
 
-        return ring.Work(nnz, lambda entry: entry, steps, fetch, multiply, destination)
+        return ring.Work(turns.count, place, steps, fetch, multiply, destination)
 
-    return ring.run(
+    parts = ring.run(
         work,
         (stored, rows, cols, x, g),
-        jax.ShapeDtypeStruct((nnz, bk, bn), out_dtype),
+        jax.ShapeDtypeStruct((splits, nnz, bk, bn), jnp.float32 if splits > 1 else out_dtype),
         stages=((DEPTH, bk), (DEPTH, bn)),
         tile=(config.wg_rows, bn),
         config=config,
         sms=sms,
     )
+    return jnp.sum(parts, axis=0).astype(out_dtype) if splits > 1 else parts[0]

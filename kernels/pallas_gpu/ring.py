@@ -2,10 +2,10 @@
 
     out[tile] = Σ_s a[tile, s] · b[tile, s],    s = 0 .. steps(tile) - 1
 
-A block of threads stays on its multiprocessor and takes every sms-th tile. One
-warpgroup loads, by TMA, into a ring of stages in shared memory; the others multiply
-with wgmma and sum in float32 registers. The ring runs on from tile to tile: the
-next tile's first steps load while this one's result is written.
+A block of threads stays on its multiprocessor and takes the tiles that `schedule`
+deals it. One warpgroup loads, by TMA, into a ring of stages in shared memory; the
+others multiply with wgmma and sum in registers. The ring runs on from tile to tile:
+the next tile's first steps load while this one's result is written.
 
     filled[slot]    both factors have arrived          waited for by who multiplies
     drained[slot]   every warpgroup has read them      waited for by who loads
@@ -30,15 +30,15 @@ class Work(NamedTuple):
     """What is computed, in terms of references to global memory.
 
     Attributes:
-      tiles: how many tiles there are.
-      place: number of a tile -> where it is; what the others call tile.
+      turns: tiles that this multiprocessor takes; a traced number.
+      place: number of the turn -> where its tile is; what the others call tile.
       steps: tile -> how many products it sums; a traced number, may be zero.
       fetch: (tile, step) -> the two factors, of the shapes of `stages`.
       multiply: (accumulator, first, second, warpgroup) -> None, one step's wgmma.
       destination: (tile, warpgroup) -> where the warpgroup's result goes.
     """
 
-    tiles: int
+    turns: Any
     place: Callable[..., Any]
     steps: Callable[..., Any]
     fetch: Callable[..., Any]
@@ -120,8 +120,8 @@ def _shared(shape, dtype):
 def _load(task, first, second, filled, drained, stages):
     """The loading warpgroup: every step of every tile, `stages` ahead at most."""
 
-    def load_tile(info, carry):
-        tile = task.place(*info.index)
+    def load_tile(turn, carry):
+        tile = task.place(turn)
 
         def load(step, count):
             slot = lax.rem(count, jnp.int32(stages))
@@ -137,8 +137,7 @@ def _load(task, first, second, filled, drained, stages):
 
         return lax.fori_loop(0, task.steps(tile), load, carry)
 
-    loop = plgpu.nd_loop((task.tiles,), collective_axes="sm", init_carry=jnp.int32(0))
-    loaded: Any = loop(load_tile)
+    loaded = lax.fori_loop(0, task.turns, load_tile, jnp.int32(0))
 
     # No barrier is left with an arrival that nobody waited for.
     @pl.loop(lax.max(loaded - stages, 0), loaded)
@@ -150,9 +149,8 @@ def _multiply(task, first, second, result, filled, drained, stages, tile_shape):
     """A multiplying warpgroup: sums its part of every tile and writes it."""
     warpgroup = lax.axis_index("wg")
 
-    @plgpu.nd_loop((task.tiles,), collective_axes="sm", init_carry=jnp.int32(0))
-    def _(info, carry):
-        tile = task.place(*info.index)
+    def multiply_tile(turn, carry):
+        tile = task.place(turn)
         steps = task.steps(tile)
 
         def release(count):
@@ -177,6 +175,7 @@ def _multiply(task, first, second, result, filled, drained, stages, tile_shape):
         _store(total.astype(result.dtype), result, task.destination(tile, warpgroup))
         return carry + steps
 
+    lax.fori_loop(0, task.turns, multiply_tile, jnp.int32(0))
     plgpu.wait_smem_to_gmem(0)
 
 

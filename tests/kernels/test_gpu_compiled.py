@@ -1,0 +1,44 @@
+"""The Hopper kernels compiled to machine code for an H200, where the CUDA wheels are."""
+
+import jax.numpy as jnp
+import pytest
+from jaxsparse.kernels import pallas_gpu
+from jaxsparse.kernels.layouts import BlockLayout
+from jaxsparse.kernels.pallas_gpu import schedule
+
+from tests.kernels.block_cases import DIRECTIONS
+from tests.kernels.hopper import assert_compiles_well, like, needs_compiler
+
+pytestmark = [pytest.mark.slow, needs_compiler]
+
+BLOCKS = [(64, 64), (64, 128), (128, 64), (128, 128)]
+
+
+@pytest.fixture
+def compiles_well(monkeypatch, capfd):
+    def check(function, *args, **kwargs):
+        assert_compiles_well(function, *args, monkeypatch=monkeypatch, capfd=capfd, **kwargs)
+
+    return check
+
+
+@pytest.mark.parametrize("rows", [64, 4096])
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@pytest.mark.parametrize("op", DIRECTIONS)
+@pytest.mark.parametrize("nnz", [40, 200])  # the batch is split for few blocks
+def test_blocks_spill_nothing(op, block, rows, nnz, compiles_well, monkeypatch):
+    monkeypatch.setattr(schedule, "LONG", 1)  # what is large enough to deal is dealt
+    layout = BlockLayout((1024, 2048), block, nnz)
+    if op != "sampled" and nnz == 200:
+        pytest.skip("only the sampled product depends on how many blocks there are")
+    index = [like(shape, "int32") for shape in layout.index_shapes]
+    x, g = (like((rows, size), "bfloat16") for size in layout.shape)
+    values = like(layout.values_shape, "bfloat16")
+    options = {"layout": layout, "out_dtype": jnp.dtype("bfloat16")}
+
+    def run(a, b, *index):
+        if op == "sampled":
+            return pallas_gpu.sampled(a, b, *index, **options)
+        return pallas_gpu.product(a, b, *index, transpose=op == "transposed", **options)
+
+    compiles_well(run, g if op == "transposed" else x, g if op == "sampled" else values, *index)
