@@ -3,8 +3,9 @@
     product   y = x @ W,  or x @ Wᵀ by the same kernel with blocks turned
     sampled   the blocks of xᵀ @ g
 
-Blocks of 64 or 128 by 64 or 128, bfloat16 or float16 factors, sums in float32. See
-`ring` for how it runs.
+Blocks with sides of 32, 64 or 128, bfloat16 or float16 factors, sums in float32. See
+`ring` for how it runs. A block 32 wide is 32 deep steps or a tile 32 wide: wgmma takes
+both, and it is what they make x travel that bounds their rate, not the multiplying.
 
 Available by name only (`implementation="mosaic_gpu"`): interpreted, with races
 watched for, lowered, exported and compiled for the device, but not yet run on one.
@@ -20,7 +21,7 @@ from jaxsparse.kernels.pallas_gpu import configs
 platforms = ("cuda",)
 exportable = True
 
-_SIDES = (64, 128)
+_SIDES = (32, 64, 128)
 _FACTORS = ("bfloat16", "float16")
 _RESULTS = (*_FACTORS, "float32")
 _HOPPER = ("NVIDIA H200", 132)  # what a program made elsewhere is cut for
@@ -39,9 +40,11 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
     if not isinstance(layout, BlockLayout):
         return f"it takes blocks, not {type(layout).__name__}"
     if not set(layout.block) <= set(_SIDES):
-        return f"block sides are 64 or 128, these blocks are {layout.block}"
+        return f"block sides are 32, 64 or 128, these blocks are {layout.block}"
     if layout.padded != layout.shape:
         return f"blocks of {layout.block} do not divide the weight of shape {layout.shape}"
+    if op == "sampled" and layout.shape[0] < 64:
+        return f"wgmma computes 64 inputs at a time, this weight has {layout.shape[0]}"
     second = "g" if op == "sampled" else "values"
     if x.dtype != values.dtype or x.dtype.name not in _FACTORS:
         return f"x and {second} are both bfloat16 or both float16, not {x.dtype} and {values.dtype}"
@@ -62,7 +65,7 @@ def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
     kind, sms = _device()
     config = configs.configure("product", block, rows, jnp.dtype(out_dtype).itemsize, kind)
     strips = layout.grid[0 if transpose else 1]
-    steps = layout.nnz * (block[0] // configs.DEPTH)
+    steps = layout.nnz * max(1, block[0] // configs.DEPTH)
     return products.product(
         x,
         values,

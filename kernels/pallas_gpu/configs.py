@@ -18,6 +18,7 @@ import pathlib
 SHARED_MEMORY = 227 * 1024  # what a block may use on compute capability 9.0
 RESERVED = 1024  # for barriers and alignment
 EPILOGUE = 64  # the result leaves in squares of this side
+MOST_STAGES = 6
 PART = 4  # steps that a part of a split sum costs besides its own: written, read and added
 MOST_PARTS = 64
 DEPTH = 64  # of one step's product: 128 bytes of a 16-bit type, the widest swizzle
@@ -58,21 +59,34 @@ def heuristic(op: str, block: tuple[int, int], rows: int, out_bytes: int) -> Con
       out_bytes: size of one result.
     """
     if op == "sampled":
-        wg_rows, warpgroups = 64, block[0] // 64
-        tile, loaded = block, DEPTH * sum(block)
+        wg_rows, warpgroups = 64, max(1, block[0] // 64)
     else:
         wg_rows = 64 if rows <= 128 else 128
         warpgroups = 1 if rows <= 64 else 2
-        tile = (wg_rows * warpgroups, block[1])
-        loaded = DEPTH * sum(tile)
-    out = warpgroups * slots((wg_rows, tile[1])) * EPILOGUE**2 * out_bytes
-    stages = (SHARED_MEMORY - RESERVED - out) // (2 * loaded)
-    return Config(wg_rows, warpgroups, min(stages, 6))
+    config = Config(wg_rows, warpgroups, 0)
+    room = SHARED_MEMORY - shared_memory(op, block, config, out_bytes)
+    stage = shared_memory(op, block, dataclasses.replace(config, stages=1), out_bytes)
+    stage -= shared_memory(op, block, config, out_bytes)
+    return dataclasses.replace(config, stages=min(room // stage, MOST_STAGES))
+
+
+def shared_memory(op: str, block: tuple[int, int], config: Config, out_bytes: int) -> int:
+    """Bytes of shared memory that a configuration takes."""
+    tile = (config.wg_rows, block[1])
+    depth = DEPTH if op == "sampled" else min(DEPTH, block[0])
+    loaded = 2 * depth * (config.tile_rows + block[1])
+    held = config.warpgroups * slots(tile) * math.prod(square(tile)) * out_bytes
+    return RESERVED + config.stages * loaded + held
+
+
+def square(tile: tuple[int, int]) -> tuple[int, int]:
+    """The part of a warpgroup's result that is written at a time."""
+    return min(tile[0], EPILOGUE), min(tile[1], EPILOGUE)
 
 
 def slots(tile: tuple[int, int]) -> int:
     """Squares of a warpgroup's result that wait in shared memory to be written."""
-    return min(2, math.prod(tile) // EPILOGUE**2)
+    return min(2, math.prod(tile) // math.prod(square(tile)))
 
 
 def splits(blocks: int, depth: int, sms: int) -> int:

@@ -23,13 +23,15 @@ def product(
 ) -> jax.Array:
     """y[:, strip j] = Σ x[:, source] @ values[slot] over the blocks of strip j.
 
-    A step is `DEPTH` inputs of one block: a wide block takes several. A transposed
-    product reads the same block and turns it on its way into wgmma.
+    A step is `DEPTH` inputs of one block: a deeper block takes several, and one of 32
+    is a shorter step. A transposed product reads the same block and turns it on its
+    way into wgmma.
     """
     rows = x.shape[0]
     x = pad_rows(x, config.tile_rows)
     inputs, outputs = values.shape[:0:-1] if transpose else values.shape[1:]
-    strips, parts = walk.starts.shape[0] - 1, inputs // DEPTH
+    depth = min(DEPTH, inputs)
+    strips, parts = walk.starts.shape[0] - 1, inputs // depth
     grid = (x.shape[0] // config.tile_rows, strips)
     dealt = schedule.deal(jnp.diff(walk.starts) * parts, grid[0], sms) if deal else ()
 
@@ -44,13 +46,13 @@ def product(
         def fetch(tile, step):
             row, strip = tile
             entry = starts[strip] + lax.div(step, jnp.int32(parts))
-            part = lax.rem(step, jnp.int32(parts)) * DEPTH
-            across = pl.ds(part, DEPTH)
+            part = lax.rem(step, jnp.int32(parts)) * depth
+            across = pl.ds(part, depth)
             block = values.at[slots[entry] if transpose else entry]
             return (
                 x.at[
                     pl.ds(row * config.tile_rows, config.tile_rows),
-                    pl.ds(sources[entry] * inputs + part, DEPTH),
+                    pl.ds(sources[entry] * inputs + part, depth),
                 ],
                 block.at[:, across] if transpose else block.at[across],
             )
@@ -62,7 +64,7 @@ def product(
         def destination(tile, warpgroup):
             row, strip = tile
             first = row * config.tile_rows + warpgroup * config.wg_rows
-            return y.at[pl.ds(first, config.wg_rows), pl.ds(strip * outputs, outputs)]
+            return y.at[pl.ds(first, config.wg_rows), pl.ds(strip * outputs, outputs)], 0
 
         if deal:
             turns = schedule.dealt(*dealt, grid[0], sm, sms)
@@ -75,8 +77,8 @@ def product(
         (*walk, *dealt, x, values),
         jax.ShapeDtypeStruct((x.shape[0], strips * outputs), out_dtype),
         stages=(
-            (config.tile_rows, DEPTH),
-            (outputs, DEPTH) if transpose else (DEPTH, outputs),
+            (config.tile_rows, depth),
+            (outputs, depth) if transpose else (depth, outputs),
         ),
         tile=(config.wg_rows, outputs),
         config=config,
@@ -101,9 +103,11 @@ def sampled(
     """values[e] = x[:, rows[e]]ᵀ @ g[:, cols[e]] for e < stored[0], zero after.
 
     A tile is a block, a step `DEPTH` rows of the batch. Warpgroups share g and
-    divide the block's inputs among them. With `splits` above one, a tile is a block
-    over that part of the batch, and the parts are summed afterwards, always in the
-    same order.
+    divide the block's inputs among them. wgmma has no fewer than 64 rows: a block of
+    32 inputs is computed with 32 of its neighbours', which are not written.
+
+    With `splits` above one, a tile is a block over that part of the batch, and the
+    parts are summed afterwards, always in the same order.
     """
     (bk, bn), nnz = block, rows.shape[0]
     x, g = pad_rows(x, DEPTH), pad_rows(g, DEPTH)
@@ -117,6 +121,13 @@ def sampled(
             tile = turns.place(turn)
             return lax.div(tile, jnp.int32(nnz)), lax.rem(tile, jnp.int32(nnz))
 
+        def before(entry):
+            """Inputs that are computed ahead of a block's own, when it is the last."""
+            if bk == config.tile_rows:
+                return 0
+            more = jnp.maximum(rows[entry] * bk + config.tile_rows - x.shape[1], 0)
+            return pl.multiple_of(more, bk)
+
         def steps(tile):
             part, entry = tile
             mine = jnp.minimum(share, depth - part * share)
@@ -125,16 +136,16 @@ def sampled(
         def fetch(tile, step):
             part, entry = tile
             batch = pl.ds((part * share + step) * DEPTH, DEPTH)
-            return x.at[batch, pl.ds(rows[entry] * bk, bk)], g.at[
-                batch, pl.ds(cols[entry] * bn, bn)
-            ]
+            inputs = pl.ds(rows[entry] * bk - before(entry), config.tile_rows)
+            return x.at[batch, inputs], g.at[batch, pl.ds(cols[entry] * bn, bn)]
 
         def multiply(accumulator, inputs, outputs, warpgroup):
             own = inputs.at[:, pl.ds(warpgroup * config.wg_rows, config.wg_rows)]
             plgpu.wgmma(accumulator, own.transpose((1, 0)), outputs)
 
         def destination(tile, warpgroup):
-            return out.at[*tile, pl.ds(warpgroup * config.wg_rows, config.wg_rows)]
+            own = pl.ds(warpgroup * config.wg_rows, min(config.wg_rows, bk))
+            return out.at[*tile, own], before(tile[1])
 
         return ring.Work(turns.count, place, steps, fetch, multiply, destination)
 
@@ -142,9 +153,10 @@ def sampled(
         work,
         (stored, rows, cols, x, g),
         jax.ShapeDtypeStruct((splits, nnz, bk, bn), jnp.float32 if splits > 1 else out_dtype),
-        stages=((DEPTH, bk), (DEPTH, bn)),
+        stages=((DEPTH, config.tile_rows), (DEPTH, bn)),
         tile=(config.wg_rows, bn),
         config=config,
         sms=sms,
+        aligned=bk,
     )
     return jnp.sum(parts, axis=0).astype(out_dtype) if splits > 1 else parts[0]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxsparse.kernels.pallas_gpu.configs import EPILOGUE, Config, slots
+from jaxsparse.kernels.pallas_gpu.configs import Config, slots, square
 
 LOADER_REGISTERS = 40  # per thread of the warpgroup that loads; the rest is the others'
 REGISTERS = 512  # per thread of one warpgroup, were it alone on the multiprocessor
@@ -35,7 +35,8 @@ class Work(NamedTuple):
       steps: tile -> how many products it sums; a traced number, may be zero.
       fetch: (tile, step) -> the two factors, of the shapes of `stages`.
       multiply: (accumulator, first, second, warpgroup) -> None, one step's wgmma.
-      destination: (tile, warpgroup) -> where the warpgroup's result goes.
+      destination: (tile, warpgroup) -> where the warpgroup's result goes, and the
+        first of its rows that do, where the place has fewer than it computed.
     """
 
     turns: Any
@@ -55,6 +56,7 @@ def run(
     tile: tuple[int, int],
     config: Config,
     sms: int,
+    aligned: int = 128,
 ) -> jax.Array:
     """Runs `work` of the operands.
 
@@ -66,9 +68,13 @@ def run(
       tile: shape of the result of one warpgroup.
       config: stages and warpgroups.
       sms: multiprocessors, one persistent block of threads on each.
+      aligned: a number of columns that every factor fetched begins at a multiple of.
     """
     dtype = operands[-1].dtype
     held = slots(tile)
+    # wgmma reads both factors through one swizzle: the one that both are wide enough for.
+    widths = [min(shape[-1], aligned) for shape in stages]
+    swizzle = min(_swizzle(width, dtype) for width in widths)
 
     def kernel(*refs):
         task = work(*refs)
@@ -90,8 +96,8 @@ def run(
 
         pl.run_scoped(
             scope,
-            *(_shared((config.stages, *shape), dtype) for shape in stages),
-            _shared((config.warpgroups, held, EPILOGUE, EPILOGUE), out.dtype),
+            *(_shared((config.stages, *shape), dtype, swizzle) for shape in stages),
+            _shared((config.warpgroups, held, *square(tile)), out.dtype),
             plgpu.Barrier(num_arrivals=2, num_barriers=config.stages),
             plgpu.Barrier(num_arrivals=config.warpgroups, num_barriers=config.stages),
             collective_axes="wg",
@@ -109,11 +115,15 @@ def run(
     )(*operands)
 
 
-def _shared(shape, dtype):
+def _swizzle(width, dtype):
+    """The widest swizzle, in bytes, that rows of so many entries are whole multiples of."""
+    return plgpu.find_swizzle(width * jnp.dtype(dtype).itemsize * 8)
+
+
+def _shared(shape, dtype, swizzle=None):
     """Shared memory in the swizzled tiling that TMA writes and wgmma reads."""
-    itemsize = jnp.dtype(dtype).itemsize
-    swizzle = plgpu.find_swizzle(shape[-1] * itemsize * 8)
-    tiling = plgpu.TilingTransform((8, swizzle // itemsize))
+    swizzle = swizzle or _swizzle(shape[-1], dtype)
+    tiling = plgpu.TilingTransform((8, swizzle // jnp.dtype(dtype).itemsize))
     return plgpu.SMEM(shape, dtype, transforms=(tiling, plgpu.SwizzleTransform(swizzle)))
 
 
@@ -172,23 +182,28 @@ def _multiply(task, first, second, result, filled, drained, stages, tile_shape):
             return total
 
         total = pl.run_scoped(accumulate, plgpu.WGMMAAccumulatorRef(tile_shape, jnp.float32))
-        _store(total.astype(result.dtype), result, task.destination(tile, warpgroup))
+        _store(total.astype(result.dtype), result, *task.destination(tile, warpgroup))
         return carry + steps
 
     lax.fori_loop(0, task.turns, multiply_tile, jnp.int32(0))
     plgpu.wait_smem_to_gmem(0)
 
 
-def _store(total, result, destination):
+def _store(total, result, destination, first):
     """Writes in squares by way of shared memory, the next one while the last is under way."""
-    held = result.shape[0]
+    held, *side = result.shape
     squares = [
-        (slice(i, i + EPILOGUE), slice(j, j + EPILOGUE))
-        for i in range(0, total.shape[0], EPILOGUE)
-        for j in range(0, total.shape[1], EPILOGUE)
+        (slice(i, i + side[0]), slice(j, j + side[1]))
+        for i in range(0, total.shape[0], side[0])
+        for j in range(0, total.shape[1], side[1])
     ]
+    kept = destination.shape[0]
     for n, (i, j) in enumerate(squares):
         plgpu.wait_smem_to_gmem(held - 1, wait_read_only=True)
         result[n % held] = total[i, j]
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(result.at[n % held], destination.at[i, j])
+        if kept < side[0]:
+            source, i = result.at[n % held, pl.ds(first, kept)], slice(0, kept)
+        else:
+            source = result.at[n % held]
+        plgpu.copy_smem_to_gmem(source, destination.at[i, j])

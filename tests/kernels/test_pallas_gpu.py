@@ -18,7 +18,7 @@ from jaxsparse.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS, Case
 from tests.kernels.hopper import interpreted, like, needs_mosaic
 
-BLOCKS = [(64, 64), (64, 128), (128, 64), (128, 128)]
+BLOCKS = [(bk, bn) for bk in (32, 64, 128) for bn in (32, 64, 128)]
 
 
 slow = pytest.mark.slow
@@ -30,6 +30,11 @@ slow = pytest.mark.slow
     ("case", "out_dtype"),
     [
         pytest.param(Case((64, 64), (2, 3), 70, spare=1), "bfloat16", id="ragged-spare"),
+        pytest.param(Case((32, 32), (3, 3), 70, spare=1), "bfloat16", id="32x32"),
+        pytest.param(Case((32, 128), (3, 2), 130), "float32", id="32x128", marks=slow),
+        pytest.param(Case((128, 32), (2, 3), 70, "float16"), "float16", id="128x32", marks=slow),
+        pytest.param(Case((64, 32), (3, 3), 70), "bfloat16", id="64x32", marks=slow),
+        pytest.param(Case((32, 64), (3, 3), 70), "bfloat16", id="32x64", marks=slow),
         # The ring wraps around; one warpgroup multiplies.
         pytest.param(Case((64, 64), (9, 2), 40, density=1), "float32", id="deep", marks=slow),
         pytest.param(Case((128, 128), (2, 3), 300), "bfloat16", id="128x128", marks=slow),
@@ -83,7 +88,7 @@ def test_on_another_platform_the_name_is_refused():
     [
         ({}, None),
         ({"layout": CSCLayout((256, 256), 8)}, "it takes blocks, not CSCLayout"),
-        ({"layout": BlockLayout((256, 256), (32, 64), 8)}, r"64 or 128, these .* \(32, 64\)"),
+        ({"layout": BlockLayout((256, 256), (16, 64), 8)}, r"64 or 128, these .* \(16, 64\)"),
         ({"layout": BlockLayout((200, 256), (64, 64), 8)}, r"do not divide .* \(200, 256\)"),
         ({"x": like((8, 256), "float32")}, "not float32 and bfloat16"),
         ({"values": like((8, 64, 64), "int8")}, "not bfloat16 and int8"),
@@ -118,6 +123,13 @@ def test_other_devices_are_not_taken(monkeypatch):
     assert reason == "it needs compute capability 9.0 (Hopper), NVIDIA A100 has 8.0"
 
 
+def test_a_weight_too_narrow_for_wgmma_is_refused():
+    layout = BlockLayout((32, 64), (32, 32), 1)
+    x, g = like((8, 32), "bfloat16"), like((8, 64), "bfloat16")
+    reason = pallas_gpu.unsupported("sampled", layout, x, g, x.dtype)
+    assert reason == "wgmma computes 64 inputs at a time, this weight has 32"
+
+
 @needs_mosaic
 def test_nothing_to_multiply_is_zero():
     layout = BlockLayout((64, 128), (64, 64), 0)
@@ -136,11 +148,12 @@ def test_nothing_to_multiply_is_zero():
 def test_every_heuristic_tile_fits_shared_memory(op, block, rows, out_bytes):
     config = configs.heuristic(op, block, rows, out_bytes)
     assert config.stages >= 2
-    tile = block if op == "sampled" else (config.tile_rows, block[1])
-    wide = configs.slots((config.wg_rows, tile[1])) * configs.EPILOGUE**2
-    used = config.stages * configs.DEPTH * sum(tile) * 2 + config.warpgroups * wide * out_bytes
-    assert used <= configs.SHARED_MEMORY - configs.RESERVED
-    assert config.tile_rows == (block[0] if op == "sampled" else tile[0])
+    assert configs.shared_memory(op, block, config, out_bytes) <= configs.SHARED_MEMORY
+    more = dataclasses.replace(config, stages=config.stages + 1)
+    if config.stages < configs.MOST_STAGES:
+        assert configs.shared_memory(op, block, more, out_bytes) > configs.SHARED_MEMORY
+    if op == "sampled":
+        assert config.tile_rows == max(64, block[0])
 
 
 def test_a_measured_configuration_goes_first(monkeypatch, tmp_path):
