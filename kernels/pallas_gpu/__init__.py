@@ -3,7 +3,16 @@
     product   y = x @ W,  or x @ Wᵀ by the same kernel with blocks turned
     sampled   the blocks of xᵀ @ g
 
-Blocks with sides of 32, 64 or 128, bfloat16 or float16 factors, sums in float32. See
+Blocks with sides of 32, 64 or 128. Factors of 16 bits, and for the product also of 8:
+
+    bfloat16, float16        summed in float32
+    float8_e4m3fn            summed by the hardware in a little less than float32
+    int8 by int8             summed in int32
+    16 bits by int8 values   which XLA widens before, exactly
+
+wgmma takes factors of 8 bits only with what is summed over contiguous. The blocks of a
+transposed product lie so; those of x @ W are turned by XLA before, the values once more
+through memory. A sampled product sums over the batch, which is never contiguous. See
 `ring` for how it runs. A block 32 wide is 32 deep steps or a tile 32 wide: wgmma takes
 both, and it is what they make x travel that bounds their rate, not the multiplying.
 
@@ -22,8 +31,9 @@ platforms = ("cuda",)
 exportable = True
 
 _SIDES = (32, 64, 128)
-_FACTORS = ("bfloat16", "float16")
-_RESULTS = (*_FACTORS, "float32")
+_HALVES = ("bfloat16", "float16")
+_BYTES = {"float8_e4m3fn": (*_HALVES, "float32"), "int8": ("int32", "float32")}
+_RESULTS = {name: (*_HALVES, "float32") for name in _HALVES} | _BYTES
 _HOPPER = ("NVIDIA H200", 132)  # what a program made elsewhere is cut for
 
 
@@ -45,11 +55,17 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
         return f"blocks of {layout.block} do not divide the weight of shape {layout.shape}"
     if op == "sampled" and layout.shape[0] < 64:
         return f"wgmma computes 64 inputs at a time, this weight has {layout.shape[0]}"
-    second = "g" if op == "sampled" else "values"
-    if x.dtype != values.dtype or x.dtype.name not in _FACTORS:
-        return f"x and {second} are both bfloat16 or both float16, not {x.dtype} and {values.dtype}"
-    if jnp.dtype(out_dtype).name not in _RESULTS:
-        return f"results are {', '.join(_RESULTS)}, not {out_dtype}"
+    factors = x.dtype.name, values.dtype.name
+    if op == "sampled":
+        if factors not in [(name, name) for name in _HALVES]:
+            return f"x and g are both bfloat16 or both float16, not {x.dtype} and {values.dtype}"
+    elif factors not in [(n, n) for n in _RESULTS] + [(name, "int8") for name in _HALVES]:
+        return (
+            f"x and values are both {', '.join(_RESULTS)}, or the values int8 and x "
+            f"{' or '.join(_HALVES)}; not {x.dtype} and {values.dtype}"
+        )
+    if jnp.dtype(out_dtype).name not in _RESULTS[x.dtype.name]:
+        return f"results are {', '.join(_RESULTS[x.dtype.name])}, not {out_dtype}"
     return _wrong_device()
 
 
@@ -61,16 +77,21 @@ def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
     target = layout.shape[0 if transpose else 1]
     if not rows or not layout.nnz:
         return jnp.zeros((rows, target), out_dtype)
+    values = values.astype(x.dtype)
+    in_bytes, out_bytes = x.dtype.itemsize, jnp.dtype(out_dtype).itemsize
+    turned = transpose
+    if in_bytes == 1 and not transpose:
+        values, turned = values.swapaxes(1, 2), True
     block = layout.block[::-1] if transpose else layout.block
     kind, sms = _device()
-    config = configs.configure("product", block, rows, jnp.dtype(out_dtype).itemsize, kind)
+    config = configs.configure("product", block, rows, out_bytes, kind, in_bytes)
     strips = layout.grid[0 if transpose else 1]
-    steps = layout.nnz * max(1, block[0] // configs.DEPTH)
+    steps = layout.nnz * (block[0] // configs.depth(block[0], in_bytes))
     return products.product(
         x,
         values,
         tables.walk(*index, layout, transpose),
-        transpose=transpose,
+        turned=turned,
         out_dtype=out_dtype,
         config=config,
         sms=sms,
@@ -86,7 +107,8 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
         return jnp.zeros(layout.values_shape, out_dtype)
     indptr, rows = index
     kind, sms = _device()
-    splits = configs.splits(layout.nnz, -(-x.shape[0] // configs.DEPTH), sms)
+    depth = configs.depth(configs.DEPTH, x.dtype.itemsize)
+    splits = configs.splits(layout.nnz, -(-x.shape[0] // depth), sms)
     out_bytes = jnp.dtype(jnp.float32 if splits > 1 else out_dtype).itemsize
     config = configs.configure("sampled", layout.block, x.shape[0], out_bytes, kind)
     return products.sampled(

@@ -3,10 +3,12 @@
 Measured ones lie in tuned/DEVICE_KIND.json, one list of entries per device, in the
 order in which they are tried:
 
-    {"op": "product", "block": [128, 128], "rows": 4096, "config": {"wg_rows": 128, ...}}
+    {"op": "product", "block": [128, 128], "bytes": 2, "rows": 4096,
+     "config": {"wg_rows": 128, ...}}
 
-An entry serves calls of its op and block with at least so many rows. No device has
-such a file yet; `heuristic` serves them all.
+An entry serves calls of its op and block, on factors of so many bytes, with at least
+so many rows. `python -m experiments.bench.tune` writes them. No device has such a file
+yet; `heuristic` serves them all.
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ EPILOGUE = 64  # the result leaves in squares of this side
 MOST_STAGES = 6
 PART = 4  # steps that a part of a split sum costs besides its own: written, read and added
 MOST_PARTS = 64
-DEPTH = 64  # of one step's product: 128 bytes of a 16-bit type, the widest swizzle
+DEPTH = 128  # bytes of one step's product in every row: the widest swizzle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,14 @@ class Config:
         return self.wg_rows * self.warpgroups
 
 
-def heuristic(op: str, block: tuple[int, int], rows: int, out_bytes: int) -> Config:
+def depth(inputs: int, in_bytes: int) -> int:
+    """How many of so many inputs, of so many bytes each, one step multiplies."""
+    return min(DEPTH // in_bytes, inputs)
+
+
+def heuristic(
+    op: str, block: tuple[int, int], rows: int, out_bytes: int, in_bytes: int = 2
+) -> Config:
     """The configuration for a product of `rows` rows whose tiles are `block[1]` wide.
 
     The largest tile that the rows fill, since the rate is bounded by how often a
@@ -57,6 +66,7 @@ def heuristic(op: str, block: tuple[int, int], rows: int, out_bytes: int) -> Con
       block: (inputs, outputs) of a block; of its transpose for a transposed product.
       rows: of x.
       out_bytes: size of one result.
+      in_bytes: size of one entry of a factor.
     """
     if op == "sampled":
         wg_rows, warpgroups = 64, max(1, block[0] // 64)
@@ -64,17 +74,19 @@ def heuristic(op: str, block: tuple[int, int], rows: int, out_bytes: int) -> Con
         wg_rows = 64 if rows <= 128 else 128
         warpgroups = 1 if rows <= 64 else 2
     config = Config(wg_rows, warpgroups, 0)
-    room = SHARED_MEMORY - shared_memory(op, block, config, out_bytes)
-    stage = shared_memory(op, block, dataclasses.replace(config, stages=1), out_bytes)
-    stage -= shared_memory(op, block, config, out_bytes)
-    return dataclasses.replace(config, stages=min(room // stage, MOST_STAGES))
+    free = SHARED_MEMORY - shared_memory(op, block, config, out_bytes, in_bytes)
+    stage = SHARED_MEMORY - free
+    stage = shared_memory(op, block, Config(wg_rows, warpgroups, 1), out_bytes, in_bytes) - stage
+    return dataclasses.replace(config, stages=min(free // stage, MOST_STAGES))
 
 
-def shared_memory(op: str, block: tuple[int, int], config: Config, out_bytes: int) -> int:
+def shared_memory(
+    op: str, block: tuple[int, int], config: Config, out_bytes: int, in_bytes: int = 2
+) -> int:
     """Bytes of shared memory that a configuration takes."""
     tile = (config.wg_rows, block[1])
-    depth = DEPTH if op == "sampled" else min(DEPTH, block[0])
-    loaded = 2 * depth * (config.tile_rows + block[1])
+    step = depth(DEPTH if op == "sampled" else block[0], in_bytes)
+    loaded = in_bytes * step * (config.tile_rows + block[1])
     held = config.warpgroups * slots(tile) * math.prod(square(tile)) * out_bytes
     return RESERVED + config.stages * loaded + held
 
@@ -111,13 +123,23 @@ def splits(blocks: int, depth: int, sms: int) -> int:
 
 
 def configure(
-    op: str, block: tuple[int, int], rows: int, out_bytes: int, device_kind: str
+    op: str,
+    block: tuple[int, int],
+    rows: int,
+    out_bytes: int,
+    device_kind: str,
+    in_bytes: int = 2,
 ) -> Config:
     """The configuration measured on this kind of device if there is one, else `heuristic`'s."""
     for entry in tuned(device_kind):
-        if entry["op"] == op and tuple(entry["block"]) == block and rows >= entry["rows"]:
-            return Config(**entry["config"])
-    return heuristic(op, block, rows, out_bytes)
+        same = (entry["op"], tuple(entry["block"]), entry["bytes"]) == (op, block, in_bytes)
+        if same and rows >= entry["rows"]:
+            config = Config(**entry["config"])
+            # Measured for results of 16 bits: wider ones may leave room for fewer stages.
+            while shared_memory(op, block, config, out_bytes, in_bytes) > SHARED_MEMORY:
+                config = dataclasses.replace(config, stages=config.stages - 1)
+            return config
+    return heuristic(op, block, rows, out_bytes, in_bytes)
 
 
 @functools.cache

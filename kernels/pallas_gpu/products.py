@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxsparse.kernels.pallas_gpu import ring, schedule
-from jaxsparse.kernels.pallas_gpu.configs import DEPTH, Config
+from jaxsparse.kernels.pallas_gpu import configs, ring, schedule
+from jaxsparse.kernels.pallas_gpu.configs import Config
 from jaxsparse.kernels.tables import Walk, pad_rows
 
 
@@ -15,7 +15,7 @@ def product(
     values: jax.Array,
     walk: Walk,
     *,
-    transpose,
+    turned: bool,
     out_dtype,
     config: Config,
     sms: int,
@@ -23,14 +23,14 @@ def product(
 ) -> jax.Array:
     """y[:, strip j] = Σ x[:, source] @ values[slot] over the blocks of strip j.
 
-    A step is `DEPTH` inputs of one block: a deeper block takes several, and one of 32
-    is a shorter step. A transposed product reads the same block and turns it on its
-    way into wgmma.
+    The blocks are (inputs, outputs), or (outputs, inputs) when `turned`; wgmma takes
+    either of 16 bits, and of 8 bits only the latter. A step is `configs.depth` inputs
+    of one block: a deeper block takes several.
     """
     rows = x.shape[0]
     x = pad_rows(x, config.tile_rows)
-    inputs, outputs = values.shape[:0:-1] if transpose else values.shape[1:]
-    depth = min(DEPTH, inputs)
+    inputs, outputs = values.shape[:0:-1] if turned else values.shape[1:]
+    depth = configs.depth(inputs, x.dtype.itemsize)
     strips, parts = walk.starts.shape[0] - 1, inputs // depth
     grid = (x.shape[0] // config.tile_rows, strips)
     dealt = schedule.deal(jnp.diff(walk.starts) * parts, grid[0], sms) if deal else ()
@@ -48,18 +48,18 @@ def product(
             entry = starts[strip] + lax.div(step, jnp.int32(parts))
             part = lax.rem(step, jnp.int32(parts)) * depth
             across = pl.ds(part, depth)
-            block = values.at[slots[entry] if transpose else entry]
+            block = values.at[slots[entry] if turned else entry]
             return (
                 x.at[
                     pl.ds(row * config.tile_rows, config.tile_rows),
                     pl.ds(sources[entry] * inputs + part, depth),
                 ],
-                block.at[:, across] if transpose else block.at[across],
+                block.at[:, across] if turned else block.at[across],
             )
 
         def multiply(accumulator, rows, block, warpgroup):
             own = rows.at[pl.ds(warpgroup * config.wg_rows, config.wg_rows)]
-            plgpu.wgmma(accumulator, own, block.transpose((1, 0)) if transpose else block)
+            plgpu.wgmma(accumulator, own, block.transpose((1, 0)) if turned else block)
 
         def destination(tile, warpgroup):
             row, strip = tile
@@ -78,7 +78,7 @@ def product(
         jax.ShapeDtypeStruct((x.shape[0], strips * outputs), out_dtype),
         stages=(
             (config.tile_rows, depth),
-            (outputs, depth) if transpose else (depth, outputs),
+            (outputs, depth) if turned else (depth, outputs),
         ),
         tile=(config.wg_rows, outputs),
         config=config,
@@ -102,7 +102,7 @@ def sampled(
 ) -> jax.Array:
     """values[e] = x[:, rows[e]]ᵀ @ g[:, cols[e]] for e < stored[0], zero after.
 
-    A tile is a block, a step `DEPTH` rows of the batch. Warpgroups share g and
+    A tile is a block, a step `configs.depth` rows of the batch. Warpgroups share g and
     divide the block's inputs among them. wgmma has no fewer than 64 rows: a block of
     32 inputs is computed with 32 of its neighbours', which are not written.
 
@@ -110,9 +110,10 @@ def sampled(
     parts are summed afterwards, always in the same order.
     """
     (bk, bn), nnz = block, rows.shape[0]
-    x, g = pad_rows(x, DEPTH), pad_rows(g, DEPTH)
-    depth = x.shape[0] // DEPTH
-    share = -(-depth // splits)  # of the steps; the last part may have fewer
+    depth = configs.depth(configs.DEPTH, x.dtype.itemsize)
+    x, g = pad_rows(x, depth), pad_rows(g, depth)
+    whole = x.shape[0] // depth
+    share = -(-whole // splits)  # of the steps; the last part may have fewer
 
     def work(stored, rows, cols, x, g, out):
         turns = schedule.in_turn(splits * nnz, lax.axis_index("sm"), sms)
@@ -130,12 +131,12 @@ def sampled(
 
         def steps(tile):
             part, entry = tile
-            mine = jnp.minimum(share, depth - part * share)
+            mine = jnp.minimum(share, whole - part * share)
             return jnp.where(entry < stored[0], mine, 0)
 
         def fetch(tile, step):
             part, entry = tile
-            batch = pl.ds((part * share + step) * DEPTH, DEPTH)
+            batch = pl.ds((part * share + step) * depth, depth)
             inputs = pl.ds(rows[entry] * bk - before(entry), config.tile_rows)
             return x.at[batch, inputs], g.at[batch, pl.ds(cols[entry] * bn, bn)]
 
@@ -153,7 +154,7 @@ def sampled(
         work,
         (stored, rows, cols, x, g),
         jax.ShapeDtypeStruct((splits, nnz, bk, bn), jnp.float32 if splits > 1 else out_dtype),
-        stages=((DEPTH, config.tile_rows), (DEPTH, bn)),
+        stages=((depth, config.tile_rows), (depth, bn)),
         tile=(config.wg_rows, bn),
         config=config,
         sms=sms,

@@ -4,8 +4,8 @@
 
 A block of threads stays on its multiprocessor and takes the tiles that `schedule`
 deals it. One warpgroup loads, by TMA, into a ring of stages in shared memory; the
-others multiply with wgmma and sum in registers. The ring runs on from tile to tile:
-the next tile's first steps load while this one's result is written.
+others multiply with wgmma and sum in registers, float32 or int32. The ring runs on
+from tile to tile: the next tile's first steps load while this one's result is written.
 
     filled[slot]    both factors have arrived          waited for by who multiplies
     drained[slot]   every warpgroup has read them      waited for by who loads
@@ -71,6 +71,8 @@ def run(
       aligned: a number of columns that every factor fetched begins at a multiple of.
     """
     dtype = operands[-1].dtype
+    integers = jnp.issubdtype(dtype, jnp.integer)
+    accumulator = plgpu.WGMMAAccumulatorRef(tile, jnp.int32 if integers else jnp.float32)
     held = slots(tile)
     # wgmma reads both factors through one swizzle: the one that both are wide enough for.
     widths = [min(shape[-1], aligned) for shape in stages]
@@ -92,7 +94,7 @@ def run(
                 most = min(256, (REGISTERS - LOADER_REGISTERS) // config.warpgroups)
                 plgpu.set_max_registers(most // 8 * 8, action="increase")
                 own = result.at[warpgroup]
-                _multiply(task, first, second, own, filled, drained, config.stages, tile)
+                _multiply(task, first, second, own, filled, drained, config.stages, accumulator)
 
         pl.run_scoped(
             scope,
@@ -155,7 +157,7 @@ def _load(task, first, second, filled, drained, stages):
         plgpu.barrier_wait(drained.at[lax.rem(count, jnp.int32(stages))])
 
 
-def _multiply(task, first, second, result, filled, drained, stages, tile_shape):
+def _multiply(task, first, second, result, filled, drained, stages, accumulator_type):
     """A multiplying warpgroup: sums its part of every tile and writes it."""
     warpgroup = lax.axis_index("wg")
 
@@ -181,7 +183,7 @@ def _multiply(task, first, second, result, filled, drained, stages, tile_shape):
             pl.when(steps > 0)(functools.partial(release, end - 1))
             return total
 
-        total = pl.run_scoped(accumulate, plgpu.WGMMAAccumulatorRef(tile_shape, jnp.float32))
+        total = pl.run_scoped(accumulate, accumulator_type)
         _store(total.astype(result.dtype), result, *task.destination(tile, warpgroup))
         return carry + steps
 

@@ -42,3 +42,23 @@ def test_blocks_spill_nothing(op, nnz, block, rows, compiles_well, monkeypatch):
         return pallas_gpu.product(a, b, *index, transpose=op == "transposed", **options)
 
     compiles_well(run, g if op == "transposed" else x, g if op == "sampled" else values, *index)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype", "multiply"),
+    [
+        ("int8", "int32", "IGMMA"),
+        ("int8", "float32", "IGMMA"),
+        ("float8_e4m3fn", "bfloat16", "QGMMA"),
+    ],
+)
+@pytest.mark.parametrize("block", [(32, 32), (64, 64), (128, 128)], ids=str)
+@pytest.mark.parametrize("transpose", [False, True])
+def test_eight_bits_spill_nothing(transpose, block, dtype, out_dtype, multiply, compiles_well):
+    layout = BlockLayout((1024, 2048), block, 40)
+    index = [like(shape, "int32") for shape in layout.index_shapes]
+    x, values = like((4096, layout.shape[transpose]), dtype), like(layout.values_shape, dtype)
+    options = {"layout": layout, "transpose": transpose, "out_dtype": jnp.dtype(out_dtype)}
+    compiles_well(
+        lambda *a: pallas_gpu.product(*a, **options), x, values, *index, multiply=multiply
+    )

@@ -47,6 +47,35 @@ def test_interpreted_agrees_with_float64_and_has_no_race(case, out_dtype, op):
         case.check(pallas_gpu, op, out_dtype)
 
 
+@needs_mosaic
+@pytest.mark.parametrize("op", ["product", "transposed"])
+@pytest.mark.parametrize(
+    ("block", "dtype"),
+    [((64, 64), "int8"), ((32, 64), "float8_e4m3fn"), ((128, 32), "float8_e4m3fn")],
+)
+def test_factors_of_eight_bits_agree_with_float64_and_have_no_race(block, dtype, op):
+    case = Case(block, (2, 3), 40, dtype, spare=1)
+    with interpreted():
+        case.check(pallas_gpu, op, "float32")
+
+
+@needs_mosaic
+@pytest.mark.parametrize("transpose", [False, True])
+def test_quantized_values_are_the_same_numbers_in_sixteen_bits(transpose):
+    case = Case((64, 64), (2, 2), 8, "int8")
+    x = (case.g if transpose else case.x).astype("bfloat16")
+    options = {"layout": case.layout, "transpose": transpose, "out_dtype": jnp.dtype("float32")}
+
+    @jax.jit
+    def product(x, values, *index):
+        return pallas_gpu.product(x, values, *index, **options)
+
+    with interpreted():
+        found = product(x, case.values, *case.index)
+    dense = case.dense.T if transpose else case.dense
+    np.testing.assert_allclose(found, np.asarray(x, np.float64) @ dense, rtol=1e-5)
+
+
 def weight(case):
     return BlockSparse(case.values, *case.index, case.block, case.layout.shape)
 
@@ -91,8 +120,14 @@ def test_on_another_platform_the_name_is_refused():
         ({"layout": BlockLayout((256, 256), (16, 64), 8)}, r"64 or 128, these .* \(16, 64\)"),
         ({"layout": BlockLayout((200, 256), (64, 64), 8)}, r"do not divide .* \(200, 256\)"),
         ({"x": like((8, 256), "float32")}, "not float32 and bfloat16"),
-        ({"values": like((8, 64, 64), "int8")}, "not bfloat16 and int8"),
+        ({"values": like((8, 64, 64), "int8")}, None),
+        ({"x": like((8, 256), "int8")}, "not int8 and bfloat16"),
+        ({"values": like((8, 64, 64), "float8_e5m2")}, "not bfloat16 and float8_e5m2"),
         ({"out_dtype": jnp.dtype("float64")}, "not float64"),
+        (
+            {n: like((8, 256), "int8") for n in ("x", "values")} | {"out_dtype": np.dtype("int8")},
+            "results are int32, float32, not int8",
+        ),
     ],
 )
 def test_calls_that_are_not_taken_are_told_why(change, reason):
@@ -108,6 +143,12 @@ def test_calls_that_are_not_taken_are_told_why(change, reason):
     else:
         with pytest.raises(ValueError, match=reason):
             raise ValueError(found)
+
+
+def test_eight_bits_cannot_be_summed_over_the_batch():
+    layout, x = BlockLayout((256, 256), (64, 64), 8), like((8, 256), "float8_e4m3fn")
+    reason = pallas_gpu.unsupported("sampled", layout, x, x, jnp.dtype("float32"))
+    assert reason.startswith("x and g are both bfloat16 or both float16, not float8_e4m3fn")
 
 
 def test_other_devices_are_not_taken(monkeypatch):
@@ -141,28 +182,32 @@ def test_nothing_to_multiply_is_zero():
     assert pallas_gpu.sampled(x, y.astype(x.dtype), *index, **options).shape == (0, 64, 64)
 
 
-@pytest.mark.parametrize("out_bytes", [2, 4])
+@pytest.mark.parametrize(("in_bytes", "out_bytes"), [(2, 2), (2, 4), (1, 4)])
 @pytest.mark.parametrize("rows", [1, 64, 65, 128, 129, 8192])
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("op", ["product", "sampled"])
-def test_every_heuristic_tile_fits_shared_memory(op, block, rows, out_bytes):
-    config = configs.heuristic(op, block, rows, out_bytes)
+def test_every_heuristic_tile_fits_shared_memory(op, block, rows, in_bytes, out_bytes):
+    config = configs.heuristic(op, block, rows, out_bytes, in_bytes)
     assert config.stages >= 2
-    assert configs.shared_memory(op, block, config, out_bytes) <= configs.SHARED_MEMORY
+    used = configs.shared_memory(op, block, config, out_bytes, in_bytes)
+    assert used <= configs.SHARED_MEMORY
     more = dataclasses.replace(config, stages=config.stages + 1)
     if config.stages < configs.MOST_STAGES:
-        assert configs.shared_memory(op, block, more, out_bytes) > configs.SHARED_MEMORY
+        used = configs.shared_memory(op, block, more, out_bytes, in_bytes)
+        assert used > configs.SHARED_MEMORY
     if op == "sampled":
         assert config.tile_rows == max(64, block[0])
 
 
 def test_a_measured_configuration_goes_first(monkeypatch, tmp_path):
     config = configs.Config(64, 1, 2)
-    entry = {"op": "product", "block": [64, 64], "rows": 512, "config": dataclasses.asdict(config)}
+    entry = {"op": "product", "block": [64, 64], "bytes": 2, "rows": 512}
+    entry["config"] = dataclasses.asdict(config)
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / "NVIDIA_H900.json").write_text(json.dumps([entry]))
     monkeypatch.setattr(configs, "__file__", str(tmp_path / "configs.py"))
     assert configs.configure("product", (64, 64), 600, 2, "NVIDIA H900") == config
+    assert configs.configure("product", (64, 64), 600, 2, "NVIDIA H900", 1) != config
     for other in (
         ("product", (64, 64), 511),
         ("product", (64, 128), 600),
