@@ -1,7 +1,8 @@
-"""Block-sparse products on NVIDIA Hopper, in Pallas's Mosaic GPU.
+"""Block-sparse and 2:4 products on NVIDIA Hopper, in Pallas's Mosaic GPU.
 
-    product   y = x @ W,  or x @ Wᵀ by the same kernel with blocks turned
-    sampled   the blocks of xᵀ @ g
+    product   y = x @ W,  or x @ Wᵀ by the same kernel with blocks turned   `products`
+    sampled   the blocks of xᵀ @ g                                          `products`
+    product   y = x @ W for W of 2:4 and few rows                           `decode`
 
 Blocks with sides of 32, 64 or 128. Factors of 16 bits, and for the product also of 8:
 
@@ -12,9 +13,9 @@ Blocks with sides of 32, 64 or 128. Factors of 16 bits, and for the product also
 
 wgmma takes factors of 8 bits only with what is summed over contiguous. The blocks of a
 transposed product lie so; those of x @ W are turned by XLA before, the values once more
-through memory. A sampled product sums over the batch, which is never contiguous. See
-`ring` for how it runs. A block 32 wide is 32 deep steps or a tile 32 wide: wgmma takes
-both, and it is what they make x travel that bounds their rate, not the multiplying.
+through memory. A sampled product sums over the batch, which is never contiguous. A
+block 32 wide is 32 deep steps or a tile 32 wide: wgmma takes both, and it is what they
+make x travel that bounds their rate, not the multiplying.
 
 Available by name only (`implementation="mosaic_gpu"`): interpreted, with races
 watched for, lowered, exported and compiled for the device, but not yet run on one.
@@ -24,16 +25,12 @@ No figure of its speed is known, so `sparse_dot` never chooses it by itself.
 import jax
 import jax.numpy as jnp
 from jaxsparse.kernels import tables
-from jaxsparse.kernels.layouts import BlockLayout
-from jaxsparse.kernels.pallas_gpu import configs
+from jaxsparse.kernels.layouts import BlockLayout, NMLayout
+from jaxsparse.kernels.pallas_gpu import configs, limits
 
 platforms = ("cuda",)
 exportable = True
 
-_SIDES = (32, 64, 128)
-_HALVES = ("bfloat16", "float16")
-_BYTES = {"float8_e4m3fn": (*_HALVES, "float32"), "int8": ("int32", "float32")}
-_RESULTS = {name: (*_HALVES, "float32") for name in _HALVES} | _BYTES
 _HOPPER = ("NVIDIA H200", 132)  # what a program made elsewhere is cut for
 
 
@@ -46,44 +43,32 @@ def missing() -> str | None:
 
 def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None:
     """The reason why they cannot take a call, or None."""
-    del transpose
-    if not isinstance(layout, BlockLayout):
-        return f"it takes blocks, not {type(layout).__name__}"
-    if not set(layout.block) <= set(_SIDES):
-        return f"block sides are 32, 64 or 128, these blocks are {layout.block}"
-    if layout.padded != layout.shape:
-        return f"blocks of {layout.block} do not divide the weight of shape {layout.shape}"
-    if op == "sampled" and layout.shape[0] < 64:
-        return f"wgmma computes 64 inputs at a time, this weight has {layout.shape[0]}"
-    factors = x.dtype.name, values.dtype.name
-    if op == "sampled":
-        if factors not in [(name, name) for name in _HALVES]:
-            return f"x and g are both bfloat16 or both float16, not {x.dtype} and {values.dtype}"
-    elif factors not in [(n, n) for n in _RESULTS] + [(name, "int8") for name in _HALVES]:
-        return (
-            f"x and values are both {', '.join(_RESULTS)}, or the values int8 and x "
-            f"{' or '.join(_HALVES)}; not {x.dtype} and {values.dtype}"
-        )
-    if jnp.dtype(out_dtype).name not in _RESULTS[x.dtype.name]:
-        return f"results are {', '.join(_RESULTS[x.dtype.name])}, not {out_dtype}"
-    return _wrong_device()
+    if isinstance(layout, BlockLayout):
+        reason = limits.blocks(op, layout, x, values, out_dtype)
+    elif isinstance(layout, NMLayout):
+        reason = limits.groups(op, layout, x, values, out_dtype, transpose)
+    else:
+        reason = f"it takes blocks and 2:4, not {type(layout).__name__}"
+    return reason or _wrong_device()
 
 
-def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
+def product(x, values, *index, layout: BlockLayout | NMLayout, transpose: bool, out_dtype):
     """x (M, K) by W, or x (M, N) by Wᵀ when `transpose`, in `out_dtype`."""
-    from jaxsparse.kernels.pallas_gpu import products, schedule
+    from jaxsparse.kernels.pallas_gpu import decode, products, schedule
 
     rows = x.shape[0]
     target = layout.shape[0 if transpose else 1]
-    if not rows or not layout.nnz:
+    if not rows or not layout.stored:
         return jnp.zeros((rows, target), out_dtype)
+    kind, sms = _device()
+    if isinstance(layout, NMLayout):
+        return decode.product(x, values, *index, layout=layout, out_dtype=out_dtype, sms=sms)
     values = values.astype(x.dtype)
     in_bytes, out_bytes = x.dtype.itemsize, jnp.dtype(out_dtype).itemsize
     turned = transpose
     if in_bytes == 1 and not transpose:
         values, turned = values.swapaxes(1, 2), True
     block = layout.block[::-1] if transpose else layout.block
-    kind, sms = _device()
     config = configs.configure("product", block, rows, out_bytes, kind, in_bytes)
     strips = layout.grid[0 if transpose else 1]
     steps = layout.nnz * (block[0] // configs.depth(block[0], in_bytes))

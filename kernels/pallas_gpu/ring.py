@@ -98,8 +98,8 @@ def run(
 
         pl.run_scoped(
             scope,
-            *(_shared((config.stages, *shape), dtype, swizzle) for shape in stages),
-            _shared((config.warpgroups, held, *square(tile)), out.dtype),
+            *(shared((config.stages, *shape), dtype, swizzle) for shape in stages),
+            shared((config.warpgroups, held, *square(tile)), out.dtype),
             plgpu.Barrier(num_arrivals=2, num_barriers=config.stages),
             plgpu.Barrier(num_arrivals=config.warpgroups, num_barriers=config.stages),
             collective_axes="wg",
@@ -122,7 +122,7 @@ def _swizzle(width, dtype):
     return plgpu.find_swizzle(width * jnp.dtype(dtype).itemsize * 8)
 
 
-def _shared(shape, dtype, swizzle=None):
+def shared(shape, dtype, swizzle=None):
     """Shared memory in the swizzled tiling that TMA writes and wgmma reads."""
     swizzle = swizzle or _swizzle(shape[-1], dtype)
     tiling = plgpu.TilingTransform((8, swizzle // jnp.dtype(dtype).itemsize))

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 from jaxsparse.kernels import pallas_gpu
-from jaxsparse.kernels.layouts import BlockLayout
+from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 from jaxsparse.kernels.pallas_gpu import schedule
 
 from tests.kernels.block_cases import DIRECTIONS
@@ -62,3 +62,14 @@ def test_eight_bits_spill_nothing(transpose, block, dtype, out_dtype, multiply, 
     compiles_well(
         lambda *a: pallas_gpu.product(*a, **options), x, values, *index, multiply=multiply
     )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("rows", [1, 16, 32, 40, 64])
+@pytest.mark.parametrize("shape", [(4096, 4096), (4096, 28672), (5120, 13824)])
+def test_decoding_spills_nothing(shape, rows, dtype, compiles_well):
+    layout = NMLayout(shape, 2, 4)
+    words = [like(s, "uint32") for s in layout.index_shapes]
+    x, values = like((rows, shape[0]), "bfloat16"), like(layout.values_shape, dtype)
+    options = {"layout": layout, "transpose": False, "out_dtype": jnp.dtype("bfloat16")}
+    compiles_well(lambda *a: pallas_gpu.product(*a, **options), x, values, *words)

@@ -116,7 +116,7 @@ def test_on_another_platform_the_name_is_refused():
     ("change", "reason"),
     [
         ({}, None),
-        ({"layout": CSCLayout((256, 256), 8)}, "it takes blocks, not CSCLayout"),
+        ({"layout": CSCLayout((256, 256), 8)}, "it takes blocks and 2:4, not CSCLayout"),
         ({"layout": BlockLayout((256, 256), (16, 64), 8)}, r"64 or 128, these .* \(16, 64\)"),
         ({"layout": BlockLayout((200, 256), (64, 64), 8)}, r"do not divide .* \(200, 256\)"),
         ({"x": like((8, 256), "float32")}, "not float32 and bfloat16"),
