@@ -227,9 +227,15 @@ def _dot(a, b, axes, to):
 
 def _dtypes(a, b, out_dtype):
     """What the factors are cast to, and what their products are summed in."""
-    floating = [v.dtype for v in (a, b) if jnp.issubdtype(v.dtype, jnp.floating)]
+    floating = [_wide(v.dtype) for v in (a, b) if jnp.issubdtype(v.dtype, jnp.floating)]
     compute = functools.reduce(jnp.promote_types, floating)
-    return compute, jnp.promote_types(jnp.promote_types(compute, out_dtype), jnp.float32)
+    return compute, jnp.promote_types(jnp.promote_types(compute, _wide(out_dtype)), jnp.float32)
+
+
+def _wide(dtype):
+    """bfloat16, which holds them all, for floats of 8 bits: JAX promotes those to nothing."""
+    eight = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize == 1
+    return jnp.dtype(jnp.bfloat16) if eight else dtype
 
 
 def _like(zeros, *arrays):

@@ -2,11 +2,11 @@
 
     make gpu PYTHON=python3       # a Python that has jax with CUDA
 
-First every kernel against float64 on small shapes with a ragged batch. Then, in
-bfloat16 on random data, every density, block, shape and direction against jnp.dot
-in the same run: medians of runs that take turns, each run so many dependent calls
-in one program that launching them costs nothing. What no time is left for is
-listed, not dropped in silence.
+First every kernel against float64 on small shapes with a ragged batch. Then, on random
+data, every storage, density, shape and direction against jnp.dot in bfloat16 in the
+same run: medians of runs that take turns, each run so many dependent calls in one
+program that launching them costs nothing. Gated kernels come first; what no time is
+left for is listed, not dropped in silence. Last, which gates are met.
 
 Writes results/gpu.json; exits 1 where a kernel was wrong, 2 where there is no GPU.
 """
@@ -14,9 +14,9 @@ Writes results/gpu.json; exits 1 where a kernel was wrong, 2 where there is no G
 import argparse
 import functools
 import itertools
-import math
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,86 +24,117 @@ import numpy as np
 from jax import lax
 
 import jaxsparse as js
-from experiments.bench import timing
-from experiments.bench.sparse_dot import draw, seconds
-from jaxsparse.sparse_dot import matrix_product, sampled_product
+from experiments.bench import gates, gpu_inputs, timing
+from experiments.bench.gpu_inputs import DIRECTIONS, HALVES
+from experiments.bench.sparse_dot import seconds
 
 KERNEL = "mosaic_gpu"
-BLOCKS = [(128, 128), (64, 128), (64, 64)]
-DENSITIES = [0.5, 0.25, 0.1, 0.05]
-SHAPES = [((4096, 4096), 8192), ((4096, 14336), 4096), ((4096, 4096), 256)]
-DIRECTIONS = ["forward", "dx", "dvalues"]
+SQUARE = [js.Block(side, side) for side in (128, 64, 32)]
+TWO_OF_FOUR = js.NM(2, 4)
+LARGE = [((4096, 4096), 8192), ((4096, 14336), 4096)]
+SMALL = ((4096, 4096), 256)
+DECODED = (8192, 28672)  # beyond any cache, compressed too
 CALLS = 10  # in one program
-ERROR = {"bfloat16": 1e-2, "float16": 2e-3}  # of the largest magnitude that was summed
+# Of the largest magnitude that was summed.
+ERROR = {"bfloat16": 1e-2, "float16": 2e-3, "int8": 1e-2, "float8_e4m3fn": 1e-2}
 
 
-def directions(packed, x, g, implementation):
-    """The three products of a weight as functions of arrays, with their operands."""
+class Check(NamedTuple):
+    """Products to compare with float64."""
 
-    (values, *index), structure = jax.tree.flatten(packed)
-
-    def product(x, values, *index, transpose):
-        packed = jax.tree.unflatten(structure, [values, *index])
-        return matrix_product(x, packed, transpose=transpose, implementation=implementation)
-
-    def sampled(x, g, *index):
-        packed = jax.tree.unflatten(structure, [values, *index])
-        return sampled_product(x, g, packed, implementation=implementation)
-
-    return {
-        "forward": (functools.partial(product, transpose=False), (x, values, *index)),
-        "dx": (functools.partial(product, transpose=True), (g, values, *index)),
-        "dvalues": (sampled, (x, g, *index)),
-    }
+    pattern: js.Block | js.NM
+    dtype: str
+    shape: tuple[int, int]
+    rows: int
 
 
-@functools.lru_cache(maxsize=1)  # the directions of one cell share it
-def weight(block, shape, density, dtype):
-    """A packed weight and the dense one it stands for."""
-    return draw(js.Block(*block), shape, density, dtype)
+class Cell(NamedTuple):
+    """One row of the table."""
+
+    pattern: js.Block | js.NM
+    dtype: str
+    density: float
+    shape: tuple[int, int]
+    rows: int
+    direction: str
 
 
-def inputs(rows, shape, dtype):
-    """x and g, standard normal."""
-    rng = np.random.default_rng(1)
-    return [jnp.asarray(rng.standard_normal((rows, size), np.float32), dtype) for size in shape]
+def checks():
+    """Every kernel, every dtype, whole and ragged batches."""
+    sides = [(128, 128), (64, 128), (64, 64), (128, 64)]
+    narrow = [(32, 32), (32, 128), (128, 32)]
+    for block, dtype, rows in itertools.product(sides, HALVES, (300, 7)):
+        yield Check(js.Block(*block), dtype, (512, 768), rows)
+    for block in narrow:
+        yield Check(js.Block(*block), "bfloat16", (512, 768), 300)
+    for block, dtype in itertools.product(((128, 128), (32, 64)), ("int8", "float8_e4m3fn")):
+        yield Check(js.Block(*block), dtype, (512, 768), 300)
+    for dtype, (shape, rows) in itertools.product(
+        (*HALVES, "int8"), (((2048, 256), 64), ((1536, 192), 7), ((1024, 128), 1))
+    ):
+        yield Check(TWO_OF_FOUR, dtype, shape, rows)
 
 
-def verify(implementation, blocks=BLOCKS, dtypes=tuple(ERROR), shape=(512, 768), batches=(300, 7)):
+def cells():
+    """The table's rows, those that a gate speaks of first."""
+    half = "bfloat16"
+    for rows in (1, 8, 16, 32, 64):
+        yield Cell(TWO_OF_FOUR, half, 0.5, DECODED, rows, "forward")
+    for (shape, rows), block in itertools.product(LARGE[:1], SQUARE):
+        for density, direction in itertools.product((0.5, 0.25, 0.1, 0.05), DIRECTIONS):
+            yield Cell(block, half, density, shape, rows, direction)
+    for (shape, rows), block in itertools.product(LARGE[1:], SQUARE[:2]):
+        for density, direction in itertools.product((0.25, 0.1), DIRECTIONS):
+            yield Cell(block, half, density, shape, rows, direction)
+    shape, rows = LARGE[0]
+    for density, direction in itertools.product((0.25, 0.1), DIRECTIONS):
+        yield Cell(js.Block(64, 128), half, density, shape, rows, direction)
+    for dtype, direction in itertools.product(("float8_e4m3fn", "int8"), DIRECTIONS[:2]):
+        yield Cell(SQUARE[0], dtype, 0.25, shape, rows, direction)
+    for rows in (1, 16, 64):
+        yield Cell(TWO_OF_FOUR, "int8", 0.5, DECODED, rows, "forward")
+    shape, rows = SMALL
+    for block, density, direction in itertools.product(SQUARE[:2], (0.25, 0.05), DIRECTIONS):
+        yield Cell(block, half, density, shape, rows, direction)
+
+
+def name_of(pattern):
+    """128x128 or 2:4."""
+    if isinstance(pattern, js.NM):
+        return f"{pattern.n}:{pattern.m}"
+    return f"{pattern.rows}x{pattern.columns}"
+
+
+def verify(implementation, wanted=None):
     """Rows that tell, for every kernel, its largest error relative to what it summed."""
-    for block, dtype, rows in itertools.product(blocks, dtypes, batches):
-        packed, _ = weight(block, shape, 0.3, dtype)
-        dense = np.asarray(packed.todense(), np.float64)
-        x, g = inputs(rows, shape, dtype)
+    for check in checks() if wanted is None else wanted:
+        packed = gpu_inputs.weight(check.pattern, check.shape, 0.3, check.dtype)
+        dense = np.asarray(gpu_inputs.dense(packed), np.float64)
+        x, g = gpu_inputs.inputs(check.rows, check.shape, check.dtype)
         x64, g64 = (np.asarray(a, np.float64) for a in (x, g))
-        stored = np.repeat(np.repeat(grid_of(packed), block[0], 0), block[1], 1)
         expected = {
             "forward": (x64 @ dense, np.abs(x64) @ np.abs(dense)),
             "dx": (g64 @ dense.T, np.abs(g64) @ np.abs(dense.T)),
-            "dvalues": (np.where(stored, x64.T @ g64, 0), np.abs(x64.T) @ np.abs(g64)),
+            "dvalues": (x64.T @ g64, np.abs(x64.T) @ np.abs(g64)),
         }
-        for direction, (function, operands) in directions(packed, x, g, implementation).items():
+        products = gpu_inputs.directions(packed, x, g, implementation)
+        for direction in gpu_inputs.directions_of(check.pattern, check.dtype):
+            function, operands = products[direction]
             found = jax.jit(function)(*operands)
+            right, scale = expected[direction]
             if direction == "dvalues":
                 found = packed.with_values(found).todense()
-            right, scale = expected[direction]
+                block = check.pattern.rows, check.pattern.columns
+                right = np.where(np.kron(gpu_inputs.grid_of(packed), np.ones(block)), right, 0)
             error = np.max(np.abs(np.asarray(found, np.float64) - right)) / np.max(scale)
             yield {
-                "block": list(block),
-                "dtype": dtype,
-                "rows": rows,
+                "storage": name_of(check.pattern),
+                "dtype": check.dtype,
+                "rows": check.rows,
                 "direction": direction,
                 "error": float(error),
-                "right": bool(error <= ERROR[dtype]),  # a NaN is not
+                "right": bool(error <= ERROR[check.dtype]),  # a NaN is not
             }
-
-
-def grid_of(packed):
-    """Which blocks of the grid are stored."""
-    indptr, rows = (np.asarray(a) for a in packed.index)
-    kept = np.zeros(packed.layout.grid, bool)
-    kept[rows[: indptr[-1]], np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))] = True
-    return kept
 
 
 def repeated(function, operands):
@@ -123,55 +154,51 @@ def repeated(function, operands):
     return lambda: compiled(*operands)
 
 
-def measure(block, density, shape, rows, direction, implementation):
-    """One row of the table."""
-    packed, dense = weight(block, shape, density, "bfloat16")
-    x, g = inputs(rows, shape, "bfloat16")
-    full = jnp.asarray(dense, "bfloat16")
+@functools.lru_cache(maxsize=3)  # the storages of one shape share it
+def dense_run(shape, rows, direction):
+    """jnp.dot of the same sizes in bfloat16, on random data."""
+    x, g = gpu_inputs.inputs(rows, shape, "bfloat16")
+    w = jax.random.normal(jax.random.key(2), shape, jnp.bfloat16)
     plain = {
-        "forward": (jnp.dot, (x, full)),
-        "dx": (lambda g, w: jnp.dot(g, w.T), (g, full)),
+        "forward": (jnp.dot, (x, w)),
+        "dx": (lambda g, w: jnp.dot(g, w.T), (g, w)),
         "dvalues": (lambda x, g: jnp.dot(x.T, g), (x, g)),
     }
-    found = seconds(
-        {
-            "dense": repeated(*plain[direction]),
-            "sparse": repeated(*directions(packed, x, g, implementation)[direction]),
-        }
-    )
-    dense_s, sparse_s = found["dense"] / CALLS, found["sparse"] / CALLS
-    return {
-        "block": list(block),
-        "density": density,
-        "shape": list(shape),
-        "rows": rows,
-        "direction": direction,
-        "ms": sparse_s * 1e3,
-        "dense_ms": dense_s * 1e3,
-        "speedup": dense_s / sparse_s,
-        "tflops": 2 * rows * packed.layout.stored / sparse_s / 1e12,
-        "dense_tflops": 2 * rows * math.prod(shape) / dense_s / 1e12,
+    return repeated(*plain[direction])
+
+
+def measure(cell, implementation):
+    """One row of the table."""
+    packed = gpu_inputs.weight(cell.pattern, cell.shape, cell.density, cell.dtype)
+    x, g = gpu_inputs.inputs(cell.rows, cell.shape, cell.dtype)
+    sparse = gpu_inputs.directions(packed, x, g, implementation)[cell.direction]
+    runs = {"dense": dense_run(cell.shape, cell.rows, cell.direction), "sparse": repeated(*sparse)}
+    found = {name: time / CALLS for name, time in seconds(runs).items()}
+    useful = gpu_inputs.operations(packed, cell.rows)
+    return cell._asdict() | {
+        "storage": name_of(cell.pattern),
+        "pattern": str(cell.pattern),
+        "ms": found["sparse"] * 1e3,
+        "dense_ms": found["dense"] * 1e3,
+        "speedup": found["dense"] / found["sparse"],
+        "tflops": useful / found["sparse"] / 1e12,
+        "dense_tflops": gpu_inputs.dense_operations(cell.shape, cell.rows) / found["dense"] / 1e12,
+        "gbytes": packed.nbytes / found["sparse"] / 1e9,
     }
 
 
-def table(implementation, deadline, cells=None):
+def table(implementation, deadline, wanted=None):
     """Rows of the table until `deadline`, and the cells there was no time for."""
-    if cells is None:
-        cells = [
-            (block, density, shape, rows, direction)
-            for (shape, rows), block, density, direction in itertools.product(
-                SHAPES, BLOCKS, DENSITIES, DIRECTIONS
-            )
-        ]
+    wanted = list(cells() if wanted is None else wanted)
     rows = []
-    for n, cell in enumerate(cells):
+    for n, cell in enumerate(wanted):
         if time.monotonic() > deadline:
-            return rows, cells[n:]
-        rows.append(measure(*cell, implementation))
+            return rows, wanted[n:]
+        rows.append(measure(cell, implementation))
         print(
-            "{block!s:>10} {shape!s:>13} rows {rows:>5} {direction:>7} density {density:.2f}: "
-            "{ms:7.3f} ms, {speedup:5.2f}x jnp.dot, {tflops:4.0f} TFLOP/s of "
-            "{dense_tflops:4.0f} dense".format(**rows[-1]),
+            "{storage:>7} {dtype:>13} {shape!s:>13} rows {rows:>5} {direction:>7} density "
+            "{density:.2f}: {ms:7.3f} ms, {speedup:5.2f}x jnp.dot, {tflops:4.0f} TFLOP/s of "
+            "{dense_tflops:4.0f} dense, weights at {gbytes:4.0f} GB/s".format(**rows[-1]),
             flush=True,
         )
     return rows, []
@@ -190,7 +217,7 @@ def absent():
 
 
 def main():
-    """Verifies, measures, writes results/gpu.json."""
+    """Verifies, measures, judges, writes results/gpu.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8, help="after which no cell is begun")
     args = parser.parse_args()
@@ -199,21 +226,28 @@ def main():
     if reason:
         print(f"nothing was measured: {reason}", file=sys.stderr)
         sys.exit(2)
-    checks = []
+    found = []
     for check in verify(KERNEL):
-        checks.append(check)
+        found.append(check)
         print(
-            "{block!s:>10} {dtype:>8} rows {rows:>3} {direction:>7}: error {error:.1e} {0}".format(
+            "{storage:>7} {dtype:>13} rows {rows:>3} {direction:>7}: error {error:.1e} {0}".format(
                 "right" if check["right"] else "WRONG", **check
             ),
             flush=True,
         )
-    wrong = [check for check in checks if not check["right"]]
+    wrong = [check for check in found if not check["right"]]
     rows, left = ([], []) if wrong else table(KERNEL, deadline)
-    path = timing.write("gpu", {"checks": checks, "rows": rows, "no_time_for": left})
-    print(f"{len(wrong)} of {len(checks)} kernels wrong, {len(rows)} cells measured: {path}")
+    rate = gates.add_efficiency(rows) if rows else None
+    verdicts = gates.verdicts(rows)
+    results = {"checks": found, "rows": rows, "dense_tflops": rate, "gates": verdicts}
+    path = timing.write("gpu", results | {"no_time_for": [str(cell) for cell in left]})
+    print(f"{len(wrong)} of {len(found)} kernels wrong, {len(rows)} cells measured: {path}")
     if left:
         print(f"no time was left for {len(left)} cells")
+    if rate:
+        print(f"efficiency is the share of the best dense rate of this run, {rate:.0f} TFLOP/s")
+    for verdict in verdicts:
+        print(gates.line(verdict))
     sys.exit(1 if wrong else 0)
 
 
