@@ -137,8 +137,8 @@ def verify(implementation, wanted=None):
             }
 
 
-def repeated(function, operands):
-    """A run of `CALLS` calls one after another, in one program."""
+def repeated(function, operands, ahead=False):
+    """A run of `CALLS` calls one after another, in one program; compiled at once if `ahead`."""
 
     def program(*operands):
         def call(_, previous):
@@ -151,6 +151,8 @@ def repeated(function, operands):
         return lax.fori_loop(0, CALLS, call, jnp.float32(0))
 
     compiled = jax.jit(program)
+    if ahead:
+        compiled = compiled.lower(*operands).compile()
     return lambda: compiled(*operands)
 
 

@@ -145,6 +145,10 @@ def configure(
 @functools.cache
 def tuned(device_kind: str) -> list:
     """The committed configurations of a kind of device; none for most."""
-    name = device_kind.replace(" ", "_") + ".json"
-    path = pathlib.Path(__file__).parent / "tuned" / name
+    path = pathlib.Path(__file__).parent / "tuned" / file_name(device_kind)
     return json.loads(path.read_text()) if path.exists() else []
+
+
+def file_name(device_kind: str) -> str:
+    """Of the configurations of a kind of device."""
+    return device_kind.replace(" ", "_") + ".json"
