@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal -q
 
-.PHONY: demo test test-fast test-accelerators bench gpu lint clean
+.PHONY: demo test test-fast test-accelerators bench gpu tune lint clean
 
 demo: $(READY)  ## train dense, prune to 90 % in 4x16 blocks, print the table
 	$(BIN)/python -m experiments.run --config experiments/configs/demo.py --workdir runs/demo --overwrite
@@ -27,9 +27,15 @@ bench: $(READY)  ## what the transforms cost on this machine
 
 # With PYTHON's own packages, since a machine with a GPU often cannot fetch any: jax
 # with CUDA, flax, optax, orbax-checkpoint, jaxtyping, and scikit-build-core.
+INSTALL_FOR_GPU = $(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/gpu .
+
 gpu:  ## on a Hopper GPU, in ten minutes: is every kernel right, and how fast
-	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/gpu .
+	$(INSTALL_FOR_GPU)
 	PYTHONPATH=build/gpu:. $(PYTHON) -P -m experiments.bench.gpu
+
+tune:  ## on a Hopper GPU, in ten minutes: the configurations that make gpu then uses
+	$(INSTALL_FOR_GPU)
+	PYTHONPATH=build/gpu:. $(PYTHON) -P -m experiments.bench.tune
 
 lint: $(READY)
 	$(BIN)/python -m pip install -q -e '.[dev]'

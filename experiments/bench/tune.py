@@ -1,6 +1,6 @@
-"""Measures how the Hopper kernels should cut their work, on this machine's GPU.
+"""How the Hopper kernels should cut their work, measured. Under ten minutes.
 
-    python -m experiments.bench.tune     # needs a Hopper GPU; under ten minutes
+    make tune PYTHON=python3      # a Python that has jax with CUDA
 
 For every class of calls (op, block, bytes of a factor, rows) the candidates that fit
 shared memory are compiled in parallel, since compiling is most of the time, and timed in
