@@ -37,6 +37,7 @@ SHAPE = (4096, 4096)
 DENSITY = 0.15
 MARGIN = 0.02  # by which a candidate must beat the reasoned configuration: noise is less
 STRIPS = (1, 4, 16)
+OUT_BYTES = {"product": 2, "sampled": 4}  # parts of a split batch are summed in float32
 
 
 class Class(NamedTuple):
@@ -62,14 +63,12 @@ def classes() -> list[Class]:
 def candidates(kind: Class) -> list[configs.Config]:
     """Configurations worth a measurement, the reasoned one first; all fit shared memory."""
     op, block, in_bytes, rows = kind
-    out_bytes = 2
+    out_bytes = OUT_BYTES[op]
     first = configs.heuristic(op, block, rows, out_bytes, in_bytes)
     found = [first]
-    for wg_rows in (64, 128):
-        for warpgroups in (1, 2):
+    for wg_rows in (64, 128) if op == "product" else (first.wg_rows,):
+        for warpgroups in (1, 2) if op == "product" else (1, 2, first.warpgroups):
             tile = configs.Config(wg_rows, warpgroups, 2)
-            if op == "sampled" and tile.tile_rows != max(64, block[0]):
-                continue
             if op == "product" and tile.tile_rows > max(64, 2 * rows):
                 continue  # most of it would be padding
             most = max(
@@ -130,16 +129,15 @@ def operands(block: tuple[int, int], in_bytes: int, rows: int):
 
 def call(kind: Class, config: configs.Config, sms: int):
     """One call of the kernel with this configuration, and its operands."""
-    from jaxsparse.kernels.pallas_gpu import products, schedule
+    from jaxsparse.kernels.pallas_gpu import products, sampling, schedule
 
     packed, x, g = operands(kind.block, kind.bytes, kind.rows)
     layout, (indptr, rows) = packed.layout, packed.index
-    cols = tables.columns(indptr, layout)
     options: dict[str, Any] = {"config": config, "sms": sms, "out_dtype": jnp.bfloat16}
     if kind.op == "sampled":
-        splits = configs.splits(layout.nnz, -(-kind.rows // 64), sms)
-        options |= {"block": kind.block, "splits": splits}
-        return functools.partial(products.sampled, **options), (x, g, indptr[-1:], rows, cols)
+        tiles = -(-layout.nnz // config.warpgroups)
+        options |= {"layout": layout, "splits": configs.splits(tiles, -(-kind.rows // 64), sms)}
+        return functools.partial(sampling.sampled, **options), (x, g, indptr, rows)
     steps = layout.nnz * (kind.block[0] // configs.depth(kind.block[0], kind.bytes))
     down = -(-kind.rows // config.tile_rows)
     options["deal"] = schedule.pays(steps, down, layout.grid[1], sms)

@@ -1,7 +1,7 @@
 """Block-sparse and 2:4 products on NVIDIA Hopper, in Pallas's Mosaic GPU.
 
     product   y = x @ W,  or x @ Wᵀ by the same kernel with blocks turned   `products`
-    sampled   the blocks of xᵀ @ g                                          `products`
+    sampled   the blocks of xᵀ @ g                                          `sampling`
     product   y = x @ W for W of 2:4 and few rows                           `decode`
 
 Blocks with sides of 32, 64 or 128. Factors of 16 bits, and for the product also of 8:
@@ -86,27 +86,17 @@ def product(x, values, *index, layout: BlockLayout | NMLayout, transpose: bool, 
 
 def sampled(x, g, *index, layout: BlockLayout, out_dtype):
     """xᵀ @ g for x (M, K) and g (M, N), only where the layout stores values."""
-    from jaxsparse.kernels.pallas_gpu import products
+    from jaxsparse.kernels.pallas_gpu import sampling
 
     if not x.shape[0] or not layout.nnz:
         return jnp.zeros(layout.values_shape, out_dtype)
-    indptr, rows = index
     kind, sms = _device()
+    config = configs.configure("sampled", layout.block, x.shape[0], 4, kind)
     depth = configs.depth(configs.DEPTH, x.dtype.itemsize)
-    splits = configs.splits(layout.nnz, -(-x.shape[0] // depth), sms)
-    out_bytes = jnp.dtype(jnp.float32 if splits > 1 else out_dtype).itemsize
-    config = configs.configure("sampled", layout.block, x.shape[0], out_bytes, kind)
-    return products.sampled(
-        x,
-        g,
-        indptr[-1:],
-        rows,
-        tables.columns(indptr, layout),
-        block=layout.block,
-        out_dtype=out_dtype,
-        config=config,
-        splits=splits,
-        sms=sms,
+    tiles = -(-layout.nnz // config.warpgroups)
+    splits = configs.splits(tiles, -(-x.shape[0] // depth), sms)
+    return sampling.sampled(
+        x, g, *index, layout=layout, out_dtype=out_dtype, config=config, splits=splits, sms=sms
     )
 
 

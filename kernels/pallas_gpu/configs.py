@@ -21,6 +21,7 @@ SHARED_MEMORY = 227 * 1024  # what a block may use on compute capability 9.0
 RESERVED = 1024  # for barriers and alignment
 EPILOGUE = 64  # the result leaves in squares of this side
 MOST_STAGES = 6
+LEAST = 64  # rows of a wgmma
 PART = 4  # steps that a part of a split sum costs besides its own: written, read and added
 MOST_PARTS = 64
 DEPTH = 128  # bytes of one step's product in every row: the widest swizzle
@@ -31,8 +32,10 @@ class Config:
     """One way to cut a product.
 
     Attributes:
-      wg_rows: rows of the tile that one warpgroup multiplies, 64 or 128.
-      warpgroups: how many of them share the second factor, 1 or 2; one more loads.
+      wg_rows: rows of the tile that one warpgroup multiplies, 64 or 128; in a sampled
+        product the block decides.
+      warpgroups: how many of them share the second factor, 1 or 2; one more loads. In a
+        sampled product, how many blocks share g, one for each, up to 4.
       stages: steps that may be loaded ahead, at least 2.
       strip: tiles of rows whose columns are gone through together, so that the rows
         stay in the L2 cache.
@@ -69,7 +72,8 @@ def heuristic(
       in_bytes: size of one entry of a factor.
     """
     if op == "sampled":
-        wg_rows, warpgroups = 64, max(1, block[0] // 64)
+        wg_rows = sampled_tile(block)[0]
+        warpgroups = 4 if math.prod(block) <= LEAST**2 else 2
     else:
         wg_rows = 64 if rows <= 128 else 128
         warpgroups = 1 if rows <= 64 else 2
@@ -84,11 +88,21 @@ def shared_memory(
     op: str, block: tuple[int, int], config: Config, out_bytes: int, in_bytes: int = 2
 ) -> int:
     """Bytes of shared memory that a configuration takes."""
-    tile = (config.wg_rows, block[1])
-    step = depth(DEPTH if op == "sampled" else block[0], in_bytes)
-    loaded = in_bytes * step * (config.tile_rows + block[1])
+    if op == "sampled":
+        tile = sampled_tile(block)
+        step = depth(DEPTH, in_bytes)
+        wide = tile[0] if block[0] < LEAST else block[1]
+        loaded = in_bytes * step * (config.warpgroups * block[0] + wide)
+    else:
+        tile = (config.wg_rows, block[1])
+        loaded = in_bytes * depth(block[0], in_bytes) * (config.tile_rows + block[1])
     held = config.warpgroups * slots(tile) * math.prod(square(tile)) * out_bytes
     return RESERVED + config.stages * loaded + held
+
+
+def sampled_tile(block: tuple[int, int]) -> tuple[int, int]:
+    """What one warpgroup computes of a sampled product: a block, or a turned one."""
+    return block if block[0] >= LEAST else (max(LEAST, block[1]), block[0])
 
 
 def square(tile: tuple[int, int]) -> tuple[int, int]:

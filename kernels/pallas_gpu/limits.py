@@ -18,8 +18,8 @@ def blocks(op: str, layout: BlockLayout, x, values, out_dtype) -> str | None:
         return f"block sides are 32, 64 or 128, these blocks are {layout.block}"
     if layout.padded != layout.shape:
         return f"blocks of {layout.block} do not divide the weight of shape {layout.shape}"
-    if op == "sampled" and layout.shape[0] < 64:
-        return f"wgmma computes 64 inputs at a time, this weight has {layout.shape[0]}"
+    if op == "sampled" and layout.block == (32, 32) and layout.shape[1] < 64:
+        return f"wgmma computes 64 outputs at a time, this weight has {layout.shape[1]}"
     factors = x.dtype.name, values.dtype.name
     if op == "sampled":
         if factors not in [(name, name) for name in _HALVES]:

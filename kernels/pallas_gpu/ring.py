@@ -12,6 +12,7 @@ from tile to tile: the next tile's first steps load while this one's result is w
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,10 +34,11 @@ class Work(NamedTuple):
       turns: tiles that this multiprocessor takes; a traced number.
       place: number of the turn -> where its tile is; what the others call tile.
       steps: tile -> how many products it sums; a traced number, may be zero.
-      fetch: (tile, step) -> the two factors, of the shapes of `stages`.
+      fetch: (tile, step) -> the two factors, of the shapes of `stages`; for a shape of
+        three axes a list of as many as its first.
       multiply: (accumulator, first, second, warpgroup) -> None, one step's wgmma.
-      destination: (tile, warpgroup) -> where the warpgroup's result goes, and the
-        first of its rows that do, where the place has fewer than it computed.
+      destination: (tile, warpgroup) -> where the warpgroup's result goes, the first of
+        its rows that do, where the place has fewer than it computed, and whether any.
     """
 
     turns: Any
@@ -52,7 +54,7 @@ def run(
     operands: tuple[jax.Array, ...],
     out: jax.ShapeDtypeStruct,
     *,
-    stages: tuple[tuple[int, int], tuple[int, int]],
+    stages: tuple[tuple[int, ...], tuple[int, ...]],
     tile: tuple[int, int],
     config: Config,
     sms: int,
@@ -74,6 +76,7 @@ def run(
     integers = jnp.issubdtype(dtype, jnp.integer)
     accumulator = plgpu.WGMMAAccumulatorRef(tile, jnp.int32 if integers else jnp.float32)
     held = slots(tile)
+    copies = sum(math.prod(shape[:-2]) for shape in stages)
     # wgmma reads both factors through one swizzle: the one that both are wide enough for.
     widths = [min(shape[-1], aligned) for shape in stages]
     swizzle = min(_swizzle(width, dtype) for width in widths)
@@ -100,7 +103,7 @@ def run(
             scope,
             *(shared((config.stages, *shape), dtype, swizzle) for shape in stages),
             shared((config.warpgroups, held, *square(tile)), out.dtype),
-            plgpu.Barrier(num_arrivals=2, num_barriers=config.stages),
+            plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
             plgpu.Barrier(num_arrivals=config.warpgroups, num_barriers=config.stages),
             collective_axes="wg",
         )
@@ -142,9 +145,12 @@ def _load(task, first, second, filled, drained, stages):
             def _():
                 plgpu.barrier_wait(drained.at[slot])
 
-            a, b = task.fetch(tile, step)
-            plgpu.copy_gmem_to_smem(a, first.at[slot], filled.at[slot])
-            plgpu.copy_gmem_to_smem(b, second.at[slot], filled.at[slot])
+            for source, stage in zip(task.fetch(tile, step), (first, second), strict=True):
+                if isinstance(source, list):
+                    for n, one in enumerate(source):
+                        plgpu.copy_gmem_to_smem(one, stage.at[slot, n], filled.at[slot])
+                else:
+                    plgpu.copy_gmem_to_smem(source, stage.at[slot], filled.at[slot])
             return count + 1
 
         return lax.fori_loop(0, task.steps(tile), load, carry)
@@ -184,7 +190,9 @@ def _multiply(task, first, second, result, filled, drained, stages, accumulator_
             return total
 
         total = pl.run_scoped(accumulate, accumulator_type)
-        _store(total.astype(result.dtype), result, *task.destination(tile, warpgroup))
+        place, first_row, any_ = task.destination(tile, warpgroup)
+        store = functools.partial(_store, total.astype(result.dtype), result, place, first_row)
+        store() if any_ is True else pl.when(any_)(store)
         return carry + steps
 
     lax.fori_loop(0, task.turns, multiply_tile, jnp.int32(0))

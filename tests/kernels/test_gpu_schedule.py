@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxsparse.kernels import pallas_gpu
-from jaxsparse.kernels.pallas_gpu import configs, schedule
+from jaxsparse.kernels.pallas_gpu import configs, sampling, schedule
 
 from tests.kernels.block_cases import Case
 from tests.kernels.hopper import interpreted, needs_mosaic
@@ -99,6 +99,22 @@ def test_a_batch_is_split_where_blocks_are_few(blocks, depth, expected):
     assert (splits - 1) * length < depth  # no part is empty
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("spare", [0, 3])
+def test_every_block_is_in_one_group_of_its_column(size, spare):
+    case = Case((32, 32), (9, 5), 1, spare=spare, density=0.7)
+    indptr, _ = case.index
+    cols, firsts, lasts = map(np.asarray, sampling.groups(indptr, case.layout, size))
+    assert len(cols) == sampling.count(case.layout, size)
+    found = []
+    for col, first, last in zip(cols, firsts, lasts, strict=True):
+        assert last - first < size
+        found += [(entry, col) for entry in range(first, last + 1)]
+    _, expected = case.places
+    expected = [*expected, *[case.grid[1]] * spare]  # room to spare, as if a column
+    assert found == list(enumerate(expected))
+
+
 @needs_mosaic
 @pytest.mark.parametrize("op", ["product", "transposed"])
 def test_dealt_tiles_agree_with_float64_and_have_no_race(op, monkeypatch):
@@ -111,6 +127,6 @@ def test_dealt_tiles_agree_with_float64_and_have_no_race(op, monkeypatch):
 def test_a_split_sum_agrees_with_float64_and_has_no_race(monkeypatch):
     monkeypatch.setattr(configs, "PART", 0)
     case = Case((64, 64), (1, 2), 280)
-    assert configs.splits(case.layout.nnz, 5, 2) == 2  # of 3 and 2 steps
+    assert configs.splits(sampling.count(case.layout, 4), 5, 2) == 2  # of 3 and 2 steps
     with interpreted():
         case.check(pallas_gpu, "sampled", "bfloat16")
