@@ -22,6 +22,8 @@ watched for, lowered, exported and compiled for the device, but not yet run on o
 No figure of its speed is known, so `sparse_dot` never chooses it by itself.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxsparse.kernels import tables
@@ -92,6 +94,8 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
         return jnp.zeros(layout.values_shape, out_dtype)
     kind, sms = _device()
     config = configs.configure("sampled", layout.block, x.shape[0], 4, kind)
+    mean = -(-layout.nnz // layout.grid[1])  # a column with fewer blocks wastes what is over
+    config = dataclasses.replace(config, warpgroups=min(config.warpgroups, mean))
     depth = configs.depth(configs.DEPTH, x.dtype.itemsize)
     tiles = -(-layout.nnz // config.warpgroups)
     splits = configs.splits(tiles, -(-x.shape[0] // depth), sms)

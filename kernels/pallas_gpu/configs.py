@@ -7,8 +7,8 @@ order in which they are tried:
      "config": {"wg_rows": 128, ...}}
 
 An entry serves calls of its op and block, on factors of so many bytes, with at least
-so many rows. `python -m experiments.bench.tune` writes them. No device has such a file
-yet; `heuristic` serves them all.
+so many rows. experiments/bench/tune.py writes them. No device has such a file yet;
+`heuristic` serves them all.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ def heuristic(
     loaded number is used; then as many stages as shared memory has room for.
 
     Args:
-      op: "product", or "sampled", whose tiles are the blocks themselves.
+      op: "product", or "sampled", whose tiles are blocks of a column, `warpgroups` each.
       block: (inputs, outputs) of a block; of its transpose for a transposed product.
       rows: of x.
       out_bytes: size of one result.
@@ -77,11 +77,13 @@ def heuristic(
     else:
         wg_rows = 64 if rows <= 128 else 128
         warpgroups = 1 if rows <= 64 else 2
-    config = Config(wg_rows, warpgroups, 0)
-    free = SHARED_MEMORY - shared_memory(op, block, config, out_bytes, in_bytes)
-    stage = SHARED_MEMORY - free
-    stage = shared_memory(op, block, Config(wg_rows, warpgroups, 1), out_bytes, in_bytes) - stage
-    return dataclasses.replace(config, stages=min(free // stage, MOST_STAGES))
+
+    def used(stages):
+        config = Config(wg_rows, warpgroups, stages)
+        return shared_memory(op, block, config, out_bytes, in_bytes)
+
+    stages = (SHARED_MEMORY - used(0)) // (used(1) - used(0))
+    return Config(wg_rows, warpgroups, min(stages, MOST_STAGES))
 
 
 def shared_memory(

@@ -48,7 +48,7 @@ def groups(indptr: Int[Array, "..."], layout: BlockLayout, size: int) -> Groups:
 
 
 def count(layout: BlockLayout, size: int) -> int:
-    """The most groups there can be: all but one block of every column's last may be missing."""
+    """The most groups there can be: every column's last may hold one block only."""
     columns = min(layout.grid[1] + 1, layout.nnz)
     return (layout.nnz + columns * (size - 1)) // size
 

@@ -30,7 +30,7 @@ slow = pytest.mark.slow
     ("case", "out_dtype"),
     [
         pytest.param(Case((64, 64), (2, 3), 70, spare=1), "bfloat16", id="ragged-spare"),
-        pytest.param(Case((32, 32), (3, 3), 70, spare=1), "bfloat16", id="32x32"),
+        pytest.param(Case((32, 32), (7, 2), 70, spare=1, density=0.9), "bfloat16", id="32x32"),
         pytest.param(Case((32, 128), (3, 2), 130), "float32", id="32x128", marks=slow),
         pytest.param(Case((128, 32), (2, 3), 70, "float16"), "float16", id="128x32", marks=slow),
         pytest.param(Case((64, 32), (3, 3), 70), "bfloat16", id="64x32", marks=slow),
@@ -45,6 +45,21 @@ slow = pytest.mark.slow
 def test_interpreted_agrees_with_float64_and_has_no_race(case, out_dtype, op):
     with interpreted():
         case.check(pallas_gpu, op, out_dtype)
+
+
+class Everywhere(Case):
+    """Every block is stored, those of the last column too."""
+
+    @property
+    def kept(self):
+        return np.ones(self.grid, bool)
+
+
+@needs_mosaic
+@pytest.mark.parametrize("out_dtype", ["bfloat16", "float32"])
+def test_narrow_blocks_at_the_edge_are_computed_with_their_neighbours(out_dtype):
+    with interpreted():
+        Everywhere((32, 32), (2, 3), 40).check(pallas_gpu, "sampled", out_dtype)
 
 
 @needs_mosaic
