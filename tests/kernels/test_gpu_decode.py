@@ -7,6 +7,7 @@ import pytest
 from jax import export
 from jaxsparse.kernels import pallas_gpu
 from jaxsparse.kernels.layouts import NMLayout
+from jaxsparse.kernels.pallas_gpu import decode_config
 
 from jaxsparse.nm import NM
 from jaxsparse.packing import pack
@@ -100,16 +101,13 @@ def test_calls_that_are_not_taken_are_told_why(change, reason):
             raise ValueError(found)
 
 
-@needs_mosaic
 @pytest.mark.parametrize("in_bytes", [1, 2])
 @pytest.mark.parametrize("rows", [8, 32, 64])
 @pytest.mark.parametrize("shape", [(4096, 4096), (4096, 14336), (5120, 5120), (512, 64)])
 def test_every_cut_divides_the_weight_and_pipelines(shape, rows, in_bytes):
-    from jaxsparse.kernels.pallas_gpu import decode
-
-    by = decode.cut(NMLayout(shape, 2, 4), rows, in_bytes, 132)
+    by = decode_config.cut(NMLayout(shape, 2, 4), rows, in_bytes, 132)
     assert by.stages >= 2
     depth = shape[0] // (32 * by.words)
     assert depth * 32 * by.words == shape[0]
     assert (by.splits - 1) * -(-depth // by.splits) < depth  # no part is empty
-    assert shape[1] % (decode.SIDE * by.warpgroups) == 0
+    assert shape[1] % (decode_config.SIDE * by.warpgroups) == 0
