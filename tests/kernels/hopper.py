@@ -106,4 +106,5 @@ def assert_compiles_well(function, *args, monkeypatch, capfd, multiply="HGMMA"):
     said = "".join(capfd.readouterr())
     assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in said
     assert "C7510" not in said  # wgmma serialized
+    assert "C7508" not in said  # setmaxnreg ignored
     assert multiply in said
