@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from jaxsparse.kernels import pallas_tpu
 
 from jaxsparse import kernels
 from jaxsparse.arrays import BlockSparse
@@ -32,8 +33,21 @@ CALLS = [
     for implementation in IMPLEMENTATIONS
     for storage in STORAGES
 ]
+# On this machine as a plain XLA program; `tests/kernels` interprets it as the device runs it.
+CALLS.append(pytest.param(BY_NAME["block32x32"], "pallas_tpu", id="block32x32-pallas_tpu"))
 every_storage = pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.name)
 every_call = pytest.mark.parametrize(("storage", "implementation"), CALLS)
+
+
+@pytest.fixture(autouse=True)
+def on_this_platform(request, monkeypatch):
+    """Lets kernels for a TPU run here."""
+    if getattr(request.node, "callspec", None) and "pallas_tpu" in request.node.callspec.id:
+        from jax.experimental import pallas
+
+        interpreted = functools.partial(pallas.pallas_call, interpret=True)
+        monkeypatch.setattr(pallas, "pallas_call", interpreted)
+        monkeypatch.setattr(pallas_tpu, "platforms", ("tpu", "cpu"))
 
 
 @pytest.fixture
