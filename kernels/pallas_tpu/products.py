@@ -106,7 +106,7 @@ def product(
             lambda m, step, targets, held, sources, slots: (slots[step * blocks + c], 0, 0),
         )
 
-    out = jax.ShapeDtypeStruct(strips.shape(rows, across * outputs), out_dtype)
+    out = _result(strips.shape(rows, across * outputs), out_dtype, x)
     y = pl.pallas_call(
         kernel,
         out,
@@ -161,7 +161,7 @@ def sampled(
     def left(e, m, stored, rows, cols):
         return m, 0 if tiling.resident else rows[e]
 
-    out = jax.ShapeDtypeStruct((nnz, *block), out_dtype)
+    out = _result((nnz, *block), out_dtype, x)
     return pl.pallas_call(
         kernel,
         out,
@@ -179,6 +179,11 @@ def sampled(
         cost_estimate=_cost(batch * out.size, x, g, out),
         name="block_sparse_sampled",
     )(stored, rows, cols, x, g)
+
+
+def _result(shape, dtype, x):
+    """Varies, inside `shard_map`, over the axes of the mesh that x varies over."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def _params(tiling):

@@ -38,7 +38,7 @@ _SHARE = 0.6  # of VMEM: the rest is for the sums in flight and what is not fore
 _MOST_ROWS = 1024  # of a product
 _MOST_WORK = 2**27  # multiplications of a sampled product's step: the compiler unrolls them
 _FEW_ROWS = 256  # with fewer, loading a weight takes longer than multiplying by it
-_DEPTH = 512  # of the sum that one step adds,
+_DEPTH = 512  # of the sum that one step adds, four times that with few rows,
 _MOST_BLOCKS = 16  # in so many parts at most
 
 
@@ -118,7 +118,8 @@ def heuristic(
     if op == "product":
         parts = max(1, -(-rows // _MOST_ROWS), cores if rows >= cores * _FEW_ROWS else 1)
         per_strip = -(-nnz // (widths[1] // block[1]))
-        blocks = max(1, min(_DEPTH // block[0], per_strip, _MOST_BLOCKS))
+        depth = _DEPTH if rows >= _FEW_ROWS else 4 * _DEPTH
+        blocks = max(1, min(depth // block[0], per_strip, _MOST_BLOCKS))
     for resident in (True, False):
         for tile in _row_tiles(rows, parts, unit):
             # A sampled product's rows come again for every block: all of them, or strips.

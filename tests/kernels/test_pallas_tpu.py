@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import AxisType, PartitionSpec
 from jaxsparse.kernels import pallas_tpu, tables
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 from jaxsparse.kernels.pallas_tpu import products
@@ -85,6 +86,22 @@ def test_a_training_step_exports_for_a_tpu():
     assert [a.shape for a in exported.out_avals] == [case.x.shape, case.values.shape]
     unasked = export.export(step, platforms=("tpu",))(case.x, case.values, None)
     assert "tpu_custom_call" not in unasked.mlir_module()
+
+
+def test_it_lowers_inside_shard_map():
+    case = Case((128, 128), (2, 3), 32)
+    mesh = jax.make_mesh((2,), ("d",), (AxisType.Auto,), devices=jax.devices()[:2])
+
+    def layer(x, values, *index):
+        weight = BlockSparse(values, *index, case.block, case.layout.shape)
+        return sparse_dot(x, weight, implementation="pallas_tpu")
+
+    rows = PartitionSpec("d")
+    specs = (rows, *[PartitionSpec()] * 3)
+    divided = jax.shard_map(layer, mesh=mesh, in_specs=specs, out_specs=rows)
+    step = jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(divided(*a))).astype(jnp.float32), (0, 1)))
+    exported = export.export(step, platforms=("tpu",))(case.x, case.values, *case.index)
+    assert exported.mlir_module().count("custom_call @tpu_custom_call") == 3
 
 
 def test_it_is_listed_as_available_by_name_only():

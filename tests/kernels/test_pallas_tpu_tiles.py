@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    use_abstract_mesh,
+)
 from jaxsparse.kernels import pallas_tpu
 from jaxsparse.kernels.layouts import BlockLayout
 from jaxsparse.kernels.pallas_tpu import tiles
@@ -68,6 +75,7 @@ def test_what_a_tpu_has_no_room_for_is_told():
 
 # --- compiled for TPUs ---------------------------------------------------------------------------
 
+CUSTOM_CALL = 'custom_call_target="tpu_custom_call"'
 TOPOLOGIES = {
     "TPU v4": "v4:2x2x1",
     "TPU v5": "v5p:2x2x1",
@@ -100,14 +108,26 @@ def libtpu():
         yield
 
 
-def compile_for(kind, function, *args):
+@functools.cache  # every call makes devices of its own
+def mesh_of(kind, devices):
     from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[kind])
     assert topology.devices[0].device_kind == kind
-    sharding = NamedSharding(Mesh(np.array(topology.devices[:1]), ("d",)), PartitionSpec())
-    args = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in args]
+    return Mesh(np.array(topology.devices[:devices]), ("d",))
+
+
+def compile_for(kind, function, *args, sharded=()):
+    """Compiles for one TPU; for four where the arguments at some places are sharded by rows."""
+    mesh = mesh_of(kind, 4 if sharded else 1)
+    args = [
+        jax.ShapeDtypeStruct(
+            a.shape,
+            a.dtype,
+            sharding=NamedSharding(mesh, PartitionSpec("d" if n in sharded else None)),
+        )
+        for n, a in enumerate(args)
+    ]
     with on(kind):
         return jax.jit(function).trace(*args).lower(lowering_platforms=("tpu",)).compile()
 
@@ -134,21 +154,46 @@ def test_it_compiles(kind, op, libtpu):
         assert memory.output_size_in_bytes >= wanted * options["out_dtype"].itemsize
 
 
+def training_step(implementation, mesh=None):
+    """Gradients of a sparse layer with respect to values and x, as a user writes them."""
+    layout, half = BlockLayout((1024, 2048), (128, 128), 40), jnp.bfloat16
+    arrays = [jax.ShapeDtypeStruct(s, "int32") for s in layout.index_shapes]
+    arrays += [jax.ShapeDtypeStruct(s, half) for s in (layout.values_shape, (512, 1024))]
+
+    def layer(indptr, rows, values, x):
+        packed = BlockSparse(values, indptr, rows, layout.block, layout.shape)
+        return sparse_dot(jnp.sin(x), packed, implementation=implementation)
+
+    if mesh:
+        rows = PartitionSpec("d")
+        layer = jax.shard_map(
+            layer, mesh=mesh, in_specs=(*[PartitionSpec()] * 3, rows), out_specs=rows
+        )
+    gradients = jax.grad(lambda *a: jnp.sum(jnp.sin(layer(*a).astype(jnp.float32))), (2, 3))
+    return gradients, *arrays
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["TPU v5 lite"])
-def test_a_training_step_compiles(kind, libtpu):
-    """As a user calls it: chosen by name in a program that is differentiated."""
-    layout = BlockLayout((1024, 2048), (128, 128), 40)
-    half = jnp.bfloat16
-    values = jax.ShapeDtypeStruct(layout.values_shape, half)
-    index = [jax.ShapeDtypeStruct(shape, "int32") for shape in layout.index_shapes]
+def test_a_training_step_compiles_for_one_device(libtpu):
+    step = compile_for("TPU v5 lite", *training_step("pallas_tpu"))
+    assert step.as_text().count(CUSTOM_CALL) == 3
 
-    def loss(values, x, *index):
-        packed = BlockSparse(values, *index, layout.block, layout.shape)
-        y = sparse_dot(jnp.sin(x), packed, implementation="pallas_tpu")
-        return jnp.sum(jnp.sin(y.astype(jnp.float32)))
 
-    step = compile_for(
-        kind, jax.grad(loss, (0, 1)), values, jax.ShapeDtypeStruct((512, 1024), half), *index
-    )
-    assert step.as_text().count('custom_call_target="tpu_custom_call"') == 3
+@pytest.mark.slow
+def test_in_shard_map_every_device_runs_the_kernels_on_its_rows(libtpu):
+    mesh = mesh_of("TPU v5 lite", 4)
+    step = compile_for("TPU v5 lite", *training_step("pallas_tpu", mesh), sharded=[3])
+    text = step.as_text()
+    assert text.count(CUSTOM_CALL) == 3
+    assert "all-reduce" in text
+    assert "all-gather" not in text
+
+
+@pytest.mark.slow
+def test_what_the_compiler_shards_is_the_references(libtpu):
+    """It cannot divide a kernel, and on a TPU it cannot be told how."""
+    text = compile_for("TPU v5 lite", *training_step(None), sharded=[3]).as_text()
+    assert CUSTOM_CALL not in text
+    assert "all-gather" not in text
+    with pytest.raises(ValueError, match=r"tpu compilers cannot divide it .* jax\.shard_map"):
+        compile_for("TPU v5 lite", *training_step("pallas_tpu"), sharded=[3])
