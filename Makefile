@@ -25,11 +25,15 @@ test-accelerators: $(READY)  ## the GPU and TPU kernels, interpreted; with VENV=
 bench: $(READY)  ## what the transforms cost on this machine
 	$(BIN)/python -m experiments.bench.transforms
 
-# With PYTHON's own packages, since a machine with a device often cannot fetch any: jax
-# with CUDA or libtpu, flax, optax, orbax-checkpoint, jaxtyping, and scikit-build-core.
-gpu tpu:  ## on a Hopper GPU or a TPU, in ten minutes: is every kernel right, and how fast
-	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/$@ .
-	PYTHONPATH=build/$@:. $(PYTHON) -P -m experiments.bench.$@
+# With PYTHON's own packages, since a machine with a GPU often cannot fetch any: jax
+# with CUDA, flax, optax, orbax-checkpoint, jaxtyping, and scikit-build-core.
+gpu:  ## on a Hopper GPU, in ten minutes: is every kernel right, and how fast
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/gpu .
+	PYTHONPATH=build/gpu:. $(PYTHON) -P -m experiments.bench.gpu
+
+tpu:  ## the same on a TPU, with jax[tpu]
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/tpu .
+	PYTHONPATH=build/tpu:. $(PYTHON) -P -m experiments.bench.tpu
 
 lint: $(READY)
 	$(BIN)/python -m pip install -q -e '.[dev]'

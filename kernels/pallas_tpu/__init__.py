@@ -61,7 +61,7 @@ def _too_large(op, layout, x, values, out_dtype, transpose):
     tiling = _tiling(op, layout, x, values, out_dtype, transpose)
     if tiling is None:
         return f"a step on blocks of {layout.block} does not fit the VMEM of a {kind or 'TPU v4'}"
-    used = tiles.scalars(layout.grid, layout.nnz, tiling.blocks)
+    used = tiles.scalars(op, layout.grid, layout.nnz, tiling.blocks)
     if used > tiles.SMEM:
         return (
             f"the indices of {layout.nnz} blocks take {used} bytes of scalar memory, there is room "

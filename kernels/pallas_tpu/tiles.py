@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 LANES = 128
 MIB = 2**20
-SMEM = MIB * 3 // 4  # of the 1 MiB for scalars; the compiler keeps its own there too
+SMEM = MIB * 7 // 8  # of the 1 MiB for scalars; the compiler keeps its own there too
 
 # MiB of VMEM per core, and cores that share one program's grid.
 _CHIPS = {
@@ -165,6 +165,8 @@ def _bytes(shape, dtype):
     return math.prod(whole) * jnp.dtype(dtype).itemsize
 
 
-def scalars(grid: tuple[int, int], nnz: int, blocks: int) -> int:
-    """Bytes of the schedule of a product in the direction of more steps."""
+def scalars(op: str, grid: tuple[int, int], nnz: int, blocks: int) -> int:
+    """Bytes of the indices of a call; of a product, in the direction of more steps."""
+    if op == "sampled":
+        return 4 * (2 * nnz + 1)
     return 4 * (nnz // blocks + max(grid)) * (2 + 2 * blocks)

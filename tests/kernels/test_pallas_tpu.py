@@ -128,7 +128,7 @@ def like(shape, dtype):
         ),
         (
             {"layout": BlockLayout((32768, 32768), (16, 16), 2**21)},
-            "bytes of scalar memory, there is room for 786432: larger blocks have fewer",
+            "bytes of scalar memory, there is room for 917504: larger blocks have fewer",
         ),
         ({"x": like((8, 256), "float32")}, "not float32 and bfloat16"),
         ({"op": "sampled", "values": like((8, 256), "int8")}, "both float32, not bfloat16 and"),
