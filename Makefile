@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal -q
 
-.PHONY: demo test test-fast test-accelerators bench gpu lint clean
+.PHONY: demo test test-fast test-accelerators bench gpu tpu lint clean
 
 demo: $(READY)  ## train dense, prune to 90 % in 4x16 blocks, print the table
 	$(BIN)/python -m experiments.run --config experiments/configs/demo.py --workdir runs/demo --overwrite
@@ -30,6 +30,10 @@ bench: $(READY)  ## what the transforms cost on this machine
 gpu:  ## on a Hopper GPU, in ten minutes: is every kernel right, and how fast
 	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/gpu .
 	PYTHONPATH=build/gpu:. $(PYTHON) -P -m experiments.bench.gpu
+
+tpu:  ## the same on a TPU, with jax[tpu]
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/tpu .
+	PYTHONPATH=build/tpu:. $(PYTHON) -P -m experiments.bench.tpu
 
 lint: $(READY)
 	$(BIN)/python -m pip install -q -e '.[dev]'

@@ -62,12 +62,15 @@ def check(name: str) -> None:
         raise ValueError(f"implementation={name!r} cannot be used: {reason}.")
 
 
-def choose(op, name, platform, exporting, *, layout, x, values, out_dtype, transpose=False):
+def choose(
+    op, name, platform, exporting, whole=False, *, layout, x, values, out_dtype, transpose=False
+):
     """The module that computes `op` ("product" or "sampled") on a platform.
 
     With a name, that one or an error which says why not. Without, the first
     that runs on the platform and takes the call; an export takes only what
-    every machine can load.
+    every machine can load, and a `whole` product, which the compiler divides among
+    devices by itself, only what it sees through.
     """
     for candidate in [name] if name else _PREFERENCE:
         module, reason = load(candidate)
@@ -75,6 +78,8 @@ def choose(op, name, platform, exporting, *, layout, x, values, out_dtype, trans
             reason = f"it runs on {' and '.join(module.platforms)}, this program is for {platform}"
         if not reason and not name and exporting and not module.exportable:
             reason = "it cannot be exported"
+        if not reason and whole and module.platforms:
+            reason = f"{platform} compilers cannot divide it among devices: call in jax.shard_map"
         if not reason:
             reason = module.unsupported(op, layout, x, values, out_dtype, transpose)
         if not reason:

@@ -34,7 +34,9 @@ DENSITIES = [0.5, 0.25, 0.1, 0.05]
 SHAPES = [((4096, 4096), 8192), ((4096, 14336), 4096), ((4096, 4096), 256)]
 DIRECTIONS = ["forward", "dx", "dvalues"]
 CALLS = 10  # in one program
-ERROR = {"bfloat16": 1e-2, "float16": 2e-3}  # of the largest magnitude that was summed
+DTYPES = ["bfloat16", "float16"]
+# Of the largest magnitude that was summed; int8 values multiply bfloat16.
+ERROR = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5, "int8": 1e-2}
 
 
 def directions(packed, x, g, implementation):
@@ -69,12 +71,12 @@ def inputs(rows, shape, dtype):
     return [jnp.asarray(rng.standard_normal((rows, size), np.float32), dtype) for size in shape]
 
 
-def verify(implementation, blocks=BLOCKS, dtypes=tuple(ERROR), shape=(512, 768), batches=(300, 7)):
+def verify(implementation, blocks=BLOCKS, dtypes=DTYPES, shape=(512, 768), batches=(300, 7)):
     """Rows that tell, for every kernel, its largest error relative to what it summed."""
     for block, dtype, rows in itertools.product(blocks, dtypes, batches):
         packed, _ = weight(block, shape, 0.3, dtype)
         dense = np.asarray(packed.todense(), np.float64)
-        x, g = inputs(rows, shape, dtype)
+        x, g = inputs(rows, shape, "bfloat16" if dtype == "int8" else dtype)
         x64, g64 = (np.asarray(a, np.float64) for a in (x, g))
         stored = np.repeat(np.repeat(grid_of(packed), block[0], 0), block[1], 1)
         expected = {
@@ -85,7 +87,7 @@ def verify(implementation, blocks=BLOCKS, dtypes=tuple(ERROR), shape=(512, 768),
         for direction, (function, operands) in directions(packed, x, g, implementation).items():
             found = jax.jit(function)(*operands)
             if direction == "dvalues":
-                found = packed.with_values(found).todense()
+                found = packed.replace(values=found, scales=None).todense()
             right, scale = expected[direction]
             error = np.max(np.abs(np.asarray(found, np.float64) - right)) / np.max(scale)
             yield {
@@ -189,32 +191,36 @@ def absent():
     return pallas_gpu.missing() or pallas_gpu.unsupported("product", layout, half, half, half.dtype)
 
 
-def main():
-    """Verifies, measures, writes results/gpu.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run(name, implementation, reason, checks=verify, cells=None):
+    """Verifies, measures, writes results/NAME.json; says why not where there is a reason."""
+    parser = argparse.ArgumentParser(description=f"{implementation}: right first, then how fast")
     parser.add_argument("--minutes", type=float, default=8, help="after which no cell is begun")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
-    reason = absent()
     if reason:
         print(f"nothing was measured: {reason}", file=sys.stderr)
         sys.exit(2)
-    checks = []
-    for check in verify(KERNEL):
-        checks.append(check)
+    done = []
+    for check in checks(implementation):
+        done.append(check)
         print(
             "{block!s:>10} {dtype:>8} rows {rows:>3} {direction:>7}: error {error:.1e} {0}".format(
                 "right" if check["right"] else "WRONG", **check
             ),
             flush=True,
         )
-    wrong = [check for check in checks if not check["right"]]
-    rows, left = ([], []) if wrong else table(KERNEL, deadline)
-    path = timing.write("gpu", {"checks": checks, "rows": rows, "no_time_for": left})
-    print(f"{len(wrong)} of {len(checks)} kernels wrong, {len(rows)} cells measured: {path}")
+    wrong = [check for check in done if not check["right"]]
+    rows, left = ([], []) if wrong else table(implementation, deadline, cells)
+    path = timing.write(name, {"checks": done, "rows": rows, "no_time_for": left})
+    print(f"{len(wrong)} of {len(done)} kernels wrong, {len(rows)} cells measured: {path}")
     if left:
         print(f"no time was left for {len(left)} cells")
     sys.exit(1 if wrong else 0)
+
+
+def main():
+    """Verifies and measures the Hopper kernels."""
+    run("gpu", KERNEL, absent())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The GPU benchmark's own machinery, with the reference in the place of the kernels."""
+"""The machinery of the GPU and TPU benchmarks, with the reference in the place of the kernels."""
 
+import json
 import math
 import sys
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import gpu, timing
+from experiments.bench import gpu, timing, tpu
 
 CELL = ((64, 64), 0.5, (128, 192), 16)
 
@@ -53,11 +54,36 @@ def test_a_row_of_the_table_for_every_direction_until_the_deadline():
     assert gpu.table("xla", -math.inf, cells) == ([], cells)
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("bench", [gpu, tpu])
+def test_without_a_device_it_says_so_and_writes_nothing(bench, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["gpu"])
+    monkeypatch.setattr(sys, "argv", ["bench"])
     with pytest.raises(SystemExit) as stopped:
-        gpu.main()
+        bench.main()
     assert stopped.value.code == 2
-    assert "there is no GPU here" in capsys.readouterr().err
+    name = bench.__name__.rpartition(".")[2].upper()
+    assert f"there is no {name} here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_int8_values_are_verified_with_their_scales():
+    options = {"blocks": [(32, 96)], "shape": (96, 192), "batches": [5]}
+    checks = list(gpu.verify("xla", dtypes=["int8", "float32"], **options))
+    assert len(checks) == 6
+    assert all(check["right"] for check in checks)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_on_a_device_checks_come_before_the_table(right, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench", "--minutes", "0"])
+    check = {"block": [1, 1], "dtype": "int8", "rows": 1, "direction": "dx", "error": 0.0}
+    checks = [check | {"right": right}]
+    with pytest.raises(SystemExit) as stopped:
+        gpu.run("tpu", "xla", None, lambda _: checks, list(tpu.cells()))
+    assert stopped.value.code == int(not right)
+    assert ("no time was left for 81 cells" in capsys.readouterr().out) == right
+    result = json.loads((tmp_path / "tpu.json").read_text())
+    assert result["checks"] == checks
+    assert not result["rows"]
+    assert len(result["no_time_for"]) == (81 if right else 0)
