@@ -19,15 +19,18 @@ test-fast: $(READY)  ## what one runs while working: under three minutes
 
 # Mosaic GPU needs jax 0.11: what the two Pythons of test and test-fast have may be
 # older or newer. `slow` also compiles for an H200, where the CUDA wheels are.
-test-accelerators: $(READY) $(VENV)/.triton  ## the GPU and TPU kernels, interpreted; with VENV=.venv-0.11 on jax 0.11
+test-accelerators: $(READY) $(VENV)/.cuda  ## the GPU and TPU kernels, interpreted; with VENV=.venv-0.11 on jax 0.11
 	$(PYTEST) -m "not slow" tests/kernels tests/test_sparse_dot.py
 
-# Lowering for a GPU takes the plugin alone, not the 400 MB of CUDA that it depends on.
+# Lowering for a GPU takes JAX's plugin alone, not the 400 MB of CUDA that it depends on;
+# building against cuSPARSELt takes headers and no compiler of NVIDIA's.
 TRITON = $(shell sed -n 's/^triton = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',"')
-$(VENV)/.triton: $(READY)
+$(VENV)/.cuda: $(READY)
 	$(BIN)/python -m pip install -q $(TRITON) \
 	  && $(BIN)/python -m pip install -q --no-deps "jax-cuda13-plugin==$$($(BIN)/python -c 'import jax; print(jax.__version__)')" \
-	  || echo "Triton cannot be installed here: its kernels' tests are skipped"
+	  || echo "Triton cannot be installed here: the tests of its kernels are skipped"
+	$(BIN)/python -m pip install -q nvidia-cusparselt-cu13 nvidia-cuda-runtime nvidia-cuda-crt \
+	  || echo "cuSPARSELt cannot be installed here: the tests of its caller are skipped"
 	@touch $@
 
 bench: $(READY)  ## what the transforms cost on this machine

@@ -26,6 +26,7 @@ _PREFERENCE = {"cpu": "jaxsparse.kernels.native", "xla": "jaxsparse.kernels.xla"
 _BY_NAME_ONLY = {
     "mosaic_gpu": ("jaxsparse.kernels.pallas_gpu", "not yet run on a GPU"),
     "triton": ("jaxsparse.kernels.triton", "not yet run on a GPU"),
+    "cusparselt": ("jaxsparse.kernels.cuda", "not yet run on a GPU"),
     "pallas_tpu": ("jaxsparse.kernels.pallas_tpu", "not yet run on a TPU"),
 }
 _MODULES = _PREFERENCE | {name: module for name, (module, _) in _BY_NAME_ONLY.items()}

@@ -23,9 +23,9 @@ Sources: PTX ISA, "Sparse matrix storage" of mma.sp; CUTLASS's `reorder_meta`
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import NMLayout
 from jaxtyping import Array, Num, UInt, UInt8
@@ -104,7 +104,7 @@ def from_cutlass(
         raise ValueError(f"CUTLASS's operands are 2:4 of every column, not {layout}")
     _check(layout, _word(operand.values.dtype))
     codes = _unpack(restore(operand.metadata)).T
-    if not isinstance(codes, jax.core.Tracer):
+    if not isinstance(codes, Tracer):
         wrong = np.argwhere(~np.isin(np.asarray(codes), CODES))
         if len(wrong):
             g, c = wrong[0]
