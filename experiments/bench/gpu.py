@@ -6,7 +6,8 @@ First every kernel against float64 on small shapes with a ragged batch. Then, in
 bfloat16 on random data, every density, block, shape and direction against jnp.dot
 in the same run: medians of runs that take turns, each run so many dependent calls
 in one program that launching them costs nothing. What no time is left for is
-listed, not dropped in silence.
+listed, not dropped in silence. What else is installed is measured in between: see
+`gpu_others`.
 
 Writes results/gpu.json; exits 1 where a kernel was wrong, 2 where there is no GPU.
 """
@@ -34,7 +35,9 @@ DENSITIES = [0.5, 0.25, 0.1, 0.05]
 SHAPES = [((4096, 4096), 8192), ((4096, 14336), 4096), ((4096, 4096), 256)]
 DIRECTIONS = ["forward", "dx", "dvalues"]
 CALLS = 10  # in one program
-ERROR = {"bfloat16": 1e-2, "float16": 2e-3}  # of the largest magnitude that was summed
+HALVES = "bfloat16", "float16"
+# Of the largest magnitude that was summed.
+ERROR = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5}
 
 
 def directions(packed, x, g, implementation):
@@ -69,7 +72,7 @@ def inputs(rows, shape, dtype):
     return [jnp.asarray(rng.standard_normal((rows, size), np.float32), dtype) for size in shape]
 
 
-def verify(implementation, blocks=BLOCKS, dtypes=tuple(ERROR), shape=(512, 768), batches=(300, 7)):
+def verify(implementation, blocks=BLOCKS, dtypes=HALVES, shape=(512, 768), batches=(300, 7)):
     """Rows that tell, for every kernel, its largest error relative to what it summed."""
     for block, dtype, rows in itertools.product(blocks, dtypes, batches):
         packed, _ = weight(block, shape, 0.3, dtype)
@@ -191,6 +194,8 @@ def absent():
 
 def main():
     """Verifies, measures, writes results/gpu.json."""
+    from experiments.bench import gpu_others  # which imports this module
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8, help="after which no cell is begun")
     args = parser.parse_args()
@@ -209,8 +214,13 @@ def main():
             flush=True,
         )
     wrong = [check for check in checks if not check["right"]]
+    others = gpu_others.report(deadline)
+    checks += others.pop("checks")
     rows, left = ([], []) if wrong else table(KERNEL, deadline)
-    path = timing.write("gpu", {"checks": checks, "rows": rows, "no_time_for": left})
+    wrong = [check for check in checks if not check["right"]]
+    path = timing.write(
+        "gpu", {"checks": checks, "rows": rows, "no_time_for": left, "others": others}
+    )
     print(f"{len(wrong)} of {len(checks)} kernels wrong, {len(rows)} cells measured: {path}")
     if left:
         print(f"no time was left for {len(left)} cells")
