@@ -26,12 +26,10 @@ test-accelerators: $(READY) $(VENV)/.cuda  ## the GPU and TPU kernels, interpret
 # building against cuSPARSELt takes headers and no compiler of NVIDIA's.
 TRITON = $(shell sed -n 's/^triton = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',"')
 $(VENV)/.cuda: $(READY)
-	$(BIN)/python -m pip install -q $(TRITON) \
-	  && $(BIN)/python -m pip install -q --no-deps "jax-cuda13-plugin==$$($(BIN)/python -c 'import jax; print(jax.__version__)')" \
-	  || echo "Triton cannot be installed here: the tests of its kernels are skipped"
-	$(BIN)/python -m pip install -q nvidia-cusparselt-cu13 nvidia-cuda-runtime nvidia-cuda-crt \
-	  || echo "cuSPARSELt cannot be installed here: the tests of its caller are skipped"
-	@touch $@
+	version=$$($(BIN)/python -c 'import jax; print(jax.__version__)') \
+	  && $(BIN)/python -m pip install -q $(TRITON) nvidia-cusparselt-cu13 nvidia-cuda-runtime nvidia-cuda-crt \
+	  && $(BIN)/python -m pip install -q --no-deps "jax-cuda13-plugin==$$version" && touch $@ \
+	  || echo "not all of this can be installed here: the tests say what they skip"
 
 bench: $(READY)  ## what the transforms cost on this machine
 	$(BIN)/python -m experiments.bench.transforms
