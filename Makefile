@@ -37,9 +37,10 @@ bench: $(READY)  ## what the transforms cost on this machine
 # With PYTHON's own packages, since a machine with a GPU often cannot fetch any: jax
 # with CUDA, flax, optax, orbax-checkpoint, jaxtyping, and scikit-build-core. With CMake
 # and cusparseLt.h the call of cuSPARSELt is built, without them it is left out.
-INTO := pip install -q --no-index --no-deps --no-build-isolation --upgrade --target build/gpu .
+INSTALL_FOR_GPU = $(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation --upgrade --target build/gpu .
+
 gpu:  ## on a Hopper GPU, in ten minutes: is every kernel right, and how fast
-	$(PYTHON) -m $(INTO) -Ccmake.define.JAXSPARSE_CPU=OFF || $(PYTHON) -m $(INTO) -Cwheel.cmake=false
+	$(INSTALL_FOR_GPU) -Ccmake.define.JAXSPARSE_CPU=OFF || $(INSTALL_FOR_GPU) -Cwheel.cmake=false
 	PYTHONPATH=build/gpu:. $(PYTHON) -P -m experiments.bench.gpu
 
 lint: $(READY)

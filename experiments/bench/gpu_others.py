@@ -18,11 +18,14 @@ import jaxsparse as js
 from experiments.bench import gpu
 from experiments.bench.sparse_dot import draw, seconds
 from jaxsparse import kernels
-from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse.sparse_dot import matrix_product, sampled_product
 
+DIRECTIONS = "forward", "dx", "dvalues"
+# Of the largest magnitude that was summed.
+ERROR = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5}
 TWO_FOUR = [((4096, 4096), 8192), ((4096, 14336), 4096), ((8192, 8192), 8192)]
 BLOCKS = [(128, 128), (64, 64), (32, 32), (16, 16)]
-TRITON_CELLS = [(block, 0.25, (4096, 4096), 8192, d) for block in BLOCKS for d in gpu.DIRECTIONS]
+TRITON = [(block, 0.25, (4096, 4096), 8192, d) for block in BLOCKS for d in DIRECTIONS]
 BSR_CELLS = [(64, density) for density in (0.5, 0.1)]  # of torch, on the first shape
 ALGORITHMS = 8  # of cuSPARSELt, tried beside its own choice
 
@@ -31,12 +34,12 @@ def report(deadline: float) -> dict:
     """Verifies and measures what is here until `deadline`, and prints it.
 
     Returns:
-      "absent", the reason for everything that is not here; "checks", "rows" as those of
-      `gpu`, and "no_time_for".
+      "absent", the reason for everything that is not here; "checks" with their errors;
+      "rows" with milliseconds by name; and "no_time_for".
     """
     found = {"absent": {}, "checks": [], "rows": [], "no_time_for": []}
     groups = {
-        "triton": (_missing("triton"), verify_triton, [*map(_triton_cell, TRITON_CELLS)]),
+        "triton": (_missing("triton"), verify_triton, [*map(_triton_cell, TRITON)]),
         "cusparselt": (_missing("cusparselt"), verify_two_four, [*map(_two_four_cell, TWO_FOUR)]),
         "torch": (torch_missing(), lambda: [], torch_cells()),
     }
@@ -70,64 +73,108 @@ def _missing(name: str) -> str | None:
     return kernels.load(name)[1]
 
 
-# --- Triton --------------------------------------------------------------------------------------
+# --- right ---------------------------------------------------------------------------------------
+
+
+def directions(packed, x, g, implementation):
+    """The three products of a weight as functions of arrays, with their operands."""
+    (values, *index), structure = jax.tree.flatten(packed)
+
+    def product(x, values, *index, transpose):
+        packed = jax.tree.unflatten(structure, [values, *index])
+        return matrix_product(x, packed, transpose=transpose, implementation=implementation)
+
+    def sampled(x, g, *index):
+        packed = jax.tree.unflatten(structure, [values, *index])
+        return sampled_product(x, g, packed, implementation=implementation)
+
+    return {
+        "forward": (functools.partial(product, transpose=False), (x, values, *index)),
+        "dx": (functools.partial(product, transpose=True), (g, values, *index)),
+        "dvalues": (sampled, (x, g, *index)),
+    }
+
+
+def inputs(rows, shape, dtype):
+    """x and g, standard normal."""
+    rng = np.random.default_rng(1)
+    return [jnp.asarray(rng.standard_normal((rows, size), np.float32), dtype) for size in shape]
 
 
 def verify_triton():
-    """Rows of errors, as `gpu.verify`'s, for small blocks and float32 too."""
-    yield from gpu.verify("triton", BLOCKS, tuple(gpu.ERROR))
+    """Rows of errors for every block and dtype."""
+    for side in BLOCKS:
+        yield from verify("triton", js.Block(*side), tuple(ERROR), (384, 256))
+
+
+def verify_two_four():
+    """Rows of errors for 2:4 compressed in the program, and once before."""
+    yield from verify("cusparselt", js.NM(2, 4), ("bfloat16", "float16"), (384, 256), kept=True)
+
+
+def verify(implementation, pattern, dtypes, shape, batches=(300, 7), kept=False):
+    """Rows that tell the largest error of every product relative to what it summed."""
+    for dtype, rows in itertools.product(dtypes, batches):
+        packed, _ = draw(pattern, shape, 0.3, dtype)
+        x, g = inputs(rows, shape, dtype)
+        x64, g64, dense = (np.asarray(a, np.float64) for a in (x, g, packed.todense()))
+        stored = np.asarray(packed.with_values(jnp.ones_like(packed.values)).todense())
+        expected = {
+            "forward": (x64 @ dense, np.abs(x64) @ np.abs(dense)),
+            "dx": (g64 @ dense.T, np.abs(g64) @ np.abs(dense.T)),
+            "dvalues": (np.where(stored, x64.T @ g64, 0), np.abs(x64.T) @ np.abs(g64)),
+        }
+        found = {
+            direction: jax.jit(function)(*operands)
+            for direction, (function, operands) in directions(packed, x, g, implementation).items()
+        }
+        found["dvalues"] = packed.with_values(found["dvalues"]).todense()
+        if kept:
+            found["kept"] = cusparselt.multiply(x, _compressed(packed), outputs=shape[1])
+            expected["kept"] = expected["forward"]
+        for direction, (right, scale) in expected.items():
+            wrong = np.abs(np.asarray(found[direction], np.float64) - right)
+            error = float(np.max(wrong) / np.max(scale))
+            yield {
+                "pattern": str(pattern),
+                "direction": direction,
+                "dtype": dtype,
+                "rows": rows,
+                "error": error,
+                "right": error <= ERROR[dtype],  # a NaN is not
+            }
+
+
+# --- Triton --------------------------------------------------------------------------------------
 
 
 def _triton_cell(cell):
-    label = "triton {} {} {} rows {} {}".format(*cell)
+    return "triton {} {} {} rows {} {}".format(*cell), lambda: measure_blocks(*cell)
 
-    def measure():
-        row = gpu.measure(*cell, "triton")
-        return row | {"ms": {"jnp.dot": row["dense_ms"], "triton": row["ms"]}}
 
-    return label, measure
+def measure_blocks(block, density, shape, rows, direction, implementation="triton"):
+    """Milliseconds of jnp.dot and of a product by blocks, in bfloat16."""
+    packed, dense = draw(js.Block(*block), shape, density, "bfloat16")
+    x, g = inputs(rows, shape, "bfloat16")
+    full = jnp.asarray(dense, "bfloat16")
+    plain = {
+        "forward": (jnp.dot, (x, full)),
+        "dx": (lambda g, w: jnp.dot(g, w.T), (g, full)),
+        "dvalues": (lambda x, g: jnp.dot(x.T, g), (x, g)),
+    }
+    runs = {
+        "jnp.dot": gpu.repeated(*plain[direction]),
+        implementation: gpu.repeated(*directions(packed, x, g, implementation)[direction]),
+    }
+    cell = {"block": list(block), "density": density, "shape": list(shape), "rows": rows}
+    return cell | {"direction": direction, "ms": _milliseconds(runs)}
+
+
+def _milliseconds(runs):
+    return {name: 1e3 * s / gpu.CALLS for name, s in seconds(runs).items()}
 
 
 # --- 2:4 -----------------------------------------------------------------------------------------
-
-
-def verify_two_four(shape=(256, 384), batches=(300, 7), implementation="cusparselt"):
-    """Rows of errors for the product, its gradients, and a weight compressed once."""
-    for dtype, rows in itertools.product(gpu.HALVES, batches):
-        packed, _ = draw(js.NM(2, 4), shape, 0.5, dtype)
-        x, g = gpu.inputs(rows, shape, dtype)
-        dense = np.asarray(packed.todense(), np.float64)
-        x64, g64 = (np.asarray(a, np.float64) for a in (x, g))
-        for direction, (function, operands) in gpu.directions(packed, x, g, implementation).items():
-            found = jax.jit(function)(*operands)
-            if direction == "dvalues":
-                found = packed.with_values(found).todense()
-            yield _check(direction, dtype, rows, found, *_expected(direction, x64, g64, dense))
-        if implementation == "cusparselt":
-            found = cusparselt.multiply(x, _compressed(packed), outputs=shape[1])
-            yield _check("kept", dtype, rows, found, *_expected("forward", x64, g64, dense))
-
-
-def _expected(direction, x, g, dense):
-    """The right answer, and what was summed for it."""
-    left, right = {
-        "forward": (x, dense),
-        "dx": (g, dense.T),
-        "dvalues": (x.T, g),
-    }[direction]
-    stored = dense != 0 if direction == "dvalues" else True
-    return np.where(stored, left @ right, 0), np.abs(left) @ np.abs(right)
-
-
-def _check(direction, dtype, rows, found, right, scale):
-    error = np.max(np.abs(np.asarray(found, np.float64) - right)) / np.max(scale)
-    return {
-        "direction": direction,
-        "dtype": dtype,
-        "rows": rows,
-        "error": float(error),
-        "right": bool(error <= gpu.ERROR[dtype]),
-    }
 
 
 def _compressed(packed):
@@ -146,15 +193,17 @@ def measure_two_four(shape, rows, dtype="bfloat16", kept=True):
     once before: by its own choice of algorithm and by each of the first few.
     """
     packed, dense = draw(js.NM(2, 4), shape, 0.5, dtype)
-    x, _ = gpu.inputs(rows, shape, dtype)
+    x, g = inputs(rows, shape, dtype)
     full = jnp.asarray(dense, dtype)
     runs = {
         "jnp.dot": gpu.repeated(jnp.dot, (x, full)),
-        "shared columns": gpu.repeated(*_by_name(_shared(packed, dtype), x, "xla")),
+        "shared columns": gpu.repeated(*directions(_shared(shape, dtype), x, g, "xla")["forward"]),
     }
     if kept:
         compressed = _compressed(packed)
-        runs["cusparselt, compressing"] = gpu.repeated(*_by_name(packed, x, "cusparselt"))
+        runs["cusparselt, compressing"] = gpu.repeated(
+            *directions(packed, x, g, "cusparselt")["forward"]
+        )
         for number in (None, *range(ALGORITHMS)):
             multiply = functools.partial(cusparselt.multiply, outputs=shape[1], algorithm=number)
             run = gpu.repeated(multiply, (x, compressed))
@@ -163,22 +212,12 @@ def measure_two_four(shape, rows, dtype="bfloat16", kept=True):
             except jax.errors.JaxRuntimeError:
                 break  # the device has no algorithm of this number
             runs["cusparselt" if number is None else f"cusparselt, algorithm {number}"] = run
-    found = {name: 1e3 * s / gpu.CALLS for name, s in seconds(runs).items()}
-    return {"shape": list(shape), "rows": rows, "ms": found}
+    return {"shape": list(shape), "rows": rows, "ms": _milliseconds(runs)}
 
 
-def _by_name(packed, x, implementation):
-    leaves, structure = jax.tree.flatten(packed)
-
-    def product(x, *leaves):
-        return sparse_dot(x, jax.tree.unflatten(structure, leaves), implementation=implementation)
-
-    return product, (x, *leaves)
-
-
-def _shared(packed, dtype):
+def _shared(shape, dtype):
     """A weight of the same shape and sparsity whose columns keep the same inputs."""
-    k, n = packed.shape
+    k, n = shape
     mask = np.broadcast_to((np.arange(k) % 4 < 2)[:, None], (k, n))
     values = np.random.default_rng(2).standard_normal((k, n), np.float32)
     return js.pack(values, js.NM(2, 4), mask, dtype=dtype, columns=n)
@@ -256,4 +295,4 @@ def _torch_times(dense, forms, rows):
             runs[name] = functools.partial(run, stored)
         except (RuntimeError, NotImplementedError, ImportError) as error:
             print(f"{name} is left out: {str(error).splitlines()[0]}", flush=True)
-    return {name: 1e3 * s / gpu.CALLS for name, s in seconds(runs).items()}
+    return _milliseconds(runs)

@@ -28,7 +28,9 @@ exportable = False  # jax.export does not vouch for jax-triton's custom call
 
 _SIDES = (16, 32, 64, 128)
 _FACTORS = ("bfloat16", "float16", "float32")
-_OLDEST = 80  # compute capability, times ten; also what a program made elsewhere is cut for
+# Compute capability, times ten; what a program made elsewhere is cut for. Below it
+# Triton uses no tensor cores and spills thousands of bytes.
+_OLDEST = 80
 
 
 @functools.cache

@@ -6,23 +6,37 @@ import types
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import jaxsparse as js
 from experiments.bench import gpu, gpu_others
 
 
-def test_verification_knows_right_from_wrong(monkeypatch):
-    options = {"shape": (64, 48), "batches": [5], "implementation": "xla"}
-    checks = list(gpu_others.verify_two_four(**options))
-    assert len(checks) == len(gpu.HALVES) * len(gpu.DIRECTIONS)
+@pytest.mark.parametrize("pattern", [js.NM(2, 4), js.Block(16, 16)], ids=str)
+def test_verification_knows_right_from_wrong(pattern, monkeypatch):
+    options = {"dtypes": ["bfloat16"], "shape": (64, 48), "batches": [5]}
+    checks = list(gpu_others.verify("xla", pattern, **options))
+    assert [check["direction"] for check in checks] == list(gpu_others.DIRECTIONS)
     assert all(check["right"] for check in checks)
     assert max(check["error"] for check in checks) > 0
+    for poison in (np.nan, 1.0):
+        monkeypatch.setattr(
+            gpu_others,
+            "matrix_product",
+            lambda x, packed, *, transpose, implementation, poison=poison: jnp.full(
+                (x.shape[0], packed.shape[0 if transpose else 1]), poison
+            ),
+        )
+        checks = gpu_others.verify("xla", pattern, **options)
+        assert [check["right"] for check in checks] == [False, False, True]
 
-    def zeros(x, packed, *, transpose, implementation):
-        return jnp.zeros((x.shape[0], packed.shape[0 if transpose else 1]), x.dtype)
 
-    monkeypatch.setattr(gpu, "matrix_product", zeros)
-    right = {c["direction"]: c["right"] for c in gpu_others.verify_two_four(**options)}
-    assert right == {"forward": False, "dx": False, "dvalues": True}
+@pytest.mark.parametrize("direction", gpu_others.DIRECTIONS)
+def test_a_row_of_blocks(direction, monkeypatch):
+    monkeypatch.setattr(gpu, "CALLS", 2)
+    row = gpu_others.measure_blocks((16, 16), 0.5, (64, 48), 8, direction, "xla")
+    assert set(row["ms"]) == {"jnp.dot", "xla"}
+    assert (row["block"], row["direction"]) == ([16, 16], direction)
 
 
 def test_a_row_of_two_four(monkeypatch):
@@ -48,7 +62,7 @@ def test_what_is_there_is_verified_and_measured_until_the_deadline(monkeypatch, 
     check = {"dtype": "bfloat16", "error": 0.5, "right": False}
     monkeypatch.setattr(gpu_others, "verify_triton", lambda: [check])
     monkeypatch.setattr(gpu_others, "verify_two_four", lambda: [check | {"right": True}])
-    monkeypatch.setattr(gpu_others, "TRITON_CELLS", [])
+    monkeypatch.setattr(gpu_others, "TRITON", [])
     monkeypatch.setattr(
         gpu_others, "measure_two_four", lambda *cell: {"cell": cell, "ms": {"jnp.dot": 1.5}}
     )
@@ -62,17 +76,6 @@ def test_what_is_there_is_verified_and_measured_until_the_deadline(monkeypatch, 
     found = gpu_others.report(-math.inf)
     assert len(found["no_time_for"]) == len(gpu_others.TWO_FOUR)
     assert not found["rows"]
-
-
-def test_a_row_of_triton_names_both(monkeypatch):
-    monkeypatch.setattr(
-        gpu, "measure", lambda *cell: {"cell": cell, "ms": 2.0, "dense_ms": 3.0, "speedup": 1.5}
-    )
-    cell = gpu_others.TRITON_CELLS[0]
-    label, measure = gpu_others._triton_cell(cell)
-    assert label == "triton (128, 128) 0.25 (4096, 4096) rows 8192 forward"
-    assert measure()["ms"] == {"jnp.dot": 3.0, "triton": 2.0}
-    assert measure()["cell"] == (*cell, "triton")
 
 
 def test_torch_in_every_form_it_has_a_kernel_for(monkeypatch, capsys):
