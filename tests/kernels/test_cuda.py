@@ -50,6 +50,26 @@ def test_a_training_step_lowers_for_a_gpu(loaded):
     assert lowered(lambda *a: loss(*a, implementation=None)) == [0, 0]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_xla_decodes_everything_but_the_stream(dtype, loaded):
+    """The handlers, called on the CPU, have nothing to say against what Python passes."""
+    jax.devices("cpu")
+    for name in ("compress", "multiply"):
+        target = f"jaxsparse_cusparselt_{name}"
+        capsule = jax.ffi.pycapsule(getattr(library._load()[0], target))
+        jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+    packed = weight((64, 64), dtype)
+    compressed = jnp.zeros(products.compressed_bytes((64, 64), dtype), jnp.uint8)
+    x = draw((16, 64), dtype)
+    for call in (
+        lambda: products.compress(packed.values, *packed.index, layout=packed.layout),
+        lambda: products.multiply(x, compressed, outputs=64),
+    ):
+        # Operand 0 is the stream; a wrong buffer or attribute would be named beside it.
+        with pytest.raises(jax.errors.JaxRuntimeError, match=r"bad operands at: 0\)"):
+            jax.block_until_ready(jax.jit(call)())
+
+
 def test_an_export_must_vouch_for_it(loaded):
     packed = weight((64, 48), "float16")
     function = jax.jit(lambda x: sparse_dot(x, packed, implementation="cusparselt"))
