@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal -q
 
-.PHONY: demo test test-fast test-accelerators bench gpu tune lint clean
+.PHONY: demo test test-fast test-accelerators bench gpu tune tpu lint clean
 
 demo: $(READY)  ## train dense, prune to 90 % in 4x16 blocks, print the table
 	$(BIN)/python -m experiments.run --config experiments/configs/demo.py --workdir runs/demo --overwrite
@@ -19,23 +19,37 @@ test-fast: $(READY)  ## what one runs while working: under three minutes
 
 # Mosaic GPU needs jax 0.11: what the two Pythons of test and test-fast have may be
 # older or newer. `slow` also compiles for an H200, where the CUDA wheels are.
-test-accelerators: $(READY)  ## the GPU and TPU kernels, interpreted; with VENV=.venv-0.11 on jax 0.11
+test-accelerators: $(READY) $(VENV)/.cuda  ## the GPU and TPU kernels, interpreted; with VENV=.venv-0.11 on jax 0.11
 	$(PYTEST) -m "not slow" tests/kernels tests/test_sparse_dot.py
+
+# Lowering for a GPU takes JAX's plugin alone, not the 400 MB of CUDA that it depends on;
+# building against cuSPARSELt takes headers and no compiler of NVIDIA's.
+TRITON = $(shell sed -n 's/^triton = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',"')
+$(VENV)/.cuda: $(READY)
+	version=$$($(BIN)/python -c 'import jax; print(jax.__version__)') \
+	  && $(BIN)/python -m pip install -q $(TRITON) nvidia-cusparselt-cu13 nvidia-cuda-runtime nvidia-cuda-crt \
+	  && $(BIN)/python -m pip install -q --no-deps "jax-cuda13-plugin==$$version" && touch $@ \
+	  || echo "not all of this can be installed here: the tests say what they skip"
 
 bench: $(READY)  ## what the transforms cost on this machine
 	$(BIN)/python -m experiments.bench.transforms
 
 # With PYTHON's own packages, since a machine with a GPU often cannot fetch any: jax
-# with CUDA, flax, optax, orbax-checkpoint, jaxtyping, and scikit-build-core.
-INSTALL_FOR_GPU = $(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/gpu .
+# with CUDA, flax, optax, orbax-checkpoint, jaxtyping, and scikit-build-core. With CMake
+# and cusparseLt.h the call of cuSPARSELt is built, without them it is left out.
+INSTALL_FOR_GPU = $(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation --upgrade --target build/gpu .
 
 gpu:  ## on a Hopper GPU, in ten minutes: is every kernel right, and how fast
-	$(INSTALL_FOR_GPU)
+	$(INSTALL_FOR_GPU) -Ccmake.define.JAXSPARSE_CPU=OFF || $(INSTALL_FOR_GPU) -Cwheel.cmake=false
 	PYTHONPATH=build/gpu:. $(PYTHON) -P -m experiments.bench.gpu
 
 tune:  ## on a Hopper GPU, in ten minutes: the configurations that make gpu then uses
-	$(INSTALL_FOR_GPU)
+	$(INSTALL_FOR_GPU) -Cwheel.cmake=false
 	PYTHONPATH=build/gpu:. $(PYTHON) -P -m experiments.bench.tune
+
+tpu:  ## the same on a TPU, with jax[tpu]
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/tpu .
+	PYTHONPATH=build/tpu:. $(PYTHON) -P -m experiments.bench.tpu
 
 lint: $(READY)
 	$(BIN)/python -m pip install -q -e '.[dev]'

@@ -27,7 +27,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 import jaxsparse.kernels as kernels
 from jaxsparse.packed import Packed
-from jaxsparse.partitioning import by_rows, divisible, lower_with_devices, without_mesh
+from jaxsparse.partitioning import WHOLE, by_rows, lower_with_devices, sharded, without_mesh
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -186,17 +186,20 @@ def _register_lowerings(primitive, op):
     def rule(platform):
         def lower(ctx, *operands, implementation, **params):
             x, values = ctx.avals_in[:2]
+            target = platform or ctx.module_context.platforms[0]
+            whole = sharded(ctx) and target in WHOLE
             module = kernels.choose(
                 op,
                 implementation,
-                platform or ctx.module_context.platforms[0],
+                target,
                 ctx.module_context.lowering_parameters.for_export,
+                whole,
                 x=x,
                 values=values,
                 **params,
             )
             function = functools.partial(getattr(module, op), **params)
-            if divisible(ctx):
+            if sharded(ctx) and not whole:
                 function = by_rows(function, op)
             return mlir.lower_fun(function, multiple_results=False)(without_mesh(ctx), *operands)
 

@@ -25,6 +25,8 @@ _PREFERENCE = {"cpu": "jaxsparse.kernels.native", "xla": "jaxsparse.kernels.xla"
 # Lowered, interpreted and exported in the tests, but never chosen unasked.
 _BY_NAME_ONLY = {
     "mosaic_gpu": ("jaxsparse.kernels.pallas_gpu", "not yet run on a GPU"),
+    "triton": ("jaxsparse.kernels.triton", "not yet run on a GPU"),
+    "cusparselt": ("jaxsparse.kernels.cuda", "not yet run on a GPU"),
     "pallas_tpu": ("jaxsparse.kernels.pallas_tpu", "not yet run on a TPU"),
 }
 _MODULES = _PREFERENCE | {name: module for name, (module, _) in _BY_NAME_ONLY.items()}
@@ -62,12 +64,15 @@ def check(name: str) -> None:
         raise ValueError(f"implementation={name!r} cannot be used: {reason}.")
 
 
-def choose(op, name, platform, exporting, *, layout, x, values, out_dtype, transpose=False):
+def choose(
+    op, name, platform, exporting, whole=False, *, layout, x, values, out_dtype, transpose=False
+):
     """The module that computes `op` ("product" or "sampled") on a platform.
 
     With a name, that one or an error which says why not. Without, the first
     that runs on the platform and takes the call; an export takes only what
-    every machine can load.
+    every machine can load, and a `whole` product, which the compiler divides among
+    devices by itself, only what it sees through.
     """
     for candidate in [name] if name else _PREFERENCE:
         module, reason = load(candidate)
@@ -75,6 +80,8 @@ def choose(op, name, platform, exporting, *, layout, x, values, out_dtype, trans
             reason = f"it runs on {' and '.join(module.platforms)}, this program is for {platform}"
         if not reason and not name and exporting and not module.exportable:
             reason = "it cannot be exported"
+        if not reason and whole and module.platforms:
+            reason = f"{platform} compilers cannot divide it among devices: call in jax.shard_map"
         if not reason:
             reason = module.unsupported(op, layout, x, values, out_dtype, transpose)
         if not reason:

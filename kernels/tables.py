@@ -61,3 +61,8 @@ def pad_rows(x: jax.Array, multiple: int) -> jax.Array:
     """x with zero rows after its own, up to a multiple: a ragged batch as a whole one."""
     missing = -x.shape[0] % multiple
     return jnp.pad(x, ((0, missing), (0, 0))) if missing else x
+
+
+def pad_columns(x: jax.Array, width: int) -> jax.Array:
+    """x with zero columns after its own, where the last blocks reach over the edge."""
+    return jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) if x.shape[1] != width else x

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxsparse.kernels.layouts import BlockLayout, CSCLayout, Layout, NMLayout
-from jaxsparse.kernels.tables import columns
+from jaxsparse.kernels.tables import columns, pad_columns
 
 STRIPS = 8
 platforms = None  # every platform
@@ -56,13 +56,13 @@ def product(x, values, *index, layout: Layout, transpose: bool, out_dtype):
 def sampled(x, g, *index, layout: Layout, out_dtype):
     """xᵀ @ g for x (M, K) and g (M, N), only where the layout stores values."""
     compute, accumulate = _dtypes(x, g, out_dtype)
-    x, g = _pad_columns(x.astype(compute), layout.padded[0]), g.astype(compute)
+    x, g = pad_columns(x.astype(compute), layout.padded[0]), g.astype(compute)
     if _shares_columns(layout):
         values = _dot(x[:, _shared_rows(*index, layout=layout)], g, (0, 0), accumulate)
     elif isinstance(layout, NMLayout):
         values = _nm_sampled(x, g, *index, layout=layout, to=accumulate)
     else:
-        g = _pad_columns(g, layout.padded[1])
+        g = pad_columns(g, layout.padded[1])
         values = _block_sampled(x, g, *index, layout=_as_blocks(layout), to=accumulate)
     return values.reshape(layout.values_shape).astype(out_dtype)
 
@@ -102,7 +102,7 @@ def _gathered_product(x, values, indptr, rows, *, layout, transpose, to):
     cols = columns(indptr, layout)
     source, target = (cols, rows) if transpose else (rows, cols)
     from_axis, to_axis = (1, 0) if transpose else (0, 1)
-    x = _pad_columns(x, layout.padded[from_axis])
+    x = pad_columns(x, layout.padded[from_axis])
     x = x.reshape(x.shape[0], -1, layout.block[from_axis]).swapaxes(0, 1)
     x = x.at[source].get(mode="fill", fill_value=0)
     y = lax.dot_general(
@@ -208,17 +208,13 @@ def _shared_rows(words, layout):
 def _shared_product(x, values, words, *, layout, transpose, to):
     rows = _shared_rows(words, layout)
     if not transpose:
-        return _dot(_pad_columns(x, layout.padded[0])[:, rows], values, (1, 0), to)
+        return _dot(pad_columns(x, layout.padded[0])[:, rows], values, (1, 0), to)
     y = _dot(x, values, (1, 1), to)
     spread = _like(jnp.zeros((x.shape[0], layout.padded[0]), to), y, words)
     return spread.at[:, rows].set(y)[:, : layout.shape[0]]
 
 
 # --- for all of them ------------------------------------------------------------------------------
-
-
-def _pad_columns(x, width):
-    return jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) if x.shape[1] != width else x
 
 
 def _dot(a, b, axes, to):

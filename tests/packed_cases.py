@@ -34,7 +34,7 @@ class Storage:
         return pack(weight, self.pattern, mask, dtype=dtype, columns=columns)
 
 
-def _blocks(bk, bn):
+def blocks(bk, bn) -> Storage:
     def draw(rng, k, n, density):
         kept = rng.random((-(-k // bk), -(-n // bn))) < density
         return np.kron(kept, np.ones((bk, bn), bool)).astype(bool)[:k, :n]
@@ -55,10 +55,10 @@ def _nm(n, m, columns=1):
 
 
 STORAGES = [
-    _blocks(32, 32),
-    _blocks(4, 16),
-    _blocks(1, 16),
-    _blocks(3, 5),
+    blocks(32, 32),
+    blocks(4, 16),
+    blocks(1, 16),
+    blocks(3, 5),
     Storage(
         "unstructured", Unstructured(), lambda rng, k, n, density: rng.random((k, n)) < density
     ),

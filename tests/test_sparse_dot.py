@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from jaxsparse.kernels import pallas_tpu
 
 from jaxsparse import kernels
 from jaxsparse.arrays import BlockSparse
@@ -22,6 +23,7 @@ from tests.packed_cases import (
     IMPLEMENTATIONS,
     STORAGES,
     assert_close,
+    blocks,
     draw,
     draw_x,
 )
@@ -32,8 +34,21 @@ CALLS = [
     for implementation in IMPLEMENTATIONS
     for storage in STORAGES
 ]
+# On this machine as a plain XLA program; `tests/kernels` interprets it as the device runs it.
+CALLS.append(pytest.param(BY_NAME["block32x32"], "pallas_tpu", id="block32x32-pallas_tpu"))
 every_storage = pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.name)
 every_call = pytest.mark.parametrize(("storage", "implementation"), CALLS)
+
+
+@pytest.fixture(autouse=True)
+def on_this_platform(request, monkeypatch):
+    """Lets kernels for a TPU run here."""
+    if getattr(request.node, "callspec", None) and "pallas_tpu" in request.node.callspec.id:
+        from jax.experimental import pallas
+
+        interpreted = functools.partial(pallas.pallas_call, interpret=True)
+        monkeypatch.setattr(pallas, "pallas_call", interpreted)
+        monkeypatch.setattr(pallas_tpu, "platforms", ("tpu", "cpu"))
 
 
 @pytest.fixture
@@ -248,6 +263,22 @@ def test_export_to_every_platform_from_this_one(storage):
     value, dx = exported.call(x, packed)
     np.testing.assert_allclose(value, np.sum((np.asarray(x) @ dense) ** 2), rtol=1e-5)
     assert_close(dx, 2 * np.asarray(x) @ dense @ dense.T)
+
+
+def test_one_export_holds_the_kernel_of_every_platform(monkeypatch):
+    """What an export will hold once the kernels by name only are measured and preferred."""
+    preferred = kernels._BY_NAME_ONLY | kernels._PREFERENCE
+    monkeypatch.setattr(kernels, "_PREFERENCE", preferred)
+    packed, dense = draw(blocks(128, 128), 256, 384, 0.5, dtype="bfloat16")
+    x = draw_x(8, 256, dtype="bfloat16")
+    step = jax.jit(jax.grad(lambda x, p: jnp.sum(jnp.sin(sparse_dot(x, p).astype(jnp.float32)))))
+    exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(x, packed)
+    text = exported.mlir_module()
+    assert text.count("custom_call @tpu_custom_call") == 2
+    assert text.count("custom_call @mosaic_gpu") == (0 if kernels.load("mosaic_gpu")[1] else 2)
+    slope = np.cos(np.asarray(x, np.float64) @ dense) @ dense.T
+    # y is rounded to bfloat16 before its cosine is taken.
+    assert_close(exported.call(x, packed), slope, "bfloat16", 5 * np.abs(slope).max())
 
 
 @every_call

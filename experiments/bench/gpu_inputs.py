@@ -14,6 +14,7 @@ from jaxsparse.sparse_dot import matrix_product, sampled_product
 
 DIRECTIONS = ("forward", "dx", "dvalues")
 HALVES = ("bfloat16", "float16")
+EIGHT = "float8_e4m3fn"
 PAIRS = [i | j << 2 for i in range(4) for j in range(i + 1, 4)]  # two places of a group, as bits
 
 
@@ -21,7 +22,7 @@ def directions_of(pattern, dtype):
     """Those of the three products that the kernels have."""
     if isinstance(pattern, js.NM):
         return DIRECTIONS[:1]
-    return DIRECTIONS if dtype in HALVES else DIRECTIONS[:2]
+    return DIRECTIONS[:2] if dtype == EIGHT else DIRECTIONS
 
 
 def x_dtype(dtype):
@@ -34,7 +35,7 @@ def weight(pattern, shape, density, dtype):
     """A packed weight of standard normal values at random places."""
     if isinstance(pattern, js.NM):
         return _two_of_four(shape, dtype)
-    eight = dtype == "float8_e4m3fn"
+    eight = dtype == EIGHT
     packed, _ = draw(pattern, shape, density, "bfloat16" if eight else dtype)
     return packed.with_values(packed.values.astype(dtype)) if eight else packed
 
@@ -72,7 +73,7 @@ def inputs(rows, shape, dtype):
 def directions(packed, x, g, implementation):
     """The products of a weight as functions of arrays, with their operands."""
     (values, *index), structure = jax.tree.flatten(packed)
-    out_dtype = None if x.dtype.name in HALVES else "bfloat16"
+    out_dtype = "bfloat16" if x.dtype == EIGHT else None
 
     def product(x, values, *index, transpose):
         packed = jax.tree.unflatten(structure, [values, *index])

@@ -1,11 +1,13 @@
-"""The two TPU kernels. Each sums in a float32 scratch block and writes it when it is whole.
+"""The two TPU kernels. Each sums in float32 and writes a block of the result when it is whole.
 
 The indices of the blocks are scalars known before a grid step begins, so the next
-step's blocks are fetched while this one multiplies. The product's grid has one step
-for every stored block and for every strip of the output without any, which is where
-its zeros are written: its length is known only at run time.
+step's blocks are fetched while this one multiplies. The product's grid goes through
+the strips of the output in order, some stored blocks of one strip in a step, and one
+step for a strip without any, which is where its zeros are written. Its length is known
+only at run time.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,85 +15,113 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxsparse.kernels.pallas_tpu.strips import Strips
+from jaxsparse.kernels.pallas_tpu.tiles import Tiling
 from jaxsparse.kernels.tables import Walk, pad_rows
 from jaxtyping import Array, Int
 
-TILE_ROWS = 512  # of x at a time
-SUBLANES = 16  # rows of a bfloat16 tile; float32 takes any multiple of 8
-
 
 class Schedule(NamedTuple):
-    """What every step does, by strip: `slots` beyond the last block stand for none."""
+    """What every step does: `held` blocks of a strip, the rest of its places idle."""
 
     strips: Int[Array, "steps"]
-    sources: Int[Array, "steps"]
-    slots: Int[Array, "steps"]
+    held: Int[Array, "steps"]
+    sources: Int[Array, "steps*blocks"]
+    slots: Int[Array, "steps*blocks"]
     length: Int[Array, ""]
 
 
-def schedule(walk: Walk) -> Schedule:
-    """The walk with a step for every empty strip put in its place."""
+def schedule(walk: Walk, blocks: int) -> Schedule:
+    """The walk in steps of up to `blocks` blocks, with a step for every empty strip."""
     nnz, across = walk.slots.shape[0], walk.starts.shape[0] - 1
     counts = jnp.diff(walk.starts)
-    # Steps come by strip. Of step s, `own` tells which of its strip's it is.
-    ends = jnp.cumsum(jnp.maximum(counts, 1), dtype=jnp.int32)
-    steps = jnp.arange(nnz + across, dtype=jnp.int32)
+    wanted = jnp.maximum(-(-counts // blocks), 1)
+    # Steps come by strip. Of step s, `first` tells its first block's place in its strip.
+    ends = jnp.cumsum(wanted, dtype=jnp.int32)
+    steps = jnp.arange(nnz // blocks + across, dtype=jnp.int32)
     strips = jnp.searchsorted(ends, steps, side="right").astype(jnp.int32)
     strips = jnp.minimum(strips, across - 1)
-    own = steps - (ends - jnp.maximum(counts, 1))[strips]
-    entries = jnp.minimum(walk.starts[strips] + own, nnz - 1)
-    slots = jnp.where(own < counts[strips], walk.slots[entries], nnz)
-    return Schedule(strips, walk.sources[entries], slots, ends[-1])
+    first = (steps - (ends - wanted)[strips]) * blocks
+    held = jnp.clip(counts[strips] - first, 0, blocks)
+    places = jnp.arange(blocks, dtype=jnp.int32)
+    entries = (walk.starts[strips] + first)[:, None] + places
+    # An idle place names what it held last, which is not fetched again.
+    entries = lax.cummax(jnp.where(places < held[:, None], entries, 0), axis=0).ravel()
+    return Schedule(strips, held, walk.sources[entries], walk.slots[entries], ends[-1])
 
 
-def product(x: jax.Array, values: jax.Array, walk: Walk, *, transpose, out_dtype) -> jax.Array:
+def product(
+    x: jax.Array, values: jax.Array, walk: Walk, *, transpose: bool, out_dtype, tiling: Tiling
+) -> jax.Array:
     """y[:, strip j] = Σ x[:, source] @ values[slot] over the blocks of strip j."""
-    rows = x.shape[0]
-    tile = _tile_rows(rows)
-    x = pad_rows(x, tile)
-    nnz = values.shape[0]
+    rows, width = x.shape
+    blocks, across = tiling.blocks, walk.starts.shape[0] - 1
+    strips = Strips(tiling)
+    if tiling.by_features and transpose:
+        values, transpose = values.swapaxes(1, 2), False
     inputs, outputs = values.shape[:0:-1] if transpose else values.shape[1:]
-    *scalars, length = schedule(walk)
+    *scalars, length = schedule(walk, blocks)
+    # Whole rows are one operand; strips are one for every place in a step.
+    views = 1 if tiling.resident else blocks
 
-    def kernel(strips, sources, slots, x, block, y, total):
-        del sources
+    def kernel(targets, held, sources, slots, *refs):
+        del slots
+        x, block, (y, total) = refs[:views], refs[views:-2], refs[-2:]
         step, last = pl.program_id(1), pl.num_programs(1) - 1
-        strip = strips[step]
+        target = targets[step]
 
-        @pl.when((step == 0) | (strip != strips[jnp.maximum(step - 1, 0)]))
+        def add(*places):
+            found = [strips.read(x, c, sources[step * blocks + c], inputs) for c in places]
+            weight = [block[c][...].astype(found[0].dtype) for c in places]
+            # One long sum: the matrix unit is filled though blocks may be small.
+            found = jnp.concatenate(found, strips.axis)
+            weight = jnp.concatenate(weight, 1 if transpose else 0)
+            if tiling.by_features:
+                total[...] += _dot(weight, found, (0, 0))
+            else:
+                total[...] += _dot(found, weight, (1, 1 if transpose else 0))
+
+        @pl.when((step == 0) | (target != targets[jnp.maximum(step - 1, 0)]))
         def _():
             total[...] = jnp.zeros_like(total)
 
-        @pl.when(slots[step] < nnz)
-        def _():
-            total[...] += _dot(x[...], block[...], (1, 1 if transpose else 0))
+        pl.when(held[step] == blocks)(functools.partial(add, *range(blocks)))
+        for c in range(blocks - 1):
+            pl.when((c < held[step]) & (held[step] < blocks))(functools.partial(add, c))
 
-        @pl.when((step == last) | (strip != strips[jnp.minimum(step + 1, last)]))
+        @pl.when((step == last) | (target != targets[jnp.minimum(step + 1, last)]))
         def _():
             y[...] = total[...].astype(y.dtype)
 
+    def strip(c):
+        if tiling.resident:
+            return strips.cut(width, lambda m, *_: (m, 0))
+        return strips.cut(
+            inputs, lambda m, step, targets, held, sources, slots: (m, sources[step * blocks + c])
+        )
+
+    def slot(c):
+        return pl.BlockSpec(
+            (None, *values.shape[1:]),
+            lambda m, step, targets, held, sources, slots: (slots[step * blocks + c], 0, 0),
+        )
+
+    out = _result(strips.shape(rows, across * outputs), out_dtype, x)
     y = pl.pallas_call(
         kernel,
-        jax.ShapeDtypeStruct((x.shape[0], (walk.starts.shape[0] - 1) * outputs), out_dtype),
+        out,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
-            grid=(x.shape[0] // tile, length),
-            in_specs=[
-                pl.BlockSpec((tile, inputs), lambda m, s, strips, sources, slots: (m, sources[s])),
-                pl.BlockSpec(
-                    (None, *values.shape[1:]),
-                    lambda m, s, strips, sources, slots: (jnp.minimum(slots[s], nnz - 1), 0, 0),
-                ),
-            ],
-            out_specs=pl.BlockSpec(
-                (tile, outputs), lambda m, s, strips, sources, slots: (m, strips[s])
-            ),
-            scratch_shapes=[pltpu.VMEM((tile, outputs), jnp.float32)],
+            num_scalar_prefetch=len(scalars),
+            grid=(pl.cdiv(rows, tiling.rows), length),
+            in_specs=[*map(strip, range(views)), *map(slot, range(blocks))],
+            out_specs=strips.cut(outputs, lambda m, step, targets, *_: (m, targets[step])),
+            scratch_shapes=[pltpu.VMEM(strips.shape(tiling.rows, outputs), jnp.float32)],
         ),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        compiler_params=_params(tiling),
+        cost_estimate=_cost(rows * values.size, x, values, out),
         name="block_sparse_product",
-    )(*scalars, x, values)
-    return y[:rows]
+    )(*scalars, *[strips.turn(x)] * views, *[values] * blocks)
+    return strips.turn(y)
 
 
 def sampled(
@@ -103,47 +133,72 @@ def sampled(
     *,
     block: tuple[int, int],
     out_dtype,
+    tiling: Tiling,
 ) -> jax.Array:
     """values[e] = x[:, rows[e]]ᵀ @ g[:, cols[e]] for e < stored[0], zero after."""
-    nnz, tile = rows.shape[0], _tile_rows(x.shape[0])
-    x, g = pad_rows(x, tile), pad_rows(g, tile)
+    nnz, (batch, width) = rows.shape[0], x.shape
+    strips = Strips(tiling)
+    x, g = (strips.turn(pad_rows(a, tiling.rows)) for a in (x, g))
+    summed = 1 - strips.axis
 
     def kernel(stored, rows, cols, x, g, values, total):
-        del rows, cols
-        step, last = pl.program_id(1), pl.num_programs(1) - 1
+        del cols
+        entry, step, last = pl.program_id(0), pl.program_id(1), pl.num_programs(1) - 1
 
         @pl.when(step == 0)
         def _():
             total[...] = jnp.zeros_like(total)
 
-        @pl.when(pl.program_id(0) < stored[0])
+        @pl.when(entry < stored[0])
         def _():
-            total[...] += _dot(x[...], g[...], (0, 0))
+            found = strips.read([x], 0, rows[entry], block[0])
+            total[...] += _dot(found, g[...], (summed, summed))
 
         @pl.when(step == last)
         def _():
             values[...] = total[...].astype(values.dtype)
 
+    def left(e, m, stored, rows, cols):
+        return m, 0 if tiling.resident else rows[e]
+
+    out = _result((nnz, *block), out_dtype, x)
     return pl.pallas_call(
         kernel,
-        jax.ShapeDtypeStruct((nnz, *block), out_dtype),
+        out,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(nnz, x.shape[0] // tile),
+            grid=(nnz, pl.cdiv(batch, tiling.rows)),
             in_specs=[
-                pl.BlockSpec((tile, block[0]), lambda e, m, stored, rows, cols: (m, rows[e])),
-                pl.BlockSpec((tile, block[1]), lambda e, m, stored, rows, cols: (m, cols[e])),
+                strips.cut(width if tiling.resident else block[0], left),
+                strips.cut(block[1], lambda e, m, stored, rows, cols: (m, cols[e])),
             ],
             out_specs=pl.BlockSpec((None, *block), lambda e, m, stored, rows, cols: (e, 0, 0)),
             scratch_shapes=[pltpu.VMEM(block, jnp.float32)],
         ),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        compiler_params=_params(tiling),
+        cost_estimate=_cost(batch * out.size, x, g, out),
         name="block_sparse_sampled",
     )(stored, rows, cols, x, g)
 
 
-def _tile_rows(rows: int) -> int:
-    return min(TILE_ROWS, -(-rows // SUBLANES) * SUBLANES)
+def _result(shape, dtype, x):
+    """Varies, inside `shard_map`, over the axes of the mesh that x varies over."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+
+
+def _params(tiling):
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tiling.vmem
+    )
+
+
+def _cost(multiplications, *arrays):
+    """What XLA should expect of a call when it plans others beside it."""
+    return pl.CostEstimate(
+        flops=2 * multiplications,
+        bytes_accessed=sum(a.size * a.dtype.itemsize for a in arrays),
+        transcendentals=0,
+    )
 
 
 def _dot(a, b, axes):

@@ -1,4 +1,4 @@
-"""The GPU benchmark's own machinery, with the reference in the place of the kernels."""
+"""The machinery of the GPU and TPU benchmarks, with the reference in the place of the kernels."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from experiments.bench import gates, gpu, gpu_inputs, timing
+from experiments.bench import gates, gpu, gpu_inputs, timing, tpu
 
 BLOCK = js.Block(64, 64)
 CELL = gpu.Cell(BLOCK, "bfloat16", 0.5, (128, 192), 16, "forward")
@@ -19,7 +19,8 @@ CELL = gpu.Cell(BLOCK, "bfloat16", 0.5, (128, 192), 16, "forward")
     ("pattern", "dtype", "directions"),
     [
         (BLOCK, "bfloat16", ["forward", "dx", "dvalues"]),
-        (BLOCK, "int8", ["forward", "dx"]),
+        (BLOCK, "int8", ["forward", "dx", "dvalues"]),
+        (js.Block(32, 64), "float32", ["forward", "dx", "dvalues"]),
         (BLOCK, "float8_e4m3fn", ["forward", "dx"]),
         (js.NM(2, 4), "float16", ["forward"]),
         (js.NM(2, 4), "int8", ["forward"]),
@@ -120,11 +121,30 @@ def test_gates_are_judged_by_their_worst_row():
     assert gates.line(missing[0]).endswith("not measured")
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("bench", [gpu, tpu])
+def test_without_a_device_it_says_so_and_writes_nothing(bench, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["gpu"])
+    monkeypatch.setattr(sys, "argv", ["bench"])
     with pytest.raises(SystemExit) as stopped:
-        gpu.main()
+        bench.main()
     assert stopped.value.code == 2
-    assert "there is no GPU here" in capsys.readouterr().err
+    name = bench.__name__.rpartition(".")[2].upper()
+    assert f"there is no {name} here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_on_a_device_checks_come_before_the_table(right, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench", "--minutes", "0"])
+    check = {"storage": "1x1", "dtype": "int8", "rows": 1, "direction": "dx", "error": 0.0}
+    checks = [check | {"right": right}]
+    monkeypatch.setattr(gpu, "verify", lambda *_: checks)
+    with pytest.raises(SystemExit) as stopped:
+        gpu.run("tpu", "xla", None, [], tpu.cells())
+    assert stopped.value.code == int(not right)
+    assert ("no time was left for 81 cells" in capsys.readouterr().out) == right
+    result = json.loads((tmp_path / "tpu.json").read_text())
+    assert result["checks"] == checks
+    assert not result["rows"]
+    assert len(result["no_time_for"]) == (81 if right else 0)

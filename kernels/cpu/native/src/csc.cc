@@ -258,7 +258,7 @@ const char* with_tiles(const CscWeights& w, const F& product) {
 
 const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
   const int lanes = kernels().lanes, width = plain_width(x.rows, lanes);
-  if (x.rows <= kPlainPanels * width && (x.rows <= 40 || density_of(w) < 0.35))
+  if (x.rows <= kPlainPanels * width)
     return plain_dot(pool, x, w, width, y) ? nullptr : kBadRow;
   const bool good = w.wide_index ? panels_dot<int32_t>(pool, x, w, y)
                                  : panels_dot<uint16_t>(pool, x, w, y);

@@ -85,8 +85,8 @@ void few_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
     in = {padded, x.rows, depth};
   }
   const long n = w.n_columns;
-  // Wide strips keep a stored row's cache lines together; whole lines keep writers apart.
-  const long strip = std::max<long>(16, std::min<long>(128, n / (pool.threads() * 4) / 16 * 16));
+  // Long runs of a stored row keep pages few; whole lines keep writers apart.
+  const long strip = std::max<long>(16, std::min<long>(1024, n / (pool.threads() * 2) / 16 * 16));
   parallel_for(pool, (n + strip - 1) / strip, [&](long i) {
     k.nm_rows(w.dtype, w.n, w.m, (int)x.rows, w.groups(), n, i * strip,
               std::min(n, (i + 1) * strip), w.values, w.positions, in.at, depth, y, n);
