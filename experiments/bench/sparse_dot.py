@@ -2,6 +2,7 @@
 
     python -m experiments.bench.sparse_dot            # the whole grid, about half an hour
     python -m experiments.bench.sparse_dot --quick    # a few cells, in a minute
+    python -m experiments.bench.sparse_dot --quick --others --name others
 
 For every implementation, storage, dtype, shape, batch and density: the median of
 runs that take turns, two ratios (to jitted `jnp.dot` in float32, which is what a
@@ -252,7 +253,7 @@ def main():
         "break_even_over_best": break_even(rows, "speedup_over_best"),
     }
     path = timing.write(args.name, result)
-    tables.write(rows, path)
+    tables.write(rows, path, args.others)
 
 
 if __name__ == "__main__":

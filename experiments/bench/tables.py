@@ -51,6 +51,26 @@ def markdown(rows: Rows, implementation: str = "cpu") -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def side_by_side(rows: Rows) -> str:
+    """A table of milliseconds, a column for every implementation and library, forward only."""
+    rows = [row for row in rows if row["direction"] == "forward"]
+    names = list(dict.fromkeys(row["implementation"] for row in rows))
+    cells: dict[tuple, dict[str, float]] = collections.defaultdict(dict)
+    for row in rows:
+        key = row["storage"], row["dtype"], tuple(row["shape"]), row["batch"], row["density"]
+        cells[key] |= {"jnp.dot": row["dense_ms"], row["implementation"]: row["ms"]}
+    head = ["storage", "dtype", "shape", "batch", "density", "jnp.dot", *names]
+    lines = [head, ["---"] * len(head)]
+    for (storage, dtype, shape, batch, density), found in cells.items():
+        times = (found.get(name) for name in ("jnp.dot", *names))
+        size = "x".join(map(str, shape))
+        lines.append(
+            [storage, dtype, size, str(batch), f"{density:g}"]
+            + ["" if time is None else f"{time:.2f}" for time in times]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 def _ratio(value: float) -> str:
     text = f"{value:.1f}"
     return text if value >= 1 else f"**{value:.2f}**"
@@ -85,10 +105,11 @@ def figure(rows: Rows, path: pathlib.Path) -> None:
     picture.savefig(path, dpi=110)
 
 
-def write(rows: Rows, path: pathlib.Path) -> None:
-    """Writes the table and the figure beside a file of results."""
-    path.with_suffix(".md").write_text(markdown(rows))
-    figure(rows, path.with_suffix(".png"))
+def write(rows: Rows, path: pathlib.Path, others: bool = False) -> None:
+    """Writes the table beside a file of results: with others', or of ratios and a figure."""
+    path.with_suffix(".md").write_text(side_by_side(rows) if others else markdown(rows))
+    if not others:
+        figure(rows, path.with_suffix(".png"))
 
 
 def main() -> None:
