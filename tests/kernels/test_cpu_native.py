@@ -47,6 +47,13 @@ def battery(**environment):
     return name.decode(), hashlib.sha256(outputs).hexdigest()
 
 
+def run(*command, **options):
+    """Standard output of a command that must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @needs_library
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
@@ -80,14 +87,32 @@ def test_an_unknown_instruction_set_is_refused():
     not (shutil.which("cmake") and shutil.which("c++")), reason="needs cmake and a C++ compiler"
 )
 def test_under_address_and_undefined_behaviour_sanitizers(tmp_path):
-    def run(*command, **options):
-        done = subprocess.run(command, capture_output=True, text=True, **options)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
     run("cmake", "-S", str(NATIVE.parents[2]), "-B", str(tmp_path), "-DJAXSPARSE_SANITIZE=ON")
     run("cmake", "--build", str(tmp_path), "--parallel", "2")
     program = next(tmp_path.rglob("products_test"))
     for isa in ("portable", "avx2", "avx512"):
         output = run(str(program), env=os.environ | {"JAXSPARSE_CPU_ISA": isa})
         assert output.strip().endswith("passed") or "lacks" in output
+
+
+CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which(CROSS) and shutil.which(EMULATOR)), reason=f"needs {CROSS} and {EMULATOR}"
+)
+def test_on_another_processor(tmp_path):
+    sources = [
+        str(source)
+        for source in (NATIVE / "src").glob("*.cc")
+        if source.name not in ("ffi.cc", "isa_avx2.cc", "isa_avx512.cc")
+    ]
+    include = ["-std=gnu++17", "-O1", "-I", str(NATIVE / "src")]
+    program = tmp_path / "products_test"
+    test = str(NATIVE / "test" / "products_test.cc")
+    run(CROSS, *include, "-static", test, *sources, "-o", str(program), "-lpthread")
+    assert run(EMULATOR, str(program)).strip() == "portable: passed"
+    third_party = ["-isystem", str(NATIVE / "third_party")]
+    binding = str(NATIVE / "src" / "ffi.cc")
+    run(CROSS, *include, *third_party, "-fPIC", "-c", binding, "-o", str(tmp_path / "ffi.o"))
