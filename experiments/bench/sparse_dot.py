@@ -2,6 +2,7 @@
 
     python -m experiments.bench.sparse_dot            # the whole grid, about half an hour
     python -m experiments.bench.sparse_dot --quick    # a few cells, in a minute
+    python -m experiments.bench.sparse_dot --batches 1 8    # anew, the other rows are kept
     python -m experiments.bench.sparse_dot --quick --others --name others
 
 For every implementation, storage, dtype, shape, batch and density: the median of
@@ -17,6 +18,7 @@ import argparse
 import collections
 import importlib.util
 import itertools
+import json
 import math
 import statistics
 import time
@@ -196,8 +198,9 @@ def grid(shapes, batches, densities, dtypes):
         yield name, pattern, *cell, "forward"
     for (name, pattern), *cell in itertools.product(FIXED.items(), dtypes, shapes, batches):
         yield name, pattern, *cell, pattern.n / pattern.m, "forward"
-    for way, shape, density in itertools.product(("dx", "dvalues"), shapes, densities):
-        yield "block32x32", js.Block(32, 32), "float32", shape, max(batches), density, way
+    if BATCHES[-1] in batches:
+        for way, shape, density in itertools.product(("dx", "dvalues"), shapes, densities):
+            yield "block32x32", js.Block(32, 32), "float32", shape, BATCHES[-1], density, way
 
 
 def break_even(rows, ratio="speedup"):
@@ -227,16 +230,21 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one shape, two batches, float32")
     parser.add_argument("--others", action="store_true", help="also scipy, torch, jax's own")
     parser.add_argument("--name", default="sparse_dot", help="of the files in results/")
+    parser.add_argument("--batches", type=int, nargs="+", choices=BATCHES, default=BATCHES)
     args = parser.parse_args()
-    sizes = (SHAPES, BATCHES, DENSITIES, DTYPES)
+    sizes = (SHAPES, args.batches, DENSITIES, DTYPES)
     if args.quick:
         sizes = (SHAPES[1:2], [1, 512], [0.5, 0.1], ["float32"])
     peak = limits()
     print(f"{peak[0]:.0f} GFLOP/s, {peak[1]:.1f} GB/s, {js.implementations()}")
     rows = []
+    if args.batches != BATCHES:
+        kept = json.loads((timing.RESULTS / f"{args.name}.json").read_text())["rows"]
+        rows = [row for row in kept if row["batch"] not in args.batches]
+    commit = timing.machine()["commit"]
     for cell in grid(*sizes):
         for row in rows_of(cell, peak, args.others):
-            rows.append(row)
+            rows.append(row | {"commit": commit})
             print(
                 "{implementation:>9} {storage:>12} {dtype:>8} {shape!s:>12} {direction:>7} "
                 "batch {batch:>3} density {density:.2f}: {ms:8.3f} ms, {speedup:5.2f}x jnp.dot, "
