@@ -2,7 +2,7 @@
 
     python -m experiments.bench.sparse_dot            # the whole grid, about half an hour
     python -m experiments.bench.sparse_dot --quick    # a few cells, in a minute
-    python -m experiments.bench.sparse_dot --batches 1 8    # anew, the other rows are kept
+    python -m experiments.bench.sparse_dot --batches 1 8 --native    # the other rows are kept
     python -m experiments.bench.sparse_dot --quick --others --name others
 
 For every implementation, storage, dtype, shape, batch and density: the median of
@@ -20,6 +20,7 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import statistics
 import time
 
@@ -115,6 +116,8 @@ def others(x, dense):
         csr = csr_matrix(dense.T)
         found["scipy CSR"] = lambda: csr @ columns
     if importlib.util.find_spec("torch"):
+        # Or its idle threads spin on the cores of whoever runs next.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import torch
 
         rows, full = torch.from_numpy(np.array(x)), torch.from_numpy(dense)
@@ -127,7 +130,7 @@ def others(x, dense):
     return found
 
 
-def products(packed, dense, x, g, direction):
+def products(packed, dense, x, g, direction, native):
     """Runs of every implementation that takes this product, and of the dense one."""
     full = jnp.asarray(dense)
     if direction == "forward":
@@ -144,7 +147,7 @@ def products(packed, dense, x, g, direction):
         operands = (x, g, packed)
     runs = {"jnp.dot": lambda: plain(*args)}
     for name, state in js.implementations().items():
-        if state != "available":
+        if state != "available" or (native and name != "cpu"):
             continue
         call = jax.jit(lambda *o, name=name, sparse=sparse: sparse(*o, implementation=name))
         try:
@@ -155,13 +158,13 @@ def products(packed, dense, x, g, direction):
     return runs
 
 
-def rows_of(cell, peak, with_others):
+def rows_of(cell, peak, with_others=False, native=False):
     """The rows of one cell of the grid: one for everything that is not dense."""
     storage, pattern, dtype, shape, batch, density, direction = cell
     packed, dense = draw(pattern, shape, density, None if dtype == "float32" else dtype)
     rng = np.random.default_rng(1)
     x, g = (jnp.asarray(rng.standard_normal((batch, size), np.float32)) for size in shape)
-    runs = products(packed, dense, x, g, direction)
+    runs = products(packed, dense, x, g, direction, native)
     if direction == "forward":
         runs |= all_kept(shape, x)
         runs |= others(x, dense) if with_others and dtype == "float32" else {}
@@ -231,6 +234,7 @@ def main():
     parser.add_argument("--others", action="store_true", help="also scipy, torch, jax's own")
     parser.add_argument("--name", default="sparse_dot", help="of the files in results/")
     parser.add_argument("--batches", type=int, nargs="+", choices=BATCHES, default=BATCHES)
+    parser.add_argument("--native", action="store_true", help="the native kernels alone")
     args = parser.parse_args()
     sizes = (SHAPES, args.batches, DENSITIES, DTYPES)
     if args.quick:
@@ -238,12 +242,17 @@ def main():
     peak = limits()
     print(f"{peak[0]:.0f} GFLOP/s, {peak[1]:.1f} GB/s, {js.implementations()}")
     rows = []
-    if args.batches != BATCHES:
+    if args.batches != BATCHES or args.native:
         kept = json.loads((timing.RESULTS / f"{args.name}.json").read_text())["rows"]
-        rows = [row for row in kept if row["batch"] not in args.batches]
+        again = {"cpu"} if args.native else {row["implementation"] for row in kept}
+        rows = [
+            row
+            for row in kept
+            if row["batch"] not in args.batches or row["implementation"] not in again
+        ]
     commit = timing.machine()["commit"]
     for cell in grid(*sizes):
-        for row in rows_of(cell, peak, args.others):
+        for row in rows_of(cell, peak, args.others, args.native):
             rows.append(row | {"commit": commit})
             print(
                 "{implementation:>9} {storage:>12} {dtype:>8} {shape!s:>12} {direction:>7} "
