@@ -34,22 +34,22 @@ $(VENV)/.cuda: $(READY)
 bench: $(READY)  ## what the transforms cost on this machine
 	$(BIN)/python -m experiments.bench.transforms
 
-# With PYTHON's own packages, since a machine with a GPU often cannot fetch any: jax
-# with CUDA, flax, optax, orbax-checkpoint, jaxtyping, and scikit-build-core. With CMake
-# and cusparseLt.h the call of cuSPARSELt is built, without them it is left out.
-INSTALL_FOR_GPU = $(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation --upgrade --target build/gpu .
+# With PYTHON's own packages, since a machine with an accelerator often cannot fetch any:
+# jax for it, flax, optax, orbax-checkpoint, jaxtyping, and scikit-build-core.
+INSTALL = $(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation --upgrade --target build/$@ .
+PYTHON_ONLY = -Cwheel.cmake=false
+MEASURE = PYTHONPATH=build/$@:. $(PYTHON) -P -m experiments.bench.$@
 
-gpu:  ## on a Hopper GPU, in ten minutes: is every kernel right, and how fast
-	$(INSTALL_FOR_GPU) -Ccmake.define.JAXSPARSE_CPU=OFF || $(INSTALL_FOR_GPU) -Cwheel.cmake=false
-	PYTHONPATH=build/gpu:. $(PYTHON) -P -m experiments.bench.gpu
+# With CMake and cusparseLt.h the call of cuSPARSELt is built, without them it is left out.
+gpu:  ## on an NVIDIA GPU, in ten minutes: is every kernel right, and how fast
+	$(INSTALL) -Ccmake.define.JAXSPARSE_CPU=OFF || $(INSTALL) $(PYTHON_ONLY)
+	$(MEASURE)
 
 tune:  ## on a Hopper GPU, in ten minutes: the configurations that make gpu then uses
-	$(INSTALL_FOR_GPU) -Cwheel.cmake=false
-	PYTHONPATH=build/gpu:. $(PYTHON) -P -m experiments.bench.tune
-
-tpu:  ## the same on a TPU, with jax[tpu]
-	$(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation -Cwheel.cmake=false --upgrade --target build/tpu .
-	PYTHONPATH=build/tpu:. $(PYTHON) -P -m experiments.bench.tpu
+tpu:  ## what make gpu does, on a TPU, with jax[tpu]
+tune tpu:
+	$(INSTALL) $(PYTHON_ONLY)
+	$(MEASURE)
 
 lint: $(READY)
 	$(BIN)/python -m pip install -q -e '.[dev]'

@@ -20,7 +20,7 @@ class Gate(NamedTuple):
     directions: tuple[str, ...]
 
 
-GATES = [
+HOPPER = [
     Gate("block 128x128, forward and dX", "efficiency", 0.55, "128x128", ("forward", "dx")),
     Gate("block 128x128, dW", "efficiency", 0.45, "128x128", ("dvalues",)),
     Gate("block 64x64", "efficiency", 0.30, "64x64", ("forward", "dx", "dvalues")),
@@ -37,10 +37,10 @@ def add_efficiency(rows: Sequence[dict[str, Any]]) -> float:
     return rate
 
 
-def verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def verdicts(gates: Sequence[Gate], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For every gate its worst and best row of bfloat16, and whether the worst passes."""
     found = []
-    for gate in GATES:
+    for gate in gates:
         figures = [
             row[gate.figure]
             for row in rows

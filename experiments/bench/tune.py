@@ -27,7 +27,7 @@ from jaxsparse.kernels import tables
 from jaxsparse.kernels.pallas_gpu import configs
 
 import jaxsparse as js
-from experiments.bench import gpu, gpu_inputs
+from experiments.bench import accelerator, accelerator_inputs, gpu
 from experiments.bench.sparse_dot import seconds
 
 TUNED = pathlib.Path(__file__).parents[2] / "kernels" / "pallas_gpu" / "tuned"
@@ -122,9 +122,9 @@ def write(device_kind: str, found: Mapping[Class, configs.Config]) -> pathlib.Pa
 @functools.cache
 def operands(block: tuple[int, int], in_bytes: int, rows: int):
     """x, g and a packed weight that stands for all of its class."""
-    dtype = "bfloat16" if in_bytes == 2 else "float8_e4m3fn"
-    packed = gpu_inputs.weight(js.Block(*block), SHAPE, DENSITY, dtype)
-    return packed, *gpu_inputs.inputs(rows, SHAPE, dtype)
+    dtype = "bfloat16" if in_bytes == 2 else accelerator_inputs.EIGHT
+    packed = accelerator_inputs.weight(js.Block(*block), SHAPE, DENSITY, dtype)
+    return packed, *accelerator_inputs.inputs(rows, SHAPE, dtype)
 
 
 def call(kind: Class, config: configs.Config, sms: int):
@@ -154,7 +154,7 @@ def call(kind: Class, config: configs.Config, sms: int):
 def compiled(kind: Class, config: configs.Config, sms: int):
     """A run of some calls, compiled; None for what the compiler refuses."""
     try:
-        return gpu.repeated(*call(kind, config, sms), ahead=True)
+        return accelerator.repeated(*call(kind, config, sms), ahead=True)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         print(f"{kind} {config}: {str(error).splitlines()[0]}", file=sys.stderr)
         return None

@@ -2,10 +2,10 @@
 
 import ctypes
 import functools
-import re
 from pathlib import Path
 
 import jax
+from jaxsparse.kernels import ffi
 
 _FILE = "libjaxsparse_cpu.so"
 _TARGETS = tuple(
@@ -39,31 +39,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     library.jaxsparse_read.argtypes = [ctypes.c_void_p, ctypes.c_long]
     for name in ("fma", "read"):
         getattr(library, f"jaxsparse_{name}").restype = ctypes.c_double
-    reason = _version_reason(library) or _isa_reason(library)
+    reason = ffi.version_reason(library) or _isa_reason(library)
     return (None, reason) if reason else (library, None)
-
-
-def _version_reason(library: ctypes.CDLL) -> str | None:
-    """Why this jaxlib would refuse the library.
-
-    XLA checks the version itself, but a refusal before its CPU client starts
-    makes every later JAX operation fail: look before registering.
-    """
-    built = library.jaxsparse_ffi_major(), library.jaxsparse_ffi_minor()
-    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
-    if not header.exists():
-        return None
-    text = header.read_text()
-    defined = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", text))
-    if len(defined) < 2:
-        return None
-    running = int(defined["MAJOR"]), int(defined["MINOR"])
-    if running[0] == built[0] and running[1] >= built[1]:
-        return None
-    return (
-        f"the native kernels need XLA FFI {built[0]}.{built[1]}, "
-        f"this jaxlib has {running[0]}.{running[1]}"
-    )
 
 
 def _isa_reason(library: ctypes.CDLL) -> str | None:

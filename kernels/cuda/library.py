@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import jax
-from jaxsparse.kernels.cpu import library as cpu_library
+from jaxsparse.kernels import ffi
 
 _FILE = "libjaxsparse_cusparselt.so"
 _CUSPARSELT = "libcusparseLt.so.0"
@@ -30,7 +30,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(found))
     except OSError as error:
         return None, f"cuSPARSELt cannot be loaded: {error}"
-    reason = _version_reason(library) or cpu_library._version_reason(library)
+    reason = _version_reason(library) or ffi.version_reason(library)
     return (None, reason) if reason else (library, None)
 
 

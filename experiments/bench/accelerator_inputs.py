@@ -1,4 +1,4 @@
-"""Weights and activations for the GPU benchmark, and the three products of them."""
+"""Weights and activations for GPUs and TPUs, and the three products of them."""
 
 import functools
 import math
@@ -18,13 +18,6 @@ EIGHT = "float8_e4m3fn"
 PAIRS = [i | j << 2 for i in range(4) for j in range(i + 1, 4)]  # two places of a group, as bits
 
 
-def directions_of(pattern, dtype):
-    """Those of the three products that the kernels have."""
-    if isinstance(pattern, js.NM):
-        return DIRECTIONS[:1]
-    return DIRECTIONS[:2] if dtype == EIGHT else DIRECTIONS
-
-
 def x_dtype(dtype):
     """Of the activations that go with weights of this dtype: int8 is for weights alone."""
     return "bfloat16" if dtype == "int8" else dtype
@@ -33,7 +26,7 @@ def x_dtype(dtype):
 @functools.lru_cache(maxsize=1)  # the directions of one cell share it
 def weight(pattern, shape, density, dtype):
     """A packed weight of standard normal values at random places."""
-    if isinstance(pattern, js.NM):
+    if pattern == js.NM(2, 4) and shape[0] % 32 == 0:
         return _two_of_four(shape, dtype)
     eight = dtype == EIGHT
     packed, _ = draw(pattern, shape, density, "bfloat16" if eight else dtype)
@@ -63,6 +56,12 @@ def dense(packed):
     return packed.todense()
 
 
+def stored(packed):
+    """True where a packed weight stores one, in the shape of the dense weight."""
+    ones = jnp.ones(packed.values.shape, jnp.float32)
+    return packed.replace(values=ones, scales=None).todense() != 0
+
+
 def inputs(rows, shape, dtype):
     """x and g, standard normal."""
     rng = np.random.default_rng(1)
@@ -90,14 +89,6 @@ def directions(packed, x, g, implementation):
         "dx": (functools.partial(product, transpose=True), (g, values, *index)),
         "dvalues": (sampled, (x, g, *index)),
     }
-
-
-def grid_of(packed):
-    """Which blocks of the grid are stored."""
-    indptr, rows = (np.asarray(a) for a in packed.index)
-    kept = np.zeros(packed.layout.grid, bool)
-    kept[rows[: indptr[-1]], np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))] = True
-    return kept
 
 
 def operations(packed, rows):
