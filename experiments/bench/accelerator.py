@@ -3,16 +3,18 @@
 First every product against float64 on small shapes with a ragged batch. Then, on random
 data, the table: every row against jnp.dot in bfloat16 in the same run, medians of runs
 that take turns, each run so many dependent calls in one program that launching them
-costs nothing. What no time is left for is listed, not dropped in silence.
+costs nothing. What no time is left for is listed, not dropped in silence; what fails to
+compile or to run is, too, and the rest goes on.
 
 `gpu` and `tpu` say what is verified and measured on theirs.
 """
 
 import argparse
+import collections
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +30,7 @@ from experiments.bench.sparse_dot import seconds
 from jaxsparse import kernels
 
 CALLS = 10  # in one program
+NO_TIME = "no time was left"
 # Of the largest magnitude that was summed, for weights of every dtype.
 ERROR = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5, "int8": 1e-2, EIGHT: 1e-2}
 
@@ -59,12 +62,12 @@ class Others(NamedTuple):
     Attributes:
       absent: for everything that cannot run here the reason.
       verify: gives rows as `verify` here does.
-      measure: takes the deadline and returns rows, and what there was no time for.
+      measure: takes the deadline and returns rows, and why which others are missing.
     """
 
     absent: Mapping[str, str]
     verify: Callable[[], Iterable[dict[str, Any]]]
-    measure: Callable[[float], tuple[list[dict[str, Any]], Sequence[Any]]]
+    measure: Callable[[float], tuple[list[dict[str, Any]], dict[str, str]]]
 
 
 # --- here or not ---------------------------------------------------------------------------------
@@ -126,31 +129,40 @@ def verify(implementation, checks, products=None):
             "dx": (g64 @ dense.T, np.abs(g64) @ np.abs(dense.T)),
             "dvalues": (np.where(stored, x64.T @ g64, 0), np.abs(x64.T) @ np.abs(g64)),
         }
-        calls = products(packed, x, g)
         for direction in check.directions:
-            function, operands = calls[direction]
-            found = jax.jit(function)(*operands)
-            if direction == "dvalues":
-                found = packed.replace(values=found, scales=None).todense()
-            right, scale = expected[direction]
-            error = np.max(np.abs(np.asarray(found, np.float64) - right)) / np.max(scale)
-            yield {
+            row = {
                 "implementation": implementation,
                 "storage": name_of(check.pattern),
                 "dtype": check.dtype,
                 "rows": check.rows,
                 "direction": direction,
-                "error": float(error),
-                "right": bool(error <= ERROR[check.dtype]),  # a NaN is not
             }
+            try:
+                function, operands = products(packed, x, g)[direction]
+                found = jax.block_until_ready(jax.jit(function)(*operands))
+            except Exception as failure:  # a compiler's or a device's, of any kind
+                yield row | {"error": None, "right": False, "reason": _first_line(failure)}
+                continue
+            if direction == "dvalues":
+                found = packed.replace(values=found, scales=None).todense()
+            right, scale = expected[direction]
+            error = np.max(np.abs(np.asarray(found, np.float64) - right)) / np.max(scale)
+            # A NaN is not right.
+            yield row | {"error": float(error), "right": bool(error <= ERROR[check.dtype])}
+
+
+def _first_line(failure):
+    return f"{type(failure).__name__}: {str(failure).strip().partition(chr(10))[0]}"
 
 
 def _printed(check):
     """A row of `verify`, printed."""
     word = "right" if check["right"] else "WRONG"
+    outcome = check["reason"] if "reason" in check else "error {error:.1e}".format(**check)
     print(
-        "{implementation}: {storage:>7} {dtype:>13} rows {rows:>3} {direction:>7}: error "
-        "{error:.1e} {0}".format(word, **check),
+        "{implementation}: {storage:>7} {dtype:>13} rows {rows:>3} {direction:>7}: {0} {1}".format(
+            outcome, word, **check
+        ),
         flush=True,
     )
     return check
@@ -219,17 +231,22 @@ def measure(cell, implementation):
 
 
 def until(deadline, wanted, function):
-    """Rows that `function` makes of what is wanted until `deadline`, and what is left."""
-    rows = []
-    for n, item in enumerate(wanted):
+    """Rows that `function` makes of what is wanted until `deadline`; why which are missing."""
+    rows, missing = [], {}
+    for item in wanted:
         if time.monotonic() > deadline:
-            return rows, wanted[n:]
-        rows.append(function(item))
-    return rows, []
+            missing[str(item)] = NO_TIME
+            continue
+        try:
+            rows.append(function(item))
+        except Exception as failure:  # a compiler's or a device's, of any kind
+            missing[str(item)] = _first_line(failure)
+            print(f"{item}: {missing[str(item)]}", flush=True)
+    return rows, missing
 
 
 def table(implementation, deadline, cells):
-    """Rows of the table until `deadline`, and the cells there was no time for."""
+    """Rows of the table until `deadline`, and why which cells are missing."""
 
     def row_of(cell):
         row = measure(cell, implementation)
@@ -242,7 +259,7 @@ def table(implementation, deadline, cells):
         )
         return row
 
-    return until(deadline, list(cells), row_of)
+    return until(deadline, cells, row_of)
 
 
 # --- both ----------------------------------------------------------------------------------------
@@ -251,8 +268,8 @@ def table(implementation, deadline, cells):
 def run(name, implementation, reason, checks, cells, *, judged_by=(), others=None):
     """Verifies, measures, judges and writes results/NAME.json.
 
-    All checks come first: where one fails nothing is measured, and it exits with 1; where
-    there was nothing to do, with 2.
+    All checks come first: what is wrong is not measured, and it exits with 1; where there
+    was nothing to do, with 2.
 
     Args:
       name: of the results.
@@ -277,21 +294,30 @@ def run(name, implementation, reason, checks, cells, *, judged_by=(), others=Non
     found_others = [*map(_printed, others.verify())] if others else []
     verified = found + found_others
     wrong = [check for check in verified if not check["right"]]
-    rows, left = ([], []) if reason or wrong else table(implementation, deadline, cells)
+    faults = {(c["storage"], c["dtype"], c["direction"]) for c in found if not c["right"]}
+    sound, missing = [], {}
+    for cell in () if reason else cells:
+        if (name_of(cell.pattern), cell.dtype, cell.direction) in faults:
+            missing[str(cell)] = "its check failed"
+        else:
+            sound.append(cell)
+    rows, unmeasured = table(implementation, deadline, sound) if sound else ([], {})
+    missing |= unmeasured
     rate = gates.add_efficiency(rows) if rows else None
     verdicts = [] if reason else gates.verdicts(judged_by, rows)
     results = {"absent": absent, "checks": found, "rows": rows, "dense_tflops": rate}
-    results |= {"gates": verdicts, "no_time_for": [str(cell) for cell in left]}
+    results |= {"gates": verdicts, "missing": missing}
     if others:
         timing.write(name, results)  # lest one of the others ends the run
-        more, more_left = ([], []) if wrong else others.measure(deadline)
+        unsound = not all(check["right"] for check in found_others)
+        more, missing_others = ([], {}) if unsound else others.measure(deadline)
         rest = {"absent": dict(others.absent), "checks": found_others, "rows": more}
-        results["others"] = rest | {"no_time_for": [str(cell) for cell in more_left]}
-        rows, left = [*rows, *more], [*left, *more_left]
+        results["others"] = rest | {"missing": missing_others}
+        rows, missing = [*rows, *more], missing | missing_others
     path = timing.write(name, results)
     print(f"{len(wrong)} of {len(verified)} kernels wrong, {len(rows)} cells measured: {path}")
-    if left:
-        print(f"no time was left for {len(left)} cells")
+    for why, count in collections.Counter(missing.values()).items():
+        print(f"{count} cells are missing: {why}")
     if rate:
         print(f"efficiency is the share of the best dense rate of this run, {rate:.0f} TFLOP/s")
     for verdict in verdicts:

@@ -68,10 +68,10 @@ def verify(absent):
 
 
 def measure(absent, deadline):
-    """Rows with milliseconds by name until `deadline`, and what there was no time for."""
-    rows, left = [], []
+    """Rows with milliseconds by name until `deadline`, and why which are missing."""
+    rows, missing = [], {}
     if TRITON not in absent:
-        rows, left = accelerator.table(TRITON, deadline, BLOCK_CELLS)
+        rows, missing = accelerator.table(TRITON, deadline, BLOCK_CELLS)
     wanted = {}
     if CUSPARSELT not in absent:
         wanted |= {f"2:4 {c[0]} rows {c[1]}": functools.partial(two_four, *c) for c in SHAPES}
@@ -84,8 +84,8 @@ def measure(absent, deadline):
         print(f"{label}: {', '.join(times)}", flush=True)
         return row
 
-    more, more_left = accelerator.until(deadline, list(wanted), row_of)
-    return [*rows, *more], [*left, *more_left]
+    more, more_missing = accelerator.until(deadline, wanted, row_of)
+    return [*rows, *more], missing | more_missing
 
 
 # --- cuSPARSELt ----------------------------------------------------------------------------------

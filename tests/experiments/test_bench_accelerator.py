@@ -45,6 +45,17 @@ def test_verification_knows_right_from_wrong(pattern, dtype, directions, monkeyp
         assert right == [direction == "dvalues" for direction in directions]
 
 
+def test_a_failure_is_a_wrong_kernel_and_the_next_is_verified(monkeypatch):
+    def fails(x, packed, *, transpose, implementation, out_dtype):
+        raise NotImplementedError("no such instruction\nat line 7")
+
+    monkeypatch.setattr(accelerator_inputs, "matrix_product", fails)
+    wanted = [accelerator.Check(BLOCK, "float32", (128, 192), 5)]
+    forward, dx, dvalues = map(accelerator._printed, accelerator.verify("xla", wanted))
+    assert not forward["right"] and not dx["right"] and dvalues["right"]
+    assert forward["reason"] == "NotImplementedError: no such instruction"
+
+
 def test_verification_knows_a_wrong_gradient(monkeypatch):
     def wrong(x, g, packed, *, implementation):
         return packed.values.at[0, 0, 0].add(1)
@@ -69,15 +80,26 @@ def test_a_program_of_dependent_calls_makes_every_one():
 @pytest.mark.slow
 def test_a_row_of_the_table_for_every_direction_until_the_deadline():
     cells = [CELL._replace(direction=direction) for direction in DIRECTIONS]
-    rows, left = accelerator.table("xla", math.inf, cells)
+    rows, missing = accelerator.table("xla", math.inf, cells)
     assert [row["direction"] for row in rows] == list(DIRECTIONS)
-    assert not left
+    assert not missing
     json.dumps(rows)
     for row in rows:
         np.testing.assert_allclose(row["speedup"], row["dense_ms"] / row["ms"])
         # Half of the blocks are kept, so half of the operations are useful.
         np.testing.assert_allclose(row["tflops"] / row["dense_tflops"], row["speedup"] / 2)
-    assert accelerator.table("xla", -math.inf, cells) == ([], cells)
+    late = {str(cell): accelerator.NO_TIME for cell in cells}
+    assert accelerator.table("xla", -math.inf, cells) == ([], late)
+
+
+def test_what_fails_is_missing_with_its_reason_and_the_rest_is_measured(capsys):
+    def row_of(item):
+        return {"part": 1 / item}
+
+    rows, missing = accelerator.until(math.inf, [1, 0, 2], row_of)
+    assert rows == [{"part": 1}, {"part": 0.5}]
+    assert missing == {"0": "ZeroDivisionError: division by zero"}
+    assert "0: ZeroDivisionError" in capsys.readouterr().out
 
 
 def test_gates_are_judged_by_their_worst_row():
@@ -107,6 +129,8 @@ CHECK = {"implementation": "xla", "storage": "1x1", "dtype": "int8", "rows": 1}
 CHECK |= {"direction": "dx", "error": 0.0}
 OTHER = CHECK | {"implementation": "other"}
 LATER = {"label": "later"}
+SAME = CELL._replace(pattern=js.Block(1, 1), dtype="int8", direction="dx")  # as CHECK's
+CELLS = [SAME, CELL, CELL._replace(rows=32)]
 
 
 @pytest.fixture
@@ -117,8 +141,7 @@ def started(monkeypatch, tmp_path):
 
     def table(implementation, deadline, cells):
         done.append("table")
-        rows, left = accelerator.until(deadline, list(cells), lambda cell: {})
-        return rows, left
+        return accelerator.until(deadline, cells, lambda cell: {"dense_tflops": 1, "tflops": 1})
 
     monkeypatch.setattr(accelerator, "table", table)
 
@@ -142,7 +165,7 @@ def started(monkeypatch, tmp_path):
         given = accelerator.Others({"third": "not today"}, verify_others, measure_others)
         with pytest.raises(SystemExit) as stopped:
             accelerator.run(
-                "any", "xla", reason, [], [CELL] * 3, others=given if others else None, **options
+                "any", "xla", reason, [], CELLS, others=given if others else None, **options
             )
         path = tmp_path / "any.json"
         return stopped.value.code, done, json.loads(path.read_text()) if path.exists() else None
@@ -154,27 +177,34 @@ def test_all_checks_come_before_the_table_and_the_others_after(started, capsys):
     code, done, result = started()
     assert (code, done) == (0, ["checks", "others' checks", "table", "others' rows"])
     assert result["checks"] == [CHECK | {"right": True}]
-    assert (result["rows"], len(result["no_time_for"])) == ([], 3)
+    assert (result["rows"], len(result["missing"])) == ([], 3)
     assert result["others"] == {
         "absent": {"third": "not today"},
         "checks": [OTHER | {"right": True}],
         "rows": [],
-        "no_time_for": ["a", "b"],
+        "missing": {"a": accelerator.NO_TIME, "b": accelerator.NO_TIME},
     }
     printed = capsys.readouterr().out
     assert "third is left out: not today" in printed
     assert "0 of 2 kernels wrong, 0 cells measured" in printed
-    assert "no time was left for 5 cells" in printed
+    assert "5 cells are missing: no time was left" in printed
 
 
-@pytest.mark.parametrize("right", [(False, True), (True, False)])
-def test_where_any_kernel_is_wrong_nothing_is_measured(right, started, capsys):
-    code, done, result = started(right, minutes=9)
-    assert (code, done) == (1, ["checks", "others' checks"])
-    assert not result["rows"] and not result["others"]["rows"]
+def test_a_wrong_kernel_is_not_measured(started, capsys):
+    code, done, result = started((False, True), minutes=9)
+    assert (code, done) == (1, ["checks", "others' checks", "table", "others' rows"])
+    wrong, *right = CELLS
+    assert result["missing"] == {str(wrong): "its check failed"}
+    assert len(result["rows"]) == len(right) and len(result["others"]["rows"]) == 2
     printed = capsys.readouterr().out
-    assert "1 of 2 kernels wrong, 0 cells measured" in printed
-    assert "other:     1x1          int8 rows   1      dx: error 0.0e+00" in printed
+    assert "1 of 2 kernels wrong, 4 cells measured" in printed
+    assert "xla:     1x1          int8 rows   1      dx: error 0.0e+00 WRONG" in printed
+
+
+def test_of_the_others_none_is_measured_where_one_is_wrong(started):
+    code, done, result = started((True, False), minutes=9)
+    assert (code, done) == (1, ["checks", "others' checks", "table"])
+    assert len(result["rows"]) == 3 and not result["others"]["rows"]
 
 
 def test_what_cannot_run_is_left_out_and_the_others_are_not(started, capsys):
@@ -197,4 +227,4 @@ def test_without_others_none_are_written(started):
     code, done, result = started(others=False)
     assert (code, done) == (0, ["checks", "table"])
     assert "others" not in result
-    assert len(result["no_time_for"]) == 3
+    assert len(result["missing"]) == 3

@@ -82,7 +82,7 @@ def test_a_gpu_before_hopper_has_the_others(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(accelerator, "verify", verify)
     monkeypatch.setattr(
-        accelerator, "table", lambda implementation, *_: (done.append(implementation) or [], [])
+        accelerator, "table", lambda implementation, *_: (done.append(implementation) or [], {})
     )
     monkeypatch.setattr(gpu_others, "SHAPES", [])
     monkeypatch.setattr(gpu_others, "torch_cells", dict)

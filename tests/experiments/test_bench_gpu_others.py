@@ -75,7 +75,7 @@ def test_what_is_missing_is_left_out_with_its_reason(monkeypatch):
     others = gpu_others.here()
     assert others.absent == {n: f"no {n} today" for n in ("triton", "cusparselt", "torch")}
     assert not list(others.verify())
-    assert others.measure(math.inf) == ([], [])
+    assert others.measure(math.inf) == ([], {})
 
 
 def test_what_is_there_is_measured_until_the_deadline(monkeypatch, capsys):
@@ -89,14 +89,14 @@ def test_what_is_there_is_measured_until_the_deadline(monkeypatch, capsys):
     )
     others = gpu_others.here()
     assert others.absent == {"torch": "no torch today"}
-    rows, left = others.measure(math.inf)
+    rows, missing = others.measure(math.inf)
     assert [row.get("cell") for row in rows] == [None] * 12 + gpu_others.SHAPES
-    assert not left
+    assert not missing
     assert "2:4 (4096, 4096) rows 8192: jnp.dot 1.500 ms" in capsys.readouterr().out
-    rows, left = others.measure(-math.inf)
+    rows, missing = others.measure(-math.inf)
     assert not rows
-    assert left[:12] == gpu_others.BLOCK_CELLS
-    assert left[12:] == [f"2:4 {shape} rows {n}" for shape, n in gpu_others.SHAPES]
+    two_four = [f"2:4 {shape} rows {n}" for shape, n in gpu_others.SHAPES]
+    assert list(missing) == [*map(str, gpu_others.BLOCK_CELLS), *two_four]
 
 
 def test_what_cannot_run_here_has_a_reason():
