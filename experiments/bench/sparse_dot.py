@@ -222,9 +222,26 @@ def break_even(rows, ratio="speedup"):
             if fast >= 1 > slow:
                 share = math.log(fast) / math.log(fast / slow)
                 at = low * (high / low) ** share
-        note = "" if at else "always ahead" if min(curve.values()) >= 1 else "always behind"
+        low, high = min(curve.values()), max(curve.values())
+        ends = "always ahead" if low >= 1 else "always behind" if high < 1 else "ahead where denser"
+        note = "" if at else ends
         found.append(dict(zip(CURVE, key, strict=True)) | {"density": at, "note": note})
     return found
+
+
+def cell_of(row):
+    """What a row is a measurement of."""
+    return (*(str(row[k]) for k in CURVE), row["density"])
+
+
+def earlier_rows(name):
+    """The rows of results/NAME.json, to be completed by new ones of the same machine."""
+    found = json.loads((timing.RESULTS / f"{name}.json").read_text())
+    here = timing.machine()
+    other = {k: found["machine"][k] for k in here if k not in ("date", "commit")}
+    if other.items() - here.items():
+        raise SystemExit(f"{name}.json is of another machine, measure all of it: {other}")
+    return found["rows"]
 
 
 def main():
@@ -241,15 +258,8 @@ def main():
         sizes = (SHAPES[1:2], [1, 512], [0.5, 0.1], ["float32"])
     peak = limits()
     print(f"{peak[0]:.0f} GFLOP/s, {peak[1]:.1f} GB/s, {js.implementations()}")
+    earlier = earlier_rows(args.name) if args.batches != BATCHES or args.native else []
     rows = []
-    if args.batches != BATCHES or args.native:
-        kept = json.loads((timing.RESULTS / f"{args.name}.json").read_text())["rows"]
-        again = {"cpu"} if args.native else {row["implementation"] for row in kept}
-        rows = [
-            row
-            for row in kept
-            if row["batch"] not in args.batches or row["implementation"] not in again
-        ]
     commit = timing.machine()["commit"]
     for cell in grid(*sizes):
         for row in rows_of(cell, peak, args.others, args.native):
@@ -262,6 +272,8 @@ def main():
                 ),
                 flush=True,
             )
+    measured = {cell_of(row) for row in rows}
+    rows = [row for row in earlier if cell_of(row) not in measured] + rows
     result = {
         "limits": {"gflops": peak[0], "gb_per_s": peak[1]},
         "implementations": js.implementations(),

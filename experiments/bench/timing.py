@@ -66,11 +66,22 @@ def machine() -> dict[str, Any]:
 
 
 def write(name: str, result: Mapping[str, Any]) -> pathlib.Path:
-    """Writes results/NAME.json together with the machine's description."""
+    """Writes results/NAME.json together with the machine's description, a line a row."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(dict(result) | {"machine": machine()}, indent=2) + "\n")
+    path.write_text(_lines(dict(result) | {"machine": machine()}))
     return path
+
+
+def _lines(result: Mapping[str, Any]) -> str:
+    """JSON whose long lists are a line an item, so that one row changed is one line changed."""
+    fields = []
+    for key, value in result.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(json.dumps(item) for item in value) + "\n]"
+        fields.append(f"{json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
 def _processor() -> str:

@@ -1,6 +1,10 @@
 """The tables that the benchmark of `sparse_dot` writes."""
 
-from experiments.bench import tables
+import json
+
+import pytest
+
+from experiments.bench import sparse_dot, tables, timing
 
 ROW = {
     "implementation": "cpu",
@@ -41,7 +45,43 @@ def test_libraries_stand_side_by_side_and_what_is_missing_is_left_blank():
     ]
 
 
+def test_results_are_a_line_a_row_and_read_back_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    path = timing.write("any", {"rows": [ROW, ROW | {"batch": 1}], "left": [], "limits": {"a": 1}})
+    read = json.loads(path.read_text())
+    assert (read["rows"], read["left"]) == ([ROW, ROW | {"batch": 1}], [])
+    assert read["machine"] == timing.machine()
+    assert sum('"storage"' in line for line in path.read_text().splitlines()) == 2
+
+
+def test_new_rows_are_not_mixed_with_another_machines(monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    path = timing.write("any", {"rows": [ROW]})
+    assert sparse_dot.earlier_rows("any") == [ROW]
+    path.write_text(path.read_text().replace('"cores": ', '"cores": 10'))
+    with pytest.raises(SystemExit, match="another machine"):
+        sparse_dot.earlier_rows("any")
+
+
+@pytest.mark.parametrize(
+    ("ratios", "density", "note"),
+    [
+        ((2.0, 0.5), 0.05 * 2**0.5, ""),
+        ((2.0, 1.5), None, "always ahead"),
+        ((0.5, 0.9), None, "always behind"),
+        ((0.5, 2.0), None, "ahead where denser"),
+    ],
+)
+def test_break_even(ratios, density, note):
+    rows = [
+        ROW | {"density": d, "speedup": ratio} for d, ratio in zip((0.05, 0.1), ratios, strict=True)
+    ]
+    (found,) = sparse_dot.break_even(rows)
+    assert found["density"] == pytest.approx(density)
+    assert found["note"] == note
+
+
 def test_the_committed_table_is_made_of_the_committed_rows():
-    path = tables.timing.RESULTS / "sparse_dot.json"
-    rows = tables.json.loads(path.read_text())["rows"]
+    path = timing.RESULTS / "sparse_dot.json"
+    rows = json.loads(path.read_text())["rows"]
     assert path.with_suffix(".md").read_text() == tables.markdown(rows)
