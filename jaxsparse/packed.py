@@ -8,6 +8,7 @@ it came from, so that a convolution or an attention kernel unpacks to its own sh
 import dataclasses
 import json
 import math
+import operator
 from typing import Any, ClassVar, Self, TypeVar
 
 import jax
@@ -189,19 +190,21 @@ def register(kind: type[PackedKind]) -> type[PackedKind]:
     arrays = kind.array_names
     static = tuple(f.name for f in dataclasses.fields(kind) if f.name not in arrays)  # pyright: ignore[reportArgumentType]
 
-    def aux(packed):
-        return tuple(getattr(packed, name) for name in static)
+    # Every call with a packed argument flattens it: one step, not a loop.
+    fields_of = operator.attrgetter(*static, *arrays)
+
+    def flatten(packed):
+        fields = fields_of(packed)
+        return fields[len(static) :], fields[: len(static)]
 
     def unflatten(aux, children):
         return _rebuild(kind, dict(zip(static + arrays, (*aux, *children), strict=True)))
 
     def flatten_with_keys(packed):
-        keys = map(jax.tree_util.GetAttrKey, arrays)
-        return tuple(zip(keys, packed._children(), strict=True)), aux(packed)
+        children, aux = flatten(packed)
+        return tuple(zip(map(jax.tree_util.GetAttrKey, arrays), children, strict=True)), aux
 
-    jax.tree_util.register_pytree_with_keys(
-        kind, flatten_with_keys, unflatten, lambda packed: (packed._children(), aux(packed))
-    )
+    jax.tree_util.register_pytree_with_keys(kind, flatten_with_keys, unflatten, flatten)
 
     def serialize(aux):
         fields = dict(zip(static, aux, strict=True))

@@ -149,7 +149,7 @@ def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Pa
     scales = None
     if dtype is not None and jnp.issubdtype(dtype, jnp.integer):
         flat, scales = _quantize(flat, jnp.dtype(dtype), xp)
-        scales = scales.reshape(*batch, -1)
+        scales = jnp.asarray(scales).reshape(*batch, -1)
     elif dtype is not None:
         flat = flat.astype(dtype)
     kind, arrays, static = _store(pattern, view, columns, flat, kept, xp)

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.bench import timing
+from experiments.bench import gates, timing
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -24,17 +24,18 @@ def least(rows: Rows, ratio: str) -> dict[tuple, dict[float, float]]:
     return found
 
 
-def markdown(rows: Rows, implementation: str = "cpu") -> str:
+def markdown(rows: Rows, implementation: str = "cpu", suffix: str = "") -> str:
     """A table of speed-ups, the least of the shapes; those below 1 are bold.
 
     Every cell lists the densities from high to low, first against `jnp.dot`, then
-    against the best dense product there is.
+    against the best dense product there is. With the suffix "_in_turn" those of
+    single calls, else those of calls in a row.
     """
     rows = [
         r for r in rows if r["implementation"] == implementation and r["direction"] == "forward"
     ]
     batches = sorted({row["batch"] for row in rows}, reverse=True)
-    plain, best = least(rows, "speedup"), least(rows, "speedup_over_best")
+    plain, best = (least(rows, name + suffix) for name in ("speedup", "speedup_over_best"))
     head = ["storage, densities", *(f"batch {batch}" for batch in batches)]
     lines = [head, ["---"] * len(head)]
     for storage, dtype in dict.fromkeys((row["storage"], row["dtype"]) for row in rows):
@@ -49,6 +50,17 @@ def markdown(rows: Rows, implementation: str = "cpu") -> str:
         ]
         lines.append([name, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def both(rows: Rows) -> str:
+    """The two tables, and how the first stands to the targets."""
+    verdicts = gates.cpu_verdicts(least(rows, "speedup"))
+    return (
+        f"Calls in a row:\n\n{markdown(rows)}\n"
+        f"Single calls in turn, the caches full of the others' weights:\n\n"
+        f"{markdown(rows, suffix='_in_turn')}\n"
+        f"Calls in a row, against the targets:\n\n{verdicts}"
+    )
 
 
 def side_by_side(rows: Rows) -> str:
@@ -107,7 +119,7 @@ def figure(rows: Rows, path: pathlib.Path) -> None:
 
 def write(rows: Rows, path: pathlib.Path, others: bool = False) -> None:
     """Writes the table beside a file of results: with others', or of ratios and a figure."""
-    path.with_suffix(".md").write_text(side_by_side(rows) if others else markdown(rows))
+    path.with_suffix(".md").write_text(side_by_side(rows) if others else both(rows))
     if not others:
         figure(rows, path.with_suffix(".png"))
 

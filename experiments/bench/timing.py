@@ -16,22 +16,31 @@ import jax
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
-def interleave(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def interleave(
+    runs: Mapping[str, Callable[[], Any]], rounds: int, turn: float = 0.0
+) -> dict[str, list[float]]:
     """Returns seconds of every run in every round; each round runs all of them in turn.
 
-    A run must end in finished arrays. One round that is not counted comes first, and
-    each round begins one run later than the last, so that none has the same neighbour's
-    leavings in the caches every time.
+    A run must end in finished arrays. A turn is one call, so that each finds the caches
+    as its neighbour left them; or, with `turn` seconds, as many calls in a row as fill
+    them, and counted is their mean: what the caches keep from call to call stays. One
+    round that is not counted comes first, and each round begins one run later than the
+    last, so that none has the same neighbour every time.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    calls = dict.fromkeys(runs, 1)
     order = list(runs)
     for counted in range(-1, rounds):
         order.append(order.pop(0))
         for name in order:
             start = time.perf_counter()
-            jax.block_until_ready(runs[name]())
+            for _ in range(calls[name]):
+                jax.block_until_ready(runs[name]())
+            took = (time.perf_counter() - start) / calls[name]
             if counted >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(took)
+            else:
+                calls[name] = max(1, int(turn / took))
     return seconds
 
 

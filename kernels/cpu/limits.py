@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxsparse.kernels.cpu import library
 
-_ROUNDS = 8  # the best is kept: anything else on the machine only slows it down
+_ROUNDS = 32  # the best is kept: anything else on the machine only slows it down
 
 
 def fma_peak(threads: int | None = None) -> float:

@@ -1,6 +1,7 @@
 """The tables that the benchmark of `sparse_dot` writes."""
 
 import json
+import time
 
 import pytest
 
@@ -18,6 +19,8 @@ ROW = {
     "dense_ms": 5.0,
     "speedup": 2.5,
     "speedup_over_best": 1.25,
+    "speedup_in_turn": 1.5,
+    "speedup_over_best_in_turn": 0.75,
 }
 
 
@@ -28,6 +31,35 @@ def test_a_cell_is_the_least_of_the_shapes_and_losing_is_bold():
     other = ROW | {"implementation": "xla", "speedup": 0.2, "speedup_over_best": 0.2}
     *_, line = tables.markdown([ROW, slower, sparser, backward, other]).splitlines()
     assert line == "| block4x16 float32, 0.5 / 0.1 | 1.5 / 6.0; **0.90** / 4.0 |"
+
+
+def test_single_calls_in_turn_have_a_table_of_their_own():
+    assert "| block4x16 float32, 0.5 | 2.5; 1.2 |" in tables.markdown([ROW])
+    assert "| block4x16 float32, 0.5 | 1.5; **0.75** |" in tables.markdown([ROW], suffix="_in_turn")
+
+
+def test_what_falls_short_of_a_target_is_bold_and_what_was_not_measured_is_left_out():
+    sparser = ROW | {"density": 0.1, "speedup": 9.9}
+    lines = tables.both([ROW, sparser]).splitlines()
+    assert "| block4x16 float32, 0.5 / 0.25 / 0.1 | 8 | 2.5 / 5 / 10 | 2.5 / - / **9.9** |" in lines
+
+
+def test_a_turn_is_one_call_or_as_many_as_fill_it():
+    calls = {"quick": 0, "slow": 0}
+
+    def run(name, seconds):
+        def call():
+            calls[name] += 1
+            time.sleep(seconds)
+
+        return call
+
+    runs = {"quick": run("quick", 1e-3), "slow": run("slow", 2e-2)}
+    found = timing.interleave(runs, rounds=2)
+    assert calls == {"quick": 3, "slow": 3}
+    assert min(found["slow"]) >= 2e-2 and len(found["quick"]) == 2
+    timing.interleave(runs, rounds=2, turn=1e-2)
+    assert calls["slow"] == 6 and 3 + 1 + 2 * 2 <= calls["quick"] <= 3 + 1 + 2 * 10
 
 
 def test_libraries_stand_side_by_side_and_what_is_missing_is_left_blank():
@@ -84,4 +116,4 @@ def test_break_even(ratios, density, note):
 def test_the_committed_table_is_made_of_the_committed_rows():
     path = timing.RESULTS / "sparse_dot.json"
     rows = json.loads(path.read_text())["rows"]
-    assert path.with_suffix(".md").read_text() == tables.markdown(rows)
+    assert path.with_suffix(".md").read_text() == tables.both(rows)

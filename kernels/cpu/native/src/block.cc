@@ -6,10 +6,12 @@
 namespace jaxsparse {
 namespace {
 
-// Bytes of weights that the whole batch passes over before the next ones, in panels and
-// row by row; of a panel; of weights prepared at a time.
-constexpr long kGroupBytes = 1024 * 1024, kRowGroupBytes = 640 * 1024;
-constexpr long kPanelBytes = 900 * 1024;
+// Bytes of weights that the whole batch passes over before the next ones, and of a panel:
+// together they leave room in a second cache of 1 MiB. Bytes of weights that few rows take
+// at a time: a helper wakes late and must find work left. Bytes prepared at a time.
+constexpr long kGroupBytes = 320 * 1024;
+constexpr long kPanelBytes = 450 * 1024;
+constexpr long kFewRowsBytes = 128 * 1024;
 constexpr long kPreparedBytes = 8 * 1024 * 1024;
 constexpr int kStrip = 64;                // columns of y written at a time
 
@@ -82,7 +84,7 @@ void panel_columns(const Kernels& k, const Sums& s, long j0, long j1, const floa
   if (held) flush();
 }
 
-// The same row-wise, where a block is at least two vectors wide: every weight is loaded
+// The same row-wise, where a block is one vector or pairs of them wide: every weight is loaded
 // as part of a vector and the results need no transposing.
 void row_columns(const Kernels& k, const Sums& s, long j0, long j1, int dtype, const void* weights,
                  const float* packed, int width, int rows, float* y) {
@@ -106,8 +108,10 @@ template <class Prepare>
 void dot_panels(Pool& pool, const Matrix& x, const Sums& s, long depth, const float* stored,
                 const Prepare& prepare, float* y) {
   const Kernels& k = kernels();
-  const bool row_wise = s.outs % (2 * k.lanes) == 0;
-  const long passes = (x.rows + k.most_rows - 1) / k.most_rows;
+  const bool narrow = s.outs == k.lanes;
+  const bool row_wise = narrow || s.outs % (2 * k.lanes) == 0;
+  const long held = narrow ? k.narrow_rows : k.most_rows;
+  const long passes = (x.rows + held - 1) / held;
   const int vectors = panel_vectors(x.rows, depth, k.lanes);
   const Panels panels(pool, x, depth,
                       row_wise ? (int)((x.rows + passes - 1) / passes) : vectors * k.lanes);
@@ -115,7 +119,7 @@ void dot_panels(Pool& pool, const Matrix& x, const Sums& s, long depth, const fl
   // the weights that stay. Groups are smaller where threads would go idle.
   const long block = (long)s.depth * s.outs;
   const long shares = std::max<long>(1, (4 * pool.threads() + panels.count - 1) / panels.count);
-  const auto begins = group_columns(s, shares, row_wise ? kRowGroupBytes : kGroupBytes);
+  const auto begins = group_columns(s, shares, kGroupBytes);
   const long groups = (long)begins.size() - 1;
   const auto multiply = [&](long g, long p, const float* w) {
     float* to = y + p * panels.width * s.total;
@@ -155,7 +159,7 @@ void dot_rows(Pool& pool, const Matrix& x, const BlockWeights& w, const Sums& s,
   const long depth = w.block_rows() * w.bk;
   const bool as_is = rows == 1 && depth == x.columns;
   const float* packed = as_is ? x.at : Panels(pool, x, depth, rows)[0];
-  const auto begins = group_columns(s, pool.threads() * 4, kRowGroupBytes);
+  const auto begins = group_columns(s, pool.threads() * 16, kFewRowsBytes);
   const long block = (long)w.bk * w.bn, bytes = dtype_bytes(w.dtype);
   parallel_for(pool, (long)begins.size() - 1, [&](long g) {
     const char* values = static_cast<const char*>(w.values) + w.indptr[begins[g]] * block * bytes;
@@ -220,7 +224,7 @@ void block_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWei
   // Both operands of this many steps of the batch fit the first cache.
   const long step = std::max<long>(32, 5 * 1024 / (w.bk + w.bn) / 16 * 16);
   const Sums s{w.block_columns(), w.indptr, w.indices, w.bk, w.bn, w.n};
-  const auto begins = group_columns(s, pool.threads() * 4, kRowGroupBytes);
+  const auto begins = group_columns(s, pool.threads() * 4, kGroupBytes);
   parallel_for(pool, (long)begins.size() - 1, [&](long g) {
     float* dys = scratch().get<float>(kWeights, batch * w.bn);
     for (long j = begins[g]; j < begins[g + 1]; j++) {

@@ -10,10 +10,13 @@ namespace {
 
 const char kBadRow[] = "a row index is outside the kernel, or rows do not ascend in their column";
 
-// Batches up to this many panels are multiplied straight from CSC; cutting tiles pays
-// once several panels share them.
-constexpr long kPlainPanels = 2;
-constexpr long kGroupEntries = 32 * 1024;
+// Batches up to this are multiplied straight from CSC. Cutting tiles pays once several
+// panels share them, or where a column's turn in a whole panel would be over too soon.
+constexpr long kPlainRows = 32, kPlainRowsDense = 64;
+// A group is checked, then multiplied: few enough entries for their rows to stay in the
+// first cache between, unless several panels share them.
+constexpr long kGroupEntries = 4 * 1024, kSharedEntries = 32 * 1024;
+constexpr long kSideBySide = 8;  // columns that the kernels take together
 constexpr long kPanelGroup = 16;  // panels whose sums are held at a time
 
 double density_of(const CscWeights& w) {
@@ -130,16 +133,11 @@ void cut_tile(const CscWeights& w, long n0, long n1, long high, int most, long* 
   const int columns = (int)(n1 - n0);
   const long usual = (long)(most * density_of(w));
   uint16_t counts[kTileColumns];
+  kernels().csc_cut(w.wide_index, w.indices, w.indptr + n0, columns, high, most, at, counts);
   for (int c = 0; c < columns; c++) {
-    // Bisection without branches: where a column ends here is anybody's guess.
-    const Row* first = index + at[c];
-    const Row* low = first;
-    long left = std::min<long>(most, w.indptr[n0 + c + 1] - at[c]);
-    for (; left > 1; left -= left / 2) low += left / 2 * ((long)low[left / 2 - 1] < high);
-    if (left == 1) low += (long)*low < high;
-    counts[c] = (uint16_t)(low - first);
     // A column goes on where it ends here; the columns lie far apart.
     const char* v = values + (at[c] + counts[c]) * bytes;
+    const Row* low = index + at[c] + counts[c];
     for (long b = 0; b <= usual * bytes; b += 64) __builtin_prefetch(v + b, 0, 2);
     for (long b = 0; b <= usual * (long)sizeof(Row); b += 64)
       __builtin_prefetch(reinterpret_cast<const char*>(low) + b, 0, 2);
@@ -217,12 +215,16 @@ bool plain_dot(Pool& pool, const Matrix& x, const CscWeights& w, int width, floa
   std::optional<Panels> panels;  // one row needs no packing
   if (!by_row && width > 1) panels.emplace(pool, x, w.k, width);
   std::vector<long> begins;
-  const long limit = std::max<long>(
-      1024, std::min<long>(kGroupEntries, w.indptr[w.n] / (pool.threads() * 8) + 1));
-  cut_by_cost(w.n, limit, [&](long n) { return (long)w.indptr[n + 1] - w.indptr[n] + 8; }, begins);
+  const long most = x.rows <= width ? kGroupEntries : kSharedEntries;
+  const long limit =
+      std::max<long>(1024, std::min<long>(most, w.indptr[w.n] / (pool.threads() * 8) + 1));
+  const auto first = [&](long set) { return std::min(w.n, set * kSideBySide); };
+  cut_by_cost((w.n + kSideBySide - 1) / kSideBySide, limit, [&](long set) {
+    return (long)w.indptr[first(set + 1)] - w.indptr[first(set)] + 64;
+  }, begins);
   std::atomic<bool> good{true};
   parallel_for(pool, (long)begins.size() - 1, [&](long g) {
-    const long n0 = begins[g], n1 = begins[g + 1];
+    const long n0 = first(begins[g]), n1 = first(begins[g + 1]);
     if (!rows_in_range(w, w.indptr[n0], w.indptr[n1])) {
       good = false;
       return;
@@ -258,7 +260,7 @@ const char* with_tiles(const CscWeights& w, const F& product) {
 
 const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
   const int lanes = kernels().lanes, width = plain_width(x.rows, lanes);
-  if (x.rows <= kPlainPanels * width)
+  if (x.rows <= (density_of(w) > 0.2 ? kPlainRowsDense : kPlainRows))
     return plain_dot(pool, x, w, width, y) ? nullptr : kBadRow;
   const bool good = w.wide_index ? panels_dot<int32_t>(pool, x, w, y)
                                  : panels_dot<uint16_t>(pool, x, w, y);

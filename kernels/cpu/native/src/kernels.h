@@ -15,8 +15,8 @@ enum Dtype { kF32 = 0, kBf16 = 1, kI8 = 2 };
 
 inline long dtype_bytes(int dtype) { return dtype == kF32 ? 4 : dtype == kBf16 ? 2 : 1; }
 
-// Rows of a batch that the row-wise block kernel holds in registers.
-constexpr int kMostRows = 14;
+// Rows of a batch that the row-wise block kernel holds in registers, at most.
+constexpr int kMostRows = 28;
 
 constexpr int kFmaChains = 12;
 
@@ -45,11 +45,12 @@ struct CscTile {
 struct Kernels {
   const char* name;
   int lanes;
-  int most_rows;     // <= kMostRows
+  int most_rows;     // of the row-wise block kernel, where y is two vectors wide or more
+  int narrow_rows;   // and where it is one vector wide and the weights are floats
   int tile_vectors;  // panel width of the tile kernels, in vectors
 
   // Panels. `rows` of x (leading dimension ld) to panel[depth][width]; rows beyond are
-  // zero. width is a multiple of lanes for pack_panel, and <= most_rows for pack_rows,
+  // zero. width is a multiple of lanes for pack_panel, and <= kMostRows for pack_rows,
   // which may write up to 2 * lanes floats past the end.
   void (*pack_panel)(const float* x, long ld, int rows, long depth, int width, float* panel);
   void (*pack_rows)(const float* x, long ld, int rows, long depth, int width, float* panel);
@@ -93,6 +94,10 @@ struct Kernels {
   // outs[column][tile_vectors * lanes] += a tile of CSC times the whole panel.
   void (*csc_tile)(int dtype, const CscTile& tile, bool wide_index, const void* index,
                    const void* values, const float* panel, const float* next, float* outs);
+  // counts[c]: how many of the entries of column c from at[c] on lie above row `high`, of
+  // ascending rows; at most `most`.
+  void (*csc_cut)(bool wide_index, const void* index, const int32_t* indptr, int columns,
+                  long high, int most, const long* at, uint16_t* counts);
   uint32_t (*largest_row)(bool wide_index, const void* index, long count);
 
   // Straight from CSC for one panel of `width` rows: 1, 4, 8 or up to 4 times the lanes.

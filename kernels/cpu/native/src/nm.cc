@@ -85,8 +85,9 @@ void few_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
     in = {padded, x.rows, depth};
   }
   const long n = w.n_columns;
-  // Long runs of a stored row keep pages few; whole lines keep writers apart.
-  const long strip = std::max<long>(16, std::min<long>(1024, n / (pool.threads() * 2) / 16 * 16));
+  // A strip the kernel takes at once, or two: a helper wakes late and must find work left.
+  const long even = n / pool.threads() / 16 * 16, fine = n / (pool.threads() * 8) / 128 * 128;
+  const long strip = std::max<long>(16, std::max(std::min(128L, even), std::min(256L, fine)));
   parallel_for(pool, (n + strip - 1) / strip, [&](long i) {
     k.nm_rows(w.dtype, w.n, w.m, (int)x.rows, w.groups(), n, i * strip,
               std::min(n, (i + 1) * strip), w.values, w.positions, in.at, depth, y, n);

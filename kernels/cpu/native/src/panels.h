@@ -15,7 +15,7 @@ struct Matrix {
 class Panels {
  public:
   // depth >= x.columns: the rest of a panel is zero. width: a multiple of the lanes, or
-  // at most most_rows.
+  // at most kMostRows.
   Panels(Pool& pool, const Matrix& x, long depth, int width)
       : width(width),
         count((x.rows + width - 1) / width),
