@@ -44,6 +44,8 @@ def test_int8_is_exact_once_rounded(storage):
     again = storage.pack(js.unpack(packed), places != 0, "int8")
     np.testing.assert_array_equal(again.values, packed.values)
     np.testing.assert_allclose(again.todense(), dense, rtol=1e-6)
+    # NumPy's would be copied to the device in every call.
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(packed))
 
 
 KERNELS = [

@@ -69,15 +69,35 @@ def draw(pattern, shape, density, dtype):
     return js.pack(weight, pattern, mask, dtype=dtype), np.where(mask, weight, 0)
 
 
-def seconds(runs, turn=0.0):
-    """Median seconds of every run; about half a second for all, seven rounds at least."""
+def turns(runs, turn=0.0):
+    """Seconds of every run in every round; about half a second for all, seven rounds at least."""
     start = time.perf_counter()
     for run in runs.values():
         jax.block_until_ready(run())  # compiles
         jax.block_until_ready(run())
     once = max((time.perf_counter() - start) / 2, turn * len(runs))
     rounds = max(7, min(200, int(0.5 / max(once, 1e-4))))
-    return {k: statistics.median(v) for k, v in timing.interleave(runs, rounds, turn).items()}
+    return timing.interleave(runs, rounds, turn)
+
+
+def seconds(runs):
+    """Median seconds of every run, single calls in turn."""
+    return medians(turns(runs))
+
+
+def medians(times):
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def speedup(times, dense, name):
+    """How many times faster than a dense product of the same round, in the median."""
+    return 1 / timing.ratios({name: times[name], dense: times[dense]}, dense)[name]
+
+
+def best_dense(times):
+    """The name of the fastest dense product."""
+    found = medians(times)
+    return min((name for name in found if name in DENSE), key=found.__getitem__)
 
 
 def limits():
@@ -172,10 +192,8 @@ def rows_of(cell, peak, with_others=False, native=False):
     if direction == "forward":
         runs |= all_kept(shape, x)
         runs |= others(x, dense) if with_others and dtype == "float32" else {}
-    found, in_turn = seconds(runs, TURN), seconds(runs)
-    best, best_in_turn = (
-        min(t for name, t in times.items() if name in DENSE) for times in (found, in_turn)
-    )
+    in_a_row, in_turn = turns(runs, TURN), turns(runs)
+    found, best, best_in_turn = medians(in_a_row), best_dense(in_a_row), best_dense(in_turn)
     flops, moved = 2 * batch * packed.layout.stored, packed.nbytes + x.nbytes + g.nbytes
     limit = max(flops / peak[0], moved / peak[1]) / 1e9
     for name, took in found.items():
@@ -190,14 +208,14 @@ def rows_of(cell, peak, with_others=False, native=False):
                 "direction": direction,
                 "ms": took * 1e3,
                 "dense_ms": found["jnp.dot"] * 1e3,
-                "best_dense_ms": best * 1e3,
-                "speedup": found["jnp.dot"] / took,
-                "speedup_over_best": best / took,
+                "best_dense_ms": found[best] * 1e3,
+                "speedup": speedup(in_a_row, "jnp.dot", name),
+                "speedup_over_best": speedup(in_a_row, best, name),
                 "gflops": flops / took / 1e9,
                 "share_of_limit": limit / took,
-                "ms_in_turn": in_turn[name] * 1e3,
-                "speedup_in_turn": in_turn["jnp.dot"] / in_turn[name],
-                "speedup_over_best_in_turn": best_in_turn / in_turn[name],
+                "ms_in_turn": statistics.median(in_turn[name]) * 1e3,
+                "speedup_in_turn": speedup(in_turn, "jnp.dot", name),
+                "speedup_over_best_in_turn": speedup(in_turn, best_in_turn, name),
                 "bytes_of_dense": packed.nbytes / dense.nbytes,
             }
 

@@ -24,6 +24,13 @@ def least(rows: Rows, ratio: str) -> dict[tuple, dict[float, float]]:
     return found
 
 
+def forward(rows: Rows, implementation: str) -> Rows:
+    """The rows of one implementation's products x @ W."""
+    return [
+        r for r in rows if r["implementation"] == implementation and r["direction"] == "forward"
+    ]
+
+
 def markdown(rows: Rows, implementation: str = "cpu", suffix: str = "") -> str:
     """A table of speed-ups, the least of the shapes; those below 1 are bold.
 
@@ -31,9 +38,7 @@ def markdown(rows: Rows, implementation: str = "cpu", suffix: str = "") -> str:
     against the best dense product there is. With the suffix "_in_turn" those of
     single calls, else those of calls in a row.
     """
-    rows = [
-        r for r in rows if r["implementation"] == implementation and r["direction"] == "forward"
-    ]
+    rows = forward(rows, implementation)
     batches = sorted({row["batch"] for row in rows}, reverse=True)
     plain, best = (least(rows, name + suffix) for name in ("speedup", "speedup_over_best"))
     head = ["storage, densities", *(f"batch {batch}" for batch in batches)]
@@ -54,7 +59,7 @@ def markdown(rows: Rows, implementation: str = "cpu", suffix: str = "") -> str:
 
 def both(rows: Rows) -> str:
     """The two tables, and how the first stands to the targets."""
-    verdicts = gates.cpu_verdicts(least(rows, "speedup"))
+    verdicts = gates.cpu_verdicts(least(forward(rows, "cpu"), "speedup"))
     return (
         f"Calls in a row:\n\n{markdown(rows)}\n"
         f"Single calls in turn, the caches full of the others' weights:\n\n"

@@ -17,7 +17,6 @@ constexpr long kPlainRows = 32, kPlainRowsDense = 64;
 // first cache between, unless several panels share them.
 constexpr long kGroupEntries = 4 * 1024, kSharedEntries = 32 * 1024;
 constexpr long kSideBySide = 8;  // columns that the kernels take together
-constexpr long kPanelGroup = 16;  // panels whose sums are held at a time
 
 double density_of(const CscWeights& w) {
   return w.indptr[w.n] / std::max(1.0, (double)w.k * w.n);
@@ -158,38 +157,39 @@ bool panels_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
   const int tile_rows = rows_of_tile(w);
   const Panels panels(pool, x, w.k, width);
   std::atomic<bool> good{true};
-  parallel_for(pool, (w.n + kTileColumns - 1) / kTileColumns, [&](long i) {
-    const long n0 = i * kTileColumns, n1 = std::min(w.n, n0 + kTileColumns);
+  const long chunks = (w.n + kTileColumns - 1) / kTileColumns;
+  const long together = panels_together(pool, panels.count, chunks);
+  const long shares = (panels.count + together - 1) / together;
+  parallel_for(pool, chunks * shares, [&](long i) {
+    const long n0 = i / shares * kTileColumns, n1 = std::min(w.n, n0 + kTileColumns);
+    const long p0 = i % shares * together, p1 = std::min(panels.count, p0 + together);
     if (!rows_in_range(w, w.indptr[n0], w.indptr[n1])) {
       good = false;
       return;
     }
     const size_t size = (size_t)kTileColumns * width;
-    for (long p0 = 0; p0 < panels.count; p0 += kPanelGroup) {
-      const long p1 = std::min(panels.count, p0 + kPanelGroup);
-      float* outs = scratch().get<float>(kOuts, (p1 - p0) * size);
-      std::memset(outs, 0, (p1 - p0) * size * sizeof(float));
-      long at[kTileColumns];
-      for (long n = n0; n < n1; n++) at[n - n0] = w.indptr[n];
-      for (long low = 0; low < w.k; low += tile_rows) {
-        CscTile tile;
-        cut_tile<Row>(w, n0, n1, low + tile_rows, tile_rows, at, &tile);
-        for (long p = p0; p < p1; p++) {
-          const bool last = p + 1 == p1;
-          const long begin = last ? low + tile_rows : low;
-          tile.next_floats = std::min<long>(tile_rows, std::max(0L, w.k - begin)) * width;
-          const float* next = panels[last ? p0 : p + 1] + begin * width;
-          k.csc_tile(w.dtype, tile, w.wide_index, w.indices, w.values, panels[p], next,
-                     outs + (p - p0) * size);
-        }
+    float* outs = scratch().get<float>(kOuts, (p1 - p0) * size);
+    std::memset(outs, 0, (p1 - p0) * size * sizeof(float));
+    long at[kTileColumns];
+    for (long n = n0; n < n1; n++) at[n - n0] = w.indptr[n];
+    for (long low = 0; low < w.k; low += tile_rows) {
+      CscTile tile;
+      cut_tile<Row>(w, n0, n1, low + tile_rows, tile_rows, at, &tile);
+      for (long p = p0; p < p1; p++) {
+        const bool last = p + 1 == p1;
+        const long begin = last ? low + tile_rows : low;
+        tile.next_floats = std::min<long>(tile_rows, std::max(0L, w.k - begin)) * width;
+        const float* next = panels[last ? p0 : p + 1] + begin * width;
+        k.csc_tile(w.dtype, tile, w.wide_index, w.indices, w.values, panels[p], next,
+                   outs + (p - p0) * size);
       }
-      for (long n = n0; n < n1; n++) {
-        if (at[n - n0] != w.indptr[n + 1]) good = false;  // rows out of order
-      }
-      for (long p = p0; p < p1; p++)
-        k.store_panel(outs + (p - p0) * size, (int)(n1 - n0), width, panels.rows(p),
-                      y + p * width * w.n + n0, w.n);
     }
+    for (long n = n0; n < n1; n++) {
+      if (at[n - n0] != w.indptr[n + 1]) good = false;  // rows out of order
+    }
+    for (long p = p0; p < p1; p++)
+      k.store_panel(outs + (p - p0) * size, (int)(n1 - n0), width, panels.rows(p),
+                    y + p * width * w.n + n0, w.n);
   });
   return good;
 }

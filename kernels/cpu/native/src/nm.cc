@@ -9,7 +9,6 @@ namespace {
 
 // Beyond, a panel's worth of work is worth less than the panels' own cost.
 constexpr long kFewRows = 40;
-constexpr long kPanelGroup = 16;  // panels whose sums are held at a time
 
 struct NmTiles : Scattered {
   const NmWeights& w;
@@ -99,38 +98,41 @@ void many_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
   const Kernels& k = kernels();
   // Rows of x in a tile: a panel's share of them is half the first cache, or all of it
   // where a column's turn would be over too soon.
-  const int tile_rows = w.n * 3 > w.m ? 64 : 128;
+  // A small kernel has one tile, no larger than it and a row of zeros need.
+  const long usual = w.n * 3 > w.m ? 64 : 128, all = (w.groups() * w.m + 16) / 16 * 16;
+  const int tile_rows = (int)std::min(usual, all);
   const int width = k.tile_vectors * k.lanes, whole = tile_rows / w.m * w.n;
   const long n = w.n_columns, stored = w.groups() * w.n, tiles = (stored + whole - 1) / whole;
   const Panels panels(pool, x, tiles * tile_rows, width);
   uint8_t base[128];
   for (int e = 0; e < whole; e++) base[e] = (uint8_t)(e / w.n * w.m);
-  parallel_for(pool, (n + kTileColumns - 1) / kTileColumns, [&](long i) {
-    const long n0 = i * kTileColumns;
+  const long chunks = (n + kTileColumns - 1) / kTileColumns;
+  const long together = panels_together(pool, panels.count, chunks);
+  const long shares = (panels.count + together - 1) / together;
+  parallel_for(pool, chunks * shares, [&](long i) {
+    const long n0 = i / shares * kTileColumns;
+    const long p0 = i % shares * together, p1 = std::min(panels.count, p0 + together);
     const int columns = (int)std::min<long>(kTileColumns, n - n0);
     const char* at = static_cast<const char*>(w.values) + n0 * dtype_bytes(w.dtype);
     float* values = scratch().get<float>(kWeights, kTileColumns * whole);
     uint32_t* rows = scratch().get<uint32_t>(kRows, kTileColumns * whole / 4);
-    for (long p0 = 0; p0 < panels.count; p0 += kPanelGroup) {
-      const long p1 = std::min(panels.count, p0 + kPanelGroup);
-      const size_t size = (size_t)kTileColumns * width;
-      float* outs = scratch().get<float>(kOuts, (p1 - p0) * size);
-      std::memset(outs, 0, (p1 - p0) * size * sizeof(float));
-      for (long t = 0; t < tiles; t++) {
-        const NmTile tile{t * whole, (int)std::min<long>(whole, stored - t * whole), w.bits(),
-                          w.per_word(), tile_rows - 1, base};
-        k.nm_quads(w.dtype, tile, at, w.positions + n0, n, columns, values, rows);
-        for (long p = p0; p < p1; p++) {
-          const float* next = p + 1 < p1 ? panels[p + 1] + t * tile_rows * width
-                                         : panels[p0] + (t + 1) * tile_rows * width;
-          k.quads_dot(columns, (tile.count + 3) / 4, values, rows,
-                      panels[p] + t * tile_rows * width, next, outs + (p - p0) * size);
-        }
+    const size_t size = (size_t)kTileColumns * width;
+    float* outs = scratch().get<float>(kOuts, (p1 - p0) * size);
+    std::memset(outs, 0, (p1 - p0) * size * sizeof(float));
+    for (long t = 0; t < tiles; t++) {
+      const NmTile tile{t * whole, (int)std::min<long>(whole, stored - t * whole), w.bits(),
+                        w.per_word(), tile_rows - 1, base};
+      k.nm_quads(w.dtype, tile, at, w.positions + n0, n, columns, values, rows);
+      for (long p = p0; p < p1; p++) {
+        const float* next = p + 1 < p1 ? panels[p + 1] + t * tile_rows * width
+                                       : panels[p0] + (t + 1) * tile_rows * width;
+        k.quads_dot(columns, (tile.count + 3) / 4, values, rows,
+                    panels[p] + t * tile_rows * width, next, outs + (p - p0) * size);
       }
-      for (long p = p0; p < p1; p++)
-        k.store_panel(outs + (p - p0) * size, columns, width, panels.rows(p),
-                      y + p * width * n + n0, n);
     }
+    for (long p = p0; p < p1; p++)
+      k.store_panel(outs + (p - p0) * size, columns, width, panels.rows(p),
+                    y + p * width * n + n0, n);
   });
 }
 

@@ -32,6 +32,12 @@ inline Chunk chunk_scratch(long tiles, long entries) {
           scratch().get<float>(kWeights, entries)};
 }
 
+// Panels that share what is cut of a chunk of columns: as many as hold their sums in
+// cache, fewer where threads would go idle, as with the few columns of a convolution.
+inline long panels_together(const Pool& pool, long panels, long chunks) {
+  return std::max<long>(1, std::min<long>(16, panels * chunks / (4L * pool.threads())));
+}
+
 // Columns by falling count; equal counts keep their order.
 inline void order_by_count(const uint16_t* counts, int columns, uint8_t* order,
                            uint16_t* ordered) {
