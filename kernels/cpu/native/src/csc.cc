@@ -10,8 +10,8 @@ namespace {
 
 const char kBadRow[] = "a row index is outside the kernel, or rows do not ascend in their column";
 
-// Batches up to this are multiplied straight from CSC. Cutting tiles pays once several
-// panels share them, or where a column's turn in a whole panel would be over too soon.
+// Batches up to this are multiplied straight from CSC; beyond, in tiles, whose part of x
+// stays in the first cache. Cutting them pays later where weights are dense (measured).
 constexpr long kPlainRows = 32, kPlainRowsDense = 64;
 // A group is checked, then multiplied: few enough entries for their rows to stay in the
 // first cache between, unless several panels share them.

@@ -97,8 +97,8 @@ void few_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
 void many_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
   const Kernels& k = kernels();
   // Rows of x in a tile: a panel's share of them is half the first cache, or all of it
-  // where a column's turn would be over too soon.
-  // A small kernel has one tile, no larger than it and a row of zeros need.
+  // where a column's turn would be over too soon. A small kernel has one tile, no larger
+  // than it and a row of zeros need.
   const long usual = w.n * 3 > w.m ? 64 : 128, all = (w.groups() * w.m + 16) / 16 * 16;
   const int tile_rows = (int)std::min(usual, all);
   const int width = k.tile_vectors * k.lanes, whole = tile_rows / w.m * w.n;
