@@ -30,17 +30,17 @@ def strict_promotion():
 SAMPLED = {
     "test_arrays.py": 10,
     "test_channels.py": 5,
-    "test_checkpoint.py": 3,
+    "test_checkpoint.py": 4,
     "test_cpu.py": 10,
-    "test_interop.py": 6,
+    "test_interop.py": 9,
     "test_nn.py": 6,
     "test_patterns.py": 4,
-    "test_permute.py": 5,
-    "test_pruning.py": 4,
+    "test_permute.py": 8,
+    "test_pruning.py": 6,
     "test_recipes.py": 5,
     "test_selection.py": 4,
     "test_shrink.py": 6,
-    "test_sparse_dot.py": 16,
+    "test_sparse_dot.py": 24,
     "test_sparsify.py": 10,
 }
 

@@ -39,6 +39,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(gpu_others, "HALF", "float32")
 
 
+@pytest.mark.slow
 def test_every_product_is_verified(stand_in, monkeypatch):
     rows = list(gpu_others.verify({}))
     assert all(row["right"] for row in rows)

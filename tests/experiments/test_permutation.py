@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 import toys
 
 from experiments import config as configs
@@ -21,6 +22,7 @@ def config():
     return configs.check(made)
 
 
+@pytest.mark.slow
 def test_a_permuted_run_goes_on_as_the_plain_one_would():
     """Before any mask a step of the permuted state is the permuted step."""
     experiment = experiments.build(config())
@@ -52,6 +54,7 @@ def test_a_permuted_run_goes_on_as_the_plain_one_would():
     np.testing.assert_allclose(after[1], after[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_report_has_the_picture_and_the_table(tmp_path):
     report = train.run(config(), str(tmp_path / "run"))
     assert report["sparsity"] == 0.5

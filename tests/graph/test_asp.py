@@ -48,6 +48,7 @@ class Net(nn.Module):
         return nn.Dense(8)(nn.relu(nn.Dense(64)(x.mean((1, 2)))))
 
 
+@pytest.mark.slow
 def test_two_lines_of_linen():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     variables = Net().init(jax.random.key(1), x)

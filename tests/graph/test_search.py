@@ -78,6 +78,7 @@ shapes = st.sampled_from([(1, 2), (2, 4), (1, 4), (3, 4), (2, 3), (4, 8)])
 methods = st.sampled_from(["auto", "exhaustive", "swap", "progressive"])
 
 
+@pytest.mark.slow
 @given(
     nm=shapes,
     method=methods,
