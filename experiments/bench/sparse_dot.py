@@ -295,9 +295,7 @@ def main():
                 "{implementation:>9} {storage:>12} {dtype:>8} {shape!s:>12} {direction:>7} "
                 "batch {batch:>3} density {density:.2f}: {ms:8.3f} ms, {speedup:5.2f}x jnp.dot, "
                 "{speedup_over_best:5.2f}x best dense, {share_of_limit:4.0%} of limit; "
-                "in turn {speedup_in_turn:5.2f}x, {speedup_over_best_in_turn:5.2f}x".format(
-                    **row
-                ),
+                "in turn {speedup_in_turn:5.2f}x, {speedup_over_best_in_turn:5.2f}x".format(**row),
                 flush=True,
             )
     measured = {cell_of(row) for row in rows}
