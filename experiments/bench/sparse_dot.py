@@ -86,6 +86,7 @@ def seconds(runs):
 
 
 def medians(times):
+    """The median of every run's seconds."""
     return {name: statistics.median(found) for name, found in times.items()}
 
 

@@ -1,7 +1,7 @@
 """The tables that the benchmark of `sparse_dot` writes."""
 
 import json
-import time
+import types
 
 import pytest
 
@@ -45,22 +45,24 @@ def test_what_falls_short_of_a_target_is_bold_and_what_was_not_measured_is_left_
     assert "| block4x16 float32, 0.5 / 0.25 / 0.1 | 8 | 2.5 / 5 / 10 | 2.5 / - / **9.9** |" in lines
 
 
-def test_a_turn_is_one_call_or_as_many_as_fill_it():
-    calls = {"quick": 0, "slow": 0}
+def test_a_turn_is_one_call_or_as_many_as_fill_it(monkeypatch):
+    now, calls = 0.0, {"quick": 0, "slow": 0}
 
     def run(name, seconds):
         def call():
+            nonlocal now
+            now += seconds
             calls[name] += 1
-            time.sleep(seconds)
 
         return call
 
-    runs = {"quick": run("quick", 1e-3), "slow": run("slow", 2e-2)}
-    found = timing.interleave(runs, rounds=2)
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    runs = {"quick": run("quick", 1 / 1024), "slow": run("slow", 1 / 32)}
+    assert timing.interleave(runs, rounds=2) == {"quick": [1 / 1024] * 2, "slow": [1 / 32] * 2}
     assert calls == {"quick": 3, "slow": 3}
-    assert min(found["slow"]) >= 2e-2 and len(found["quick"]) == 2
-    timing.interleave(runs, rounds=2, turn=1e-2)
-    assert calls["slow"] == 6 and 3 + 1 + 2 * 2 <= calls["quick"] <= 3 + 1 + 2 * 10
+    found = timing.interleave(runs, rounds=2, turn=1 / 128)
+    assert found == {"quick": [1 / 1024] * 2, "slow": [1 / 32] * 2}  # the mean of a turn's calls
+    assert calls == {"quick": 3 + 1 + 2 * 8, "slow": 6}
 
 
 def test_libraries_stand_side_by_side_and_what_is_missing_is_left_blank():
