@@ -12,6 +12,11 @@ Underneath are two bilinear JAX primitives, closed under differentiation:
 so forward mode, reverse mode and any mix of the two need no other rule, and no
 gradient is ever as large as the dense weight. Indices are operands: a new mask
 with as many entries runs the program compiled for the old one.
+
+Columns of quantized values have scales. A third primitive lets an implementation
+multiply by them within its product; its derivatives are those of the two steps:
+
+    scaled    y = (x @ W) * scales
 """
 
 import functools
@@ -109,17 +114,14 @@ def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, o
         out_dtype = x.dtype if scales is not None else jnp.result_type(x, packed.values)
     if transpose and scales is not None:
         x = x * scales.astype(x.dtype)
-    rescaled = scales is not None and not transpose
-    x, *operands = _same_varying_axes(x, packed.values, *packed.index)
-    y = product_p.bind(
-        x,
-        *operands,
-        layout=packed.layout,
-        transpose=transpose,
-        out_dtype=jnp.dtype(jnp.promote_types(out_dtype, jnp.float32) if rescaled else out_dtype),
-        implementation=implementation,
-    )
-    return (y * scales).astype(out_dtype) if rescaled else y
+    params = {"layout": packed.layout, "implementation": implementation}
+    if scales is None or transpose:
+        operands = _same_varying_axes(x, packed.values, *packed.index)
+        params |= {"transpose": transpose, "out_dtype": jnp.dtype(out_dtype)}
+        return product_p.bind(*operands, **params)
+    operands = _same_varying_axes(x, packed.values, scales, *packed.index)
+    params["out_dtype"] = jnp.promote_types(out_dtype, jnp.float32)
+    return scaled_product_p.bind(*operands, **params).astype(out_dtype)
 
 
 def sampled_product(x, g, packed: Packed, *, implementation=None, out_dtype=None):
@@ -142,6 +144,13 @@ def _product_abstract(x, values, *index, layout, transpose, out_dtype, implement
     if x.ndim != 2 or x.shape[1] != source:
         raise ValueError(f"x has shape {x.shape}, the layout {layout} needs (rows, {source}).")
     return _result(x, (x.shape[0], target), out_dtype, x, values, *index, rows=x.sharding.spec[0])
+
+
+def _scaled_product_abstract(x, values, scales, *index, out_dtype, **params):
+    y = _product_abstract(x, values, *index, transpose=False, out_dtype=out_dtype, **params)
+    if scales.shape != y.shape[1:]:
+        raise ValueError(f"scales of shape {scales.shape} do not fit y of shape {y.shape}.")
+    return _result(x, y.shape, out_dtype, x, values, scales, *index, rows=x.sharding.spec[0])
 
 
 def _sampled_abstract(x, g, *index, layout, out_dtype, implementation):
@@ -182,7 +191,7 @@ def _same_varying_axes(*arrays):
 # --- lowering ------------------------------------------------------------------------------------
 
 
-def _register_lowerings(primitive, op):
+def _register_lowerings(primitive, op, function_of):
     def rule(platform):
         def lower(ctx, *operands, implementation, **params):
             x, values = ctx.avals_in[:2]
@@ -198,7 +207,7 @@ def _register_lowerings(primitive, op):
                 values=values,
                 **params,
             )
-            function = functools.partial(getattr(module, op), **params)
+            function = functools.partial(function_of(module, op), **params)
             if sharded(ctx) and not whole:
                 function = by_rows(function, op)
             return mlir.lower_fun(function, multiple_results=False)(without_mesh(ctx), *operands)
@@ -210,7 +219,23 @@ def _register_lowerings(primitive, op):
         mlir.register_lowering(primitive, rule(platform), platform=platform)
 
 
-def _primitive(name, op, abstract):
+def _scaled_product_of(module, _):
+    """A module's own, or its product and a multiplication."""
+    return getattr(module, "scaled_product", None) or _then_scales(module.product)
+
+
+def _then_scales(product):
+    def product_then_scales(x, values, scales, *index, **params):
+        return _times(product(x, values, *index, transpose=False, **params), scales)
+
+    return product_then_scales
+
+
+def _times(y, scales):
+    return (y * scales).astype(y.dtype)
+
+
+def _primitive(name, op, abstract, function_of=getattr):
     primitive = Primitive(name)
     primitive.def_abstract_eval(abstract)
 
@@ -219,13 +244,16 @@ def _primitive(name, op, abstract):
         return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
     primitive.def_impl(lambda *args, **params: compiled(tuple(sorted(params.items())))(*args))
-    _register_lowerings(primitive, op)
+    _register_lowerings(primitive, op, function_of)
     lower_with_devices(primitive)
     return primitive
 
 
 product_p = _primitive("sparse_product", "product", _product_abstract)
 sampled_p = _primitive("sparse_sampled_product", "sampled", _sampled_abstract)
+scaled_product_p = _primitive(
+    "sparse_scaled_product", "product", _scaled_product_abstract, _scaled_product_of
+)
 
 
 # --- differentiation -----------------------------------------------------------------------------
@@ -261,6 +289,34 @@ def _product_transpose(ct, x, values, *index, layout, transpose, out_dtype, impl
     return [None, ct_values, *nothing]
 
 
+def _scaled_product_jvp(primals, tangents, **params):
+    x, values, scales, *index = primals
+    dx, dvalues, dscales, *dindex = tangents
+    if type(dscales) is ad.Zero:
+        return _bilinear_jvp(scaled_product_p, primals, tangents, **params)
+    # dscales multiplies the product without scales: compute that once, for both.
+    y, dy = _bilinear_jvp(
+        product_p, (x, values, *index), (dx, dvalues, *dindex), transpose=False, **params
+    )
+    tangent = _times(y, dscales)
+    if type(dy) is not ad.Zero:
+        tangent += _times(dy, scales)
+    return _times(y, scales), tangent
+
+
+def _scaled_product_transpose(ct, x, values, scales, *index, **params):
+    if type(ct) is ad.Zero:
+        return [None] * (3 + len(index))
+    if ad.is_undefined_primal(scales):
+        y = product_p.bind(x, values, *index, transpose=False, **params)
+        ct_scales = jnp.sum(ct * y, 0).astype(scales.aval.dtype)
+        return [None, None, ct_scales, *[None] * len(index)]
+    ct_x, ct_values, *nothing = _product_transpose(
+        _times(ct, scales), x, values, *index, transpose=False, **params
+    )
+    return [ct_x, ct_values, None, *nothing]
+
+
 def _sampled_transpose(ct, x, g, *index, layout, out_dtype, implementation):
     del out_dtype
     nothing = [None] * len(index)
@@ -276,21 +332,30 @@ def _sampled_transpose(ct, x, g, *index, layout, out_dtype, implementation):
 
 ad.primitive_jvps[product_p] = functools.partial(_bilinear_jvp, product_p)
 ad.primitive_jvps[sampled_p] = functools.partial(_bilinear_jvp, sampled_p)
+ad.primitive_jvps[scaled_product_p] = _scaled_product_jvp
 ad.primitive_transposes[product_p] = _product_transpose
 ad.primitive_transposes[sampled_p] = _sampled_transpose
+ad.primitive_transposes[scaled_product_p] = _scaled_product_transpose
 
 
 # --- batching ------------------------------------------------------------------------------------
 
 
-def _product_batching(operands, axes, **params):
+def _product_batching(primitive, operands, axes, **params):
     x, *weight = operands
     if any(axis is not None for axis in axes[1:]):
-        return _scan_batching(product_p, operands, axes, **params)
+        return _scan_batching(primitive, operands, axes, **params)
     # One weight for the whole batch: its rows are more rows of x.
     x = jnp.moveaxis(x, axes[0], 0)
-    y = product_p.bind(x.reshape(-1, x.shape[2]), *weight, **params)
+    y = primitive.bind(x.reshape(-1, x.shape[2]), *weight, **params)
     return y.reshape(*x.shape[:2], -1), 0
+
+
+def _scaled_product_batching(operands, axes, **params):
+    if axes[2] is None:
+        return _product_batching(scaled_product_p, operands, axes, **params)
+    steps = functools.partial(_then_scales(product_p.bind), **params)
+    return jax.vmap(steps, axes)(*operands), 0
 
 
 def _scan_batching(primitive, operands, axes, **params):
@@ -307,5 +372,6 @@ def _scan_batching(primitive, operands, axes, **params):
     return lax.scan(one, None, batched)[1], 0
 
 
-batching.primitive_batchers[product_p] = _product_batching
+batching.primitive_batchers[product_p] = functools.partial(_product_batching, product_p)
 batching.primitive_batchers[sampled_p] = functools.partial(_scan_batching, sampled_p)
+batching.primitive_batchers[scaled_product_p] = _scaled_product_batching

@@ -2,10 +2,13 @@
 
 A kernel takes and returns arrays: it knows nothing of rules, masks or optax.
 
-An implementation is a module with two functions and what they can do:
+An implementation is a module with two functions, or three, and what they can do:
 
     product(x, values, *index, layout, transpose, out_dtype)   x @ W or x @ Wᵀ
     sampled(x, g, *index, layout, out_dtype)                   xᵀ @ g where W stores
+    scaled_product(x, values, scales, *index, layout, out_dtype)
+                    (x @ W) * scales, where it has a better way than a product
+                    and then a multiplication
     platforms       the platforms it lowers for, or None for every one
     exportable      whether `jax.export` accepts its custom calls unasked
     missing()       why it cannot run on this machine, or None

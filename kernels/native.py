@@ -29,12 +29,21 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
     return cpu.supports("nm", n=layout.n, m=layout.m, **types)
 
 
-def product(x, values, *index, layout, transpose, out_dtype):
-    """x (M, K) by W, or x (M, N) by Wᵀ when `transpose`, in `out_dtype`."""
+def product(x, values, *index, layout, transpose, out_dtype, scales=None):
+    """x (M, K) by W, or x (M, N) by Wᵀ when `transpose`, in `out_dtype`.
+
+    `scales` (N,), where given, multiply W's columns.
+    """
     storage, options = _storage(layout)
     function = getattr(cpu, f"{storage}_dot_transposed" if transpose else f"{storage}_dot")
     options.pop("block", None)
-    return function(x, values, *index, shape=layout.shape, **options).astype(out_dtype)
+    y = function(x, values, *index, shape=layout.shape, scales=scales, **options)
+    return y.astype(out_dtype)
+
+
+def scaled_product(x, values, scales, *index, **options):
+    """(x @ W) * scales for x (M, K) and scales (N,)."""
+    return product(x, values, *index, scales=scales, transpose=False, **options)
 
 
 def sampled(x, g, *index, layout, out_dtype):

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import logging
 import re
 
@@ -189,6 +190,94 @@ def test_a_new_mask_with_as_many_entries_recompiles_nothing(storage, implementat
     assert "ompil" not in caplog.text
 
 
+def cosines(tree):
+    return jax.tree.map(jnp.cos, tree)
+
+
+def total(f):
+    return lambda *args: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(f(*args)))
+
+
+ALL = (0, 1, 2)
+TRANSFORMATIONS = {
+    "none": lambda f: f,
+    "reverse": lambda f: jax.grad(total(f), ALL),
+    "reverse, in x alone": lambda f: jax.grad(total(f)),
+    "forward": lambda f: lambda *args: jax.jvp(f, args, cosines(args)),
+    "forward over reverse": lambda f: (
+        lambda *args: jax.jvp(jax.grad(total(f), ALL), args, cosines(args))
+    ),
+    "reverse over reverse": lambda f: jax.grad(total(jax.grad(total(f), ALL)), ALL),
+    "remat": lambda f: jax.grad(jax.remat(total(f)), ALL),
+    "transpose": lambda f: (
+        lambda x, v, s: jax.linear_transpose(lambda s: f(x, v, s), s)(x[:, : s.size])
+    ),
+}
+
+
+@pytest.mark.parametrize("transformation", TRANSFORMATIONS)
+def test_scales_are_one_more_factor(transformation):
+    packed, _ = draw(BY_NAME["2of4"], 33, 20, 0.4)
+    transform = TRANSFORMATIONS[transformation]
+
+    def scaled(x, values, scales):
+        return sparse_dot(x, packed.replace(values=values, scales=scales))
+
+    def multiplied(x, values, scales):
+        return sparse_dot(x, packed.with_values(values)) * scales
+
+    operands = draw_x(6, 33), packed.values, draw_x(1, 20, seed=3)[0]
+    found, expected = (jax.jit(transform(f))(*operands) for f in (scaled, multiplied))
+    jax.tree.map(assert_close, found, expected)
+    if transformation not in ("none", "reverse"):
+        return
+    stacks = [jnp.stack([operand * factor for factor in (1, 2, 3)]) for operand in operands]
+    for axes in itertools.product((None, 0), repeat=3):
+        if axes == (None, None, None):
+            continue
+        call = [o if axis is None else s for o, s, axis in zip(operands, stacks, axes, strict=True)]
+        found, expected = (jax.vmap(transform(f), axes)(*call) for f in (scaled, multiplied))
+        jax.tree.map(assert_close, found, expected)
+    loops = [jax.lax.scan(lambda c, o, f=f: (c, f(*o)), 0, stacks)[1] for f in (scaled, multiplied)]
+    assert_close(*loops)
+
+
+@pytest.mark.parametrize("implementation", ["xla", None])
+@pytest.mark.parametrize("scales_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scales_of_any_type(implementation, scales_dtype, dtype):
+    packed, _ = draw(BY_NAME["2of4"], 67, 45, 0.5, dtype="int8")
+    packed = packed.replace(scales=packed.scales.astype(scales_dtype))
+    dense = np.asarray(packed.replace(scales=None).todense(), np.float64)
+    dense = dense * np.asarray(packed.scales, np.float64)
+    x = draw_x(9, 67, dtype=dtype)
+    y = sparse_dot(x, packed, implementation=implementation)
+    assert y.dtype == x.dtype
+    assert_close(y, np.asarray(x, np.float64) @ dense, dtype)
+    wide = sparse_dot(x, packed, preferred_element_type="float32", implementation=implementation)
+    assert wide.dtype == jnp.float32
+    assert_close(wide, np.asarray(x, np.float64) @ dense)
+
+    def f(x, scales):
+        return jnp.sum(sparse_dot(x, packed.replace(scales=scales), implementation=implementation))
+
+    dx, dscales = jax.grad(f, (0, 1))(x, packed.scales)
+    assert (dx.dtype, dscales.dtype) == (x.dtype, packed.scales.dtype)
+    assert_close(dx, np.broadcast_to(dense.sum(1), x.shape), "bfloat16", np.abs(dense).sum(1).max())
+    expected = np.asarray(x, np.float64).sum(0) @ (dense / np.asarray(packed.scales, np.float64))
+    assert_close(dscales, expected, "bfloat16")
+
+
+@pytest.mark.parametrize("name", ["block4x16", "unstructured", "2of4"])
+def test_on_a_cpu_nothing_runs_beside_the_scaled_product(name):
+    """More than the call, and XLA starts the program on another thread: few rows wait for that."""
+    if kernels.implementations()["cpu"] != "available":
+        pytest.skip(kernels.implementations()["cpu"])
+    packed, _ = draw(BY_NAME[name], 64, 48, 0.5, dtype="int8")
+    text = jax.jit(sparse_dot).lower(draw_x(1, 64), packed).compile().as_text()
+    assert set(re.findall(r" = \S+ ([\w-]+)\(", text)) == {"parameter", "custom-call"}
+
+
 @every_storage
 def test_a_gradient_is_never_dense(storage):
     packed, _ = draw(storage, 1024, 1024, 0.1)
@@ -227,6 +316,29 @@ def test_shard_map_over_the_batch_and_over_outputs(storage, devices):
     assert_close(jax.jit(g)(x, stacked), np.asarray(x) @ together)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_scaled_products_shard_by_rows(devices, kind):
+    mesh = jax.make_mesh((len(devices),), ("d",), (kind,), devices=devices)
+    packed, dense = draw(BY_NAME["2of4"], 64, 48, 0.5, dtype="int8")
+    x = draw_x(8, 64)
+    rows = jax.device_put(x, jax.NamedSharding(mesh, P("d")))
+
+    def gradients(f):
+        def summed(x, scales):
+            return jnp.sum(f(x, packed.replace(scales=scales)) ** 2)
+
+        return jax.jit(jax.grad(summed, (0, 1)))
+
+    step = jax.jit(sparse_dot)
+    assert not re.search("all-|permute|scatter", step.lower(rows, packed).compile().as_text())
+    assert step(rows, packed).sharding.spec[0] == "d"
+    mapped = jax.shard_map(sparse_dot, mesh=mesh, in_specs=(P("d"), P()), out_specs=P("d"))
+    expected = gradients(functools.partial(sparse_dot, implementation="xla"))(x, packed.scales)
+    for f in (sparse_dot, mapped):
+        assert_close(jax.jit(f)(rows, packed), np.asarray(x) @ dense)
+        jax.tree.map(assert_close, gradients(f)(rows, packed.scales), expected)
+
+
 @every_storage
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_the_compiler_shards_by_rows(storage, devices, kind):
@@ -252,9 +364,13 @@ def test_the_compiler_shards_by_rows(storage, devices, kind):
     assert_close(dvalues, gather(packed, np.asarray(x).T @ slope))
 
 
-@every_storage
-def test_export_to_every_platform_from_this_one(storage):
-    packed, dense = draw(storage, 64, 48, 0.5)
+@pytest.mark.parametrize(
+    ("storage", "dtype"),
+    [*((storage, "float32") for storage in STORAGES), (BY_NAME["2of4"], "int8")],
+    ids=lambda v: getattr(v, "name", v),
+)
+def test_export_to_every_platform_from_this_one(storage, dtype):
+    packed, dense = draw(storage, 64, 48, 0.5, dtype=dtype)
     x = draw_x(8, 64)
     step = jax.jit(jax.value_and_grad(lambda x, p: jnp.sum(sparse_dot(x, p) ** 2)))
     exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(x, packed)
@@ -312,6 +428,8 @@ def test_calls_that_make_no_sense():
         sparse_dot(draw_x(2, 63), packed)
     with pytest.raises(TypeError, match="floating"):
         sparse_dot(jnp.ones((2, 64), jnp.int32), packed)
+    with pytest.raises(ValueError, match=r"\(47,\) do not fit y of shape \(2, 48\)"):
+        sparse_dot(draw_x(2, 64), packed.replace(scales=jnp.ones(47)))
     stacked = jax.tree.map(lambda a: jnp.stack([a, a]), packed)
     with pytest.raises(ValueError, match="vmap"):
         sparse_dot(draw_x(2, 64), stacked)

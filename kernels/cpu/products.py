@@ -82,8 +82,8 @@ def block_dot(
     scales: Float[Array, "N"] | None = None,
 ) -> Float[Array, "M N"]:
     """x @ W for W in blocks."""
-    y = _call("block_dot", (x.shape[0], shape[1]), _f32(x), values, _i32(indptr), _i32(indices))
-    return _scaled(y, scales)
+    operands = _f32(x), values, _i32(indptr), _i32(indices), *_optional(scales)
+    return _call("block_dot", (x.shape[0], shape[1]), *operands)
 
 
 def block_dot_transposed(
@@ -124,8 +124,8 @@ def csc_dot(
     scales: Float[Array, "N"] | None = None,
 ) -> Float[Array, "M N"]:
     """x @ W for W in compressed columns."""
-    y = _call("csc_dot", (x.shape[0], shape[1]), _f32(x), values, _i32(indptr), _rows(indices))
-    return _scaled(y, scales)
+    operands = _f32(x), values, _i32(indptr), _rows(indices), *_optional(scales)
+    return _call("csc_dot", (x.shape[0], shape[1]), *operands)
 
 
 def csc_dot_transposed(
@@ -166,8 +166,8 @@ def nm_dot(
     scales: Float[Array, "N"] | None = None,
 ) -> Float[Array, "M N"]:
     """x @ W for W with n of every m entries of a column."""
-    y = _call("nm_dot", (x.shape[0], shape[1]), _f32(x), values, positions, n=n, m=m)
-    return _scaled(y, scales)
+    operands = _f32(x), values, positions, *_optional(scales)
+    return _call("nm_dot", (x.shape[0], shape[1]), *operands, n=n, m=m)
 
 
 def nm_dot_transposed(
@@ -217,6 +217,10 @@ def _i32(x: Array) -> Array:
 
 def _rows(x: Array) -> Array:
     return x if x.dtype == jnp.uint16 else _i32(x)
+
+
+def _optional(scales: Array | None) -> tuple[Array, ...]:
+    return () if scales is None else (_f32(scales),)
 
 
 def _scaled(x: Array, scales: Array | None) -> Array:

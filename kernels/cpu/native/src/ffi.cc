@@ -1,5 +1,6 @@
 // XLA FFI handlers: check what is cheap to check, then call the products.
 #include <new>
+#include <optional>
 #include <string>
 
 #include "products.h"
@@ -13,6 +14,7 @@ namespace {
 using Floats = ffi::Buffer<ffi::F32>;
 using Ints = ffi::Buffer<ffi::S32>;
 using Words = ffi::Buffer<ffi::U32>;
+using Scales = std::optional<Floats>;
 using Out = ffi::Result<Floats>;
 
 class XlaPool : public Pool {
@@ -69,6 +71,30 @@ ffi::Error run(ffi::ThreadPool& threads, const F& product) {
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxsparse cpu kernel: out of memory");
   }
+}
+
+// As run does, then y's columns times their scales, where there are any. Left to XLA, that
+// multiplication makes it start the whole program on another thread, and few rows wait longer
+// for that than the product takes.
+template <class F>
+ffi::Error run_scaled(ffi::ThreadPool& threads, const Scales& scales, Floats& y,
+                      const F& product) {
+  const long rows = dim(y, 0), columns = dim(y, 1);
+  if (scales && (rank(*scales) != 1 || dim(*scales, 0) != columns))
+    return fault("scales must have one entry for every column of y");
+  return run(threads, [&](Pool& pool) {
+    const char* message = product(pool);
+    if (message || !scales) return message;
+    const long at_once = std::max<long>(1, 16384 / std::max<long>(1, columns));
+    const float* scale = scales->typed_data();
+    parallel_for(pool, (rows + at_once - 1) / at_once, [&](long i) {
+      for (long r = i * at_once; r < std::min(rows, (i + 1) * at_once); r++) {
+        float* __restrict row = y.typed_data() + r * columns;
+        for (long c = 0; c < columns; c++) row[c] *= scale[c];
+      }
+    });
+    return message;
+  });
 }
 
 // `blocks` is (nnz, bk, bn): the weights, or the sampled product's result.
@@ -141,12 +167,12 @@ ffi::Error same_batch(const Floats& a, const Floats& b) {
 }
 
 ffi::Error block_dot_handler(ffi::ThreadPool threads, Floats x, ffi::AnyBuffer values, Ints indptr,
-                             Ints indices, Out y) {
+                             Ints indices, Scales scales, Out y) {
   RETURN_IF_FAILED(same_batch(x, *y));
   BlockWeights w;
   RETURN_IF_FAILED(block_weights(values, dtype_of(values), values.untyped_data(), indptr, indices,
                                  dim(x, 1), dim(*y, 1), &w));
-  return run(threads, [&](Pool& pool) {
+  return run_scaled(threads, scales, *y, [&](Pool& pool) -> const char* {
     block_dot(pool, matrix(x), w, y->typed_data());
     return nullptr;
   });
@@ -177,12 +203,13 @@ ffi::Error block_sampled_handler(ffi::ThreadPool threads, Floats x, Floats dy, I
 }
 
 ffi::Error csc_dot_handler(ffi::ThreadPool threads, Floats x, ffi::AnyBuffer values, Ints indptr,
-                           ffi::AnyBuffer indices, Out y) {
+                           ffi::AnyBuffer indices, Scales scales, Out y) {
   RETURN_IF_FAILED(same_batch(x, *y));
   CscWeights w;
   RETURN_IF_FAILED(csc_weights((long)values.element_count(), dtype_of(values),
                                values.untyped_data(), indptr, indices, dim(x, 1), dim(*y, 1), &w));
-  return run(threads, [&](Pool& pool) { return csc_dot(pool, matrix(x), w, y->typed_data()); });
+  return run_scaled(threads, scales, *y,
+                    [&](Pool& pool) { return csc_dot(pool, matrix(x), w, y->typed_data()); });
 }
 
 ffi::Error csc_dot_transposed_handler(ffi::ThreadPool threads, Floats dy, ffi::AnyBuffer values,
@@ -209,12 +236,12 @@ ffi::Error csc_sampled_handler(ffi::ThreadPool threads, Floats x, Floats dy, Int
 }
 
 ffi::Error nm_dot_handler(ffi::ThreadPool threads, Floats x, ffi::AnyBuffer values,
-                          Words positions, Out y, int64_t n, int64_t m) {
+                          Words positions, Scales scales, Out y, int64_t n, int64_t m) {
   RETURN_IF_FAILED(same_batch(x, *y));
   NmWeights w;
   RETURN_IF_FAILED(nm_weights(values, dtype_of(values), values.untyped_data(), positions,
                               dim(x, 1), dim(*y, 1), n, m, &w));
-  return run(threads, [&](Pool& pool) {
+  return run_scaled(threads, scales, *y, [&](Pool& pool) -> const char* {
     nm_dot(pool, matrix(x), w, y->typed_data());
     return nullptr;
   });
@@ -253,22 +280,22 @@ ffi::Error nm_sampled_handler(ffi::ThreadPool threads, Floats x, Floats dy, Word
   XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_##name, jaxsparse::name##_handler, binding)
 
 #define CALL ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+#define SCALED OptionalArg<Floats>().Ret<Floats>()
 #define NM_ATTRIBUTES Attr<int64_t>("n").Attr<int64_t>("m")
 using jaxsparse::Floats;
 using jaxsparse::Ints;
 using jaxsparse::Words;
 using ffi::AnyBuffer;
 
-HANDLER(block_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<Ints>().Ret<Floats>());
+HANDLER(block_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<Ints>().SCALED);
 HANDLER(block_dot_transposed,
         CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<Ints>().Ret<Floats>());
 HANDLER(block_sampled, CALL.Arg<Floats>().Arg<Floats>().Arg<Ints>().Arg<Ints>().Ret<Floats>());
-HANDLER(csc_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<AnyBuffer>().Ret<Floats>());
+HANDLER(csc_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<AnyBuffer>().SCALED);
 HANDLER(csc_dot_transposed,
         CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<AnyBuffer>().Ret<Floats>());
 HANDLER(csc_sampled, CALL.Arg<Floats>().Arg<Floats>().Arg<Ints>().Arg<AnyBuffer>().Ret<Floats>());
-HANDLER(nm_dot,
-        CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Words>().Ret<Floats>().NM_ATTRIBUTES);
+HANDLER(nm_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Words>().SCALED.NM_ATTRIBUTES);
 HANDLER(nm_dot_transposed,
         CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Words>().Ret<Floats>().NM_ATTRIBUTES);
 HANDLER(nm_sampled, CALL.Arg<Floats>().Arg<Floats>().Arg<Words>().Ret<Floats>().NM_ATTRIBUTES);
