@@ -82,7 +82,8 @@ def test_the_library_refuses_what_it_cannot_read(batch):
     refused(cpu.nm_dot, x, case.values, case.index[0][1:], n=2, m=4, **shape)
     refused(cpu.nm_dot, x, case.values, case.index[0], n=1, m=4, **shape)
 
-    for case in (block_case(rng, (64, 32), (16, 16), 1.0), csc_case(rng, (64, 32), 0.5), case):
+    cases = block_case(rng, (64, 32), (16, 16), 1.0), csc_case(rng, (64, 32), 0.5), case
+    for case in cases:
         product = getattr(cpu, f"{case.storage}_dot")
         for scales in (x[0, :31], x[:1, :32]):
             refused(product, x, case.values, *case.index, scales=scales, **case.options)
