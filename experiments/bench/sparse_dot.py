@@ -309,7 +309,7 @@ def main():
         "break_even_over_best": break_even(rows, "speedup_over_best"),
     }
     path = timing.write(args.name, result)
-    tables.write(rows, path, args.others)
+    tables.write(rows, peak[0], path, args.others)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ namespace {
 
 const char kBadRow[] = "a row index is outside the kernel, or rows do not ascend in their column";
 
-// Batches up to this are multiplied straight from CSC; beyond, in tiles, whose part of x
-// stays in the first cache. Cutting them pays later where weights are dense (measured).
-constexpr long kPlainRows = 32, kPlainRowsDense = 64;
+// A batch of few rows, or one that the second cache holds, is multiplied straight from CSC;
+// any other in tiles, whose part of x stays in the first cache.
+constexpr long kPlainRows = 32, kPlainBytes = 1 << 20;
 // A group is checked, then multiplied: few enough entries for their rows to stay in the
 // first cache between, unless several panels share them.
 constexpr long kGroupEntries = 4 * 1024, kSharedEntries = 32 * 1024;
@@ -260,7 +260,7 @@ const char* with_tiles(const CscWeights& w, const F& product) {
 
 const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
   const int lanes = kernels().lanes, width = plain_width(x.rows, lanes);
-  if (x.rows <= (density_of(w) > 0.2 ? kPlainRowsDense : kPlainRows))
+  if (x.rows <= kPlainRows || x.rows * w.k * (long)sizeof(float) <= kPlainBytes)
     return plain_dot(pool, x, w, width, y) ? nullptr : kBadRow;
   const bool good = w.wide_index ? panels_dot<int32_t>(pool, x, w, y)
                                  : panels_dot<uint16_t>(pool, x, w, y);
