@@ -24,9 +24,9 @@ SHORT_ROWS = 65536  # rows below this fit into uint16
 
 
 def pack(
-    weight: Float[Array, "*shape"],
+    weight: Float[Array | np.ndarray, "*shape"],
     pattern: Pattern,
-    mask: Bool[Array, "*shape"] | None = None,
+    mask: Bool[Array | np.ndarray, "*shape"] | None = None,
     *,
     in_axis=None,
     out_axis=None,

@@ -136,9 +136,12 @@ def cpu_verdicts(rows: Sequence[Mapping[str, Any]], peak: float) -> str:
             ]
             name = f"{storage} {dtype}" + (f" {direction}" if direction != "forward" else "")
             lines.append(
-                [f"{name}, {' / '.join(f'{d:g}' for d in targets)}", str(batch)]
-                + _cells(ratios, ".1f", "g")
-                + _cells(shares, ".0%", ".0%")
+                [
+                    f"{name}, {' / '.join(f'{d:g}' for d in targets)}",
+                    str(batch),
+                    *_cells(ratios, ".1f", "g"),
+                    *_cells(shares, ".0%", ".0%"),
+                ]
             )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

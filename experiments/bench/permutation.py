@@ -59,7 +59,9 @@ def measure(
 
 def main() -> None:
     """Measures, prints the tables, writes results/permutation.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5, help="of the small matrix")
     parser.add_argument("--widest", type=int, default=4096, help="columns of the last layer")
     options = parser.parse_args()

@@ -49,7 +49,9 @@ def measure(
 
 def main() -> None:
     """Measures, prints the tables, writes results/pretrained.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--escapes", type=int, default=100)
     options = parser.parse_args()
     tokens = jnp.asarray(np.random.default_rng(0).integers(1000, 30000, (2, 16)))

@@ -85,7 +85,9 @@ def figure(rows: list[dict], path: pathlib.Path) -> None:
 
 def main() -> None:
     """Measures in a process for each number of threads, prints and writes the points."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--points", help="write this process's points to a file, and no more")
     target = parser.parse_args().points
     if target:

@@ -109,8 +109,8 @@ def measure(fn: Callable[..., Any], params: Any, x: jax.Array, rounds: int) -> d
         {"masked": lambda: whole(masked, x), "shrunk": lambda: half(small, x)}, rounds
     )
     flops = {
-        "masked": whole.cost_analysis()["flops"],
-        "shrunk": half.cost_analysis()["flops"],
+        "masked": (whole.cost_analysis() or {})["flops"],
+        "shrunk": (half.cost_analysis() or {})["flops"],
     }
     return {
         "groups": len(channels.groups),
@@ -125,7 +125,9 @@ def measure(fn: Callable[..., Any], params: Any, x: jax.Array, rounds: int) -> d
 
 def main() -> None:
     """Measures, prints the table, writes results/shrink.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     key = jax.random.key(0)

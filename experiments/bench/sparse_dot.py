@@ -19,6 +19,7 @@ Writes results/sparse_dot.json, the table of it and a figure.
 
 import argparse
 import collections
+import functools
 import importlib.util
 import itertools
 import json
@@ -163,10 +164,7 @@ def products(packed, dense, x, g, direction, native):
         operands = (x, packed)
     elif direction == "dx":
         plain, args = jax.jit(lambda g, w: g @ w.T), (g, full)
-        operands = (g, packed)
-
-        def sparse(g, p, implementation):
-            return matrix_product(g, p, transpose=True, implementation=implementation)
+        operands, sparse = (g, packed), functools.partial(matrix_product, transpose=True)
     else:
         plain, args, sparse = jax.jit(lambda x, g: x.T @ g), (x, g), sampled_product
         operands = (x, g, packed)
@@ -274,7 +272,9 @@ def earlier_rows(name):
 
 def main():
     """Measures the grid, prints every row and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="one shape, two batches, float32")
     parser.add_argument("--others", action="store_true", help="also scipy, torch, jax's own")
     parser.add_argument("--name", default="sparse_dot", help="of the files in results/")

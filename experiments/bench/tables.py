@@ -119,7 +119,8 @@ def figure(rows: Rows, path: pathlib.Path) -> None:
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.set_xticks([], minor=True)
     panels[0].set_ylabel("jnp.dot's time / ours")
-    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=7)
+    place: Any = "outside right"  # matplotlib's type stubs do not know it
+    picture.legend(*panels[0].get_legend_handles_labels(), loc=place, fontsize=7)
     picture.savefig(path, dpi=110)
 
 

@@ -73,7 +73,9 @@ class Run:
 
 def main() -> None:
     """Measures, prints the table, writes results/training.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=30)
     rounds = parser.parse_args().rounds
     keys = jax.random.split(jax.random.key(0))

@@ -150,7 +150,9 @@ def selection_against_sort(rounds: int) -> dict[str, float]:
 def main() -> None:
     """Measures, prints the table, writes results/transforms.json."""
     began = time.perf_counter()
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=30)
     rounds = parser.parse_args().rounds
     tokens = jax.random.randint(jax.random.key(1), (BATCH, LENGTH), 0, VOCABULARY)

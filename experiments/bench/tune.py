@@ -187,7 +187,9 @@ def tune(sms: int, deadline: float) -> tuple[dict[Class, configs.Config], list[C
 
 def main():
     """Tunes and writes the device's file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=8, help="after which no class is begun")
     args = parser.parse_args()
     reason = gpu.absent()
