@@ -205,7 +205,8 @@ int plain_width(long batch, int lanes) {
 bool plain_dot(Pool& pool, const Matrix& x, const CscWeights& w, int width, float* y) {
   const Kernels& k = kernels();
   // Rows one by one where a column's entries lie close: each then costs less than a panel.
-  const bool by_row = k.csc_row && x.rows <= 2 && density_of(w) > 0.18;
+  const bool by_row =
+      k.csc_row && x.rows <= 2 && density_of(w) > (x.rows == 1 ? 0.18 : 0.35);
   const long padded = (w.k + 31) / 16 * 16 + 16;  // whole vectors, two from any row on
   float* rows = nullptr;
   if (by_row) {
