@@ -14,6 +14,7 @@ from jax import lax
 
 import jaxsparse.kernels as kernels
 from jaxsparse import jaxprs
+from jaxsparse.convolution import convolution
 from jaxsparse.packed import is_packed
 from jaxsparse.standins import StandIn
 
@@ -270,30 +271,10 @@ class _Run:
 
     def _conv_general_dilated(self, equation, x, w):
         params = equation.params
-        if (
-            isinstance(x, StandIn)
-            or params["feature_group_count"] * params["batch_group_count"] != 1
-        ):
+        groups = params["feature_group_count"] * params["batch_group_count"]
+        if isinstance(x, StandIn) or groups != 1:
             return None
-        numbers = params["dimension_numbers"]
-        _, into, *window = numbers.rhs_spec
-        batch, feature, *spatial = numbers.lhs_spec
-        sizes = [w.shape[axis] for axis in window]
-        x = _patches(jnp.transpose(x, (batch, *spatial, feature)), sizes, params)
-        rows = x.shape[: 1 + len(spatial)]
-        y = w.product(
-            x.reshape(math.prod(rows), *sizes, x.shape[-1]),
-            (*window, into),
-            (),
-            equation.outvars[0].aval.dtype,
-            self.implementation,
-        )
-        if y is None:
-            return None
-        batch, feature, *spatial = numbers.out_spec
-        return jnp.moveaxis(
-            y.reshape(*rows, -1), range(y.ndim + len(spatial)), (batch, *spatial, feature)
-        )
+        return convolution(x, w, params, equation.outvars[0].aval, self.implementation)
 
     # Control flow: rebuilt around programs that know of stand-ins.
 
@@ -365,25 +346,3 @@ def _one_of_stack(w, starts, sizes):
     if len(cut) != 1 or sizes[cut[0]] != 1:
         return None
     return w.index(cut[0], starts[cut[0]])
-
-
-def _patches(x, window, params):
-    """What a window sees at every place: (batch, *places, taps, channels) from channels last.
-
-    Slices, because `lax.conv_general_dilated_patches` is itself a dense convolution.
-    """
-    strides, dilation = params["window_strides"], params["rhs_dilation"]
-    edges = [
-        (low, high, inner - 1)
-        for (low, high), inner in zip(params["padding"], params["lhs_dilation"], strict=True)
-    ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    batch, *sizes, channels = x.shape
-    reach = [d * (k - 1) for d, k in zip(dilation, window, strict=True)]
-
-    def tap(place):
-        begin = [d * p for d, p in zip(dilation, place, strict=True)]
-        end = [b + n - r for b, n, r in zip(begin, sizes, reach, strict=True)]
-        return lax.slice(x, (0, *begin, 0), (batch, *end, channels), (1, *strides, 1))
-
-    return jnp.stack([tap(place) for place in np.ndindex(*window)], axis=-2)
