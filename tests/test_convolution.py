@@ -1,0 +1,148 @@
+"""Packed convolutions by blocks of places: the same numbers, in little memory."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from test_sparsify import same, weight
+
+from jaxsparse import convolution
+from jaxsparse.nm import NM
+from jaxsparse.patterns import Block, Unstructured
+from jaxsparse.sparsify import sparsify
+
+# Shape of x without channels, window, and options of the convolution.
+GEOMETRIES = {
+    "same": ((2, 7, 5), (3, 3), {}),
+    "valid": ((2, 7, 6), (3, 2), {"padding": "VALID"}),
+    "strided": ((1, 9, 8), (3, 3), {"window_strides": (2, 3)}),
+    "gaps between windows": ((1, 11, 4), (2, 2), {"window_strides": (3, 1), "padding": "VALID"}),
+    "dilated": ((1, 9, 7), (3, 2), {"rhs_dilation": (2, 3)}),
+    "transposed": ((1, 4, 5), (3, 3), {"lhs_dilation": (2, 2), "padding": [(2, 1), (1, 2)]}),
+    "cropped": ((1, 9, 8), (3, 3), {"padding": [(-1, 0), (2, -2)]}),
+    "one axis": ((3, 11), (4,), {"window_strides": (2,), "padding": "SAME"}),
+    "three axes": ((1, 4, 3, 5), (2, 2, 3), {"padding": "SAME_LOWER"}),
+}
+
+
+def convolve(axes, **options):
+    letters = "HWD"[:axes]
+    options = {"window_strides": (1,) * axes, "padding": "SAME"} | options
+    numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    return lambda w, x: lax.conv_general_dilated(x, w, dimension_numbers=numbers, **options)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of three places or so, for images of any size."""
+    monkeypatch.setattr(convolution, "_LARGE", 0)
+    monkeypatch.setattr(convolution, "_BLOCK", 4000)
+    monkeypatch.setattr(convolution, "_ROWS", 3)
+
+
+def loops(function, *args):
+    return "while" in jax.jit(function).lower(*args).as_text()
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_blocks_give_what_the_dense_convolution_gives(name, small_blocks):
+    (batch, *sizes), window, options = GEOMETRIES[name]
+    dense, packed = weight((*window, 8, 16), Block(4, 16), in_axis=-2)
+    x = jax.random.normal(jax.random.key(1), (batch, *sizes, 8))
+    function = convolve(len(window), **options)
+    assert loops(sparsify(function), packed, x)
+    same(function, dense, packed, x, grads=name in ("strided", "one axis"))
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4)], ids=["csc", "nm"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_blocks_give_what_all_patches_at_once_give(pattern, dtype, monkeypatch, small_blocks):
+    _, packed = weight((3, 3, 8, 16), pattern, in_axis=-2)
+    packed = packed.with_values(packed.values.astype(dtype))
+    x = jax.random.normal(jax.random.key(1), (2, 7, 9, 8)).astype(dtype)
+    actual = jax.jit(sparsify(convolve(2)))(packed, x)
+    monkeypatch.setattr(convolution, "_LARGE", 2**40)
+    assert not loops(sparsify(convolve(2)), packed, x)
+    expected = jax.jit(sparsify(convolve(2)))(packed, x)
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(*(np.float32(y) for y in (actual, expected)), rtol=1e-2, atol=1e-5)
+
+
+def test_blocks_under_transformations(small_blocks):
+    """Mapped over images and over kernels, forward mode, remat, a derivative's derivative."""
+    dense, packed = weight((3, 3, 8, 16), Block(4, 16), in_axis=-2)
+    x = jax.random.normal(jax.random.key(1), (2, 2, 5, 6, 8))
+    run, function = sparsify(convolve(2), on_dense="error"), convolve(2)
+    check = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
+    expected = jax.vmap(function, (None, 0))(dense, x)
+    check(jax.vmap(run, (None, 0))(packed, x), expected)
+    kernels = jnp.stack([packed.values, -packed.values])
+    several = jax.vmap(lambda values: run(packed.with_values(values), x[0]))(kernels)
+    check(several, jnp.stack([expected[0], -expected[0]]))
+
+    def loss(run, w, x):
+        return jnp.sum(jnp.sin(jax.checkpoint(run)(w, x)))
+
+    def hessian_product(run, w):
+        return jax.jvp(jax.grad(lambda x: loss(run, w, x)), (x[0],), (x[1],))
+
+    jax.tree.map(check, hessian_product(run, packed), hessian_product(function, dense))
+
+
+def test_only_what_is_differentiated_costs_a_product(small_blocks):
+    _, packed = weight((3, 3, 8, 16), Block(4, 16), in_axis=-2)
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 8))
+
+    def loss(values, x):
+        return jnp.sum(sparsify(convolve(2))(packed.with_values(values), x) ** 2)
+
+    def products(argnums):
+        program = str(jax.make_jaxpr(jax.grad(loss, argnums))(packed.values, x))
+        return program.count("= sparse_product["), program.count("= sparse_sampled_product[")
+
+    assert (products(0), products(1), products((0, 1))) == ((1, 1), (2, 0), (2, 1))
+
+
+def test_a_large_image_takes_little_memory():
+    _, packed = weight((3, 3, 64, 64), NM(2, 4), in_axis=-2)
+    x = jax.ShapeDtypeStruct((4, 64, 64, 64), jnp.float32)
+    compiled = jax.jit(sparsify(convolve(2))).lower(packed, x).compile()
+    image = 4 * 64 * 64 * 64 * 4  # bytes of x, and of y; its patches are nine times that
+    assert compiled.memory_analysis().temp_size_in_bytes < 3.5 * image
+
+
+def test_blocks_leave_a_sharded_batch_where_it_is(small_blocks):
+    _, packed = weight((3, 3, 8, 16), Block(4, 16), in_axis=-2)
+    x = jax.random.normal(jax.random.key(1), (8, 5, 6, 8))
+    run = sparsify(convolve(2))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows = jax.device_put(x, NamedSharding(mesh, P("data")))
+    weights = jax.device_put(packed, NamedSharding(mesh, P()))
+    compiled = jax.jit(run).lower(weights, rows).compile()
+    program = compiled.as_text()
+    assert "while" in program
+    assert not any(name in program for name in ("all-gather", "all-to-all", "all-reduce"))
+    actual = compiled(weights, rows)
+    assert actual.sharding.spec[0] == "data"
+    np.testing.assert_allclose(actual, run(packed, x), rtol=1e-4, atol=1e-4)
+
+
+def test_loops_are_for_cpus(small_blocks):
+    _, packed = weight((3, 3, 8, 16), Block(4, 16), in_axis=-2)
+    x = jnp.ones((2, 5, 6, 8))
+    arrays, tree = jax.tree.flatten(packed)
+    run = jax.jit(lambda x, *arrays: sparsify(convolve(2))(jax.tree.unflatten(tree, arrays), x))
+
+    def exported(*platforms):
+        return jax.export.export(run, platforms=platforms)(x, *arrays)
+
+    assert "while" in exported("cpu").mlir_module()
+    assert "while" not in exported("cuda").mlir_module()
+    either = exported("cpu", "cuda", "tpu")
+    np.testing.assert_allclose(either.call(x, *arrays), run(x, *arrays), rtol=1e-5, atol=1e-5)
