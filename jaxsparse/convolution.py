@@ -61,7 +61,7 @@ def convolution(
     def blocked(x, kernel):
         return _by_blocks(lambda p: multiply(p, kernel), _pad(x, params), window, places, params)
 
-    if math.prod(places) * _bytes_a_place(x, window) < _LARGE or math.prod(window) == 1:
+    if not _large(x, window, places):
         y = whole(x, kernel)
     elif jax.eval_shape(whole, x, kernel) is None:
         y = None
@@ -131,6 +131,13 @@ def _block(places: Sequence[int], room: int) -> list[int]:
         block.insert(0, -(-size // -(-size // room)))
         room = max(1, room // block[0])
     return block
+
+
+def _large(x, window, places):
+    symbolic = any(not isinstance(size, int) for size in x.shape)  # in an export
+    if symbolic or math.prod(window) == 1:
+        return False
+    return math.prod(places) * _bytes_a_place(x, window) >= _LARGE
 
 
 def _bytes_a_place(x, window):
