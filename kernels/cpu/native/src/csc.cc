@@ -24,14 +24,37 @@ double density_of(const CscWeights& w) {
 
 int rows_of_tile(const CscWeights& w) { return density_of(w) > 0.2 ? 128 : 256; }
 
+// The next entries of a few columns, those of rows [low, low + tile_rows), to rows and values.
+// `at` says where a column goes on, `end` where it ends. False where rows are out of order.
+bool cut_tile(const CscWeights& w, int columns, long low, int tile_rows, long* at,
+              const long* end, Tile* tile, uint8_t* rows, float* values) {
+  const Kernels& k = kernels();
+  const long high = std::min(w.k, low + tile_rows);
+  const long bytes = dtype_bytes(w.dtype), row_bytes = w.wide_index ? 4 : 2;
+  const long usual = (long)(tile_rows * density_of(w));
+  uint16_t counts[kTileColumns];
+  k.csc_cut(w.wide_index, w.indices, columns, high, tile_rows, at, end, counts);
+  for (int c = 0; c < columns; c++) {
+    // A column goes on where it ends here; the columns lie far apart.
+    const long p = at[c] + counts[c];
+    const char* v = static_cast<const char*>(w.values) + p * bytes;
+    const char* r = static_cast<const char*>(w.indices) + p * row_bytes;
+    for (long b = 0; b <= usual * bytes; b += 64) __builtin_prefetch(v + b, 0, 2);
+    for (long b = 0; b <= usual * row_bytes; b += 64) __builtin_prefetch(r + b, 0, 2);
+  }
+  order_by_count(counts, columns, tile->order, tile->counts);
+  const bool good = k.csc_copy(w.dtype, w.wide_index, w.indices, w.values, columns, tile->order,
+                               tile->counts, at, low, tile_rows, rows, values);
+  for (int c = 0; c < columns; c++) at[c] += counts[c];
+  return good;
+}
+
 template <class Row>
 struct CscTiles : Scattered {
   const CscWeights& w;
   const Row* index;
-  const long entry_bytes;
 
-  explicit CscTiles(const CscWeights& w)
-      : w(w), index(static_cast<const Row*>(w.indices)), entry_bytes(dtype_bytes(w.dtype)) {
+  explicit CscTiles(const CscWeights& w) : w(w), index(static_cast<const Row*>(w.indices)) {
     k = w.k;
     n = w.n;
     tile_rows = rows_of_tile(w);
@@ -57,48 +80,14 @@ struct CscTiles : Scattered {
     long written = 0;
     for (long t = t0; t < t1; t++) {
       Tile& tile = out->tiles[t - t0];
-      const long low = t * tile_rows, high = std::min(k, low + tile_rows);
-      uint16_t counts[kTileColumns];
-      bool good = true;
-      for (int c = 0; c < columns; c++) {
-        long p = at[c];
-        const long most = std::min(end[c], p + tile_rows);
-        while (p < most && (long)index[p] < high) p++;
-        counts[c] = (uint16_t)(p - at[c]);
-        good &= counts[c] == 0 || (long)index[at[c]] >= low;
-      }
-      if (!good) return false;
-      order_by_count(counts, columns, tile.order, tile.counts);
       tile.begin = written;
-      for (int i = 0; i < columns; i++) {
-        const int c = tile.order[i], count = tile.counts[i];
-        const Row* from = index + at[c];
-        uint8_t* rows = out->rows + written;
-        uint32_t wrong = 0;
-        for (int e = 0; e < count; e++) {
-          const uint32_t row = (uint32_t)((long)from[e] - low);
-          rows[e] = (uint8_t)row;
-          wrong |= row & ~(uint32_t)(tile_rows - 1);
-        }
-        if (wrong != 0) return false;
-        copy_values(at[c], count, out->values + written);
-        written += count;
-        at[c] += count;
-      }
+      const long low = t * tile_rows;
+      if (!cut_tile(w, columns, low, tile_rows, at, end, &tile, out->rows + written,
+                    out->values + written))
+        return false;
+      for (int c = 0; c < columns; c++) written += tile.counts[c];
     }
-    for (int c = 0; c < columns; c++) {
-      if (at[c] != end[c]) return false;
-    }
-    return true;
-  }
-
-  void copy_values(long p, int count, float* to) const {
-    if (w.dtype == kF32) {
-      const float* from = static_cast<const float*>(w.values) + p;
-      for (int e = 0; e < count; e++) to[e] = from[e];
-    } else {
-      kernels().widen(w.dtype, static_cast<const char*>(w.values) + p * entry_bytes, count, to);
-    }
+    return std::equal(at, at + columns, end);
   }
 
   bool sample(long n0, long n1, long t, const float* c, float* out) const override {
@@ -121,41 +110,12 @@ bool rows_in_range(const CscWeights& w, long p0, long p1) {
   return p0 == p1 || kernels().largest_row(w.wide_index, index, p1 - p0) < (uint64_t)w.k;
 }
 
-// The next entries of columns [n0, n1), those above row `high`; `at` says where a column
-// goes on. No more than `most` of a column, the rows of a tile.
-template <class Row>
-void cut_tile(const CscWeights& w, long n0, long n1, long high, int most, long* at,
-              CscTile* tile) {
-  const Row* index = static_cast<const Row*>(w.indices);
-  const char* values = static_cast<const char*>(w.values);
-  const long bytes = dtype_bytes(w.dtype);
-  const int columns = (int)(n1 - n0);
-  const long usual = (long)(most * density_of(w));
-  uint16_t counts[kTileColumns];
-  kernels().csc_cut(w.wide_index, w.indices, w.indptr + n0, columns, high, most, at, counts);
-  for (int c = 0; c < columns; c++) {
-    // A column goes on where it ends here; the columns lie far apart.
-    const char* v = values + (at[c] + counts[c]) * bytes;
-    const Row* low = index + at[c] + counts[c];
-    for (long b = 0; b <= usual * bytes; b += 64) __builtin_prefetch(v + b, 0, 2);
-    for (long b = 0; b <= usual * (long)sizeof(Row); b += 64)
-      __builtin_prefetch(reinterpret_cast<const char*>(low) + b, 0, 2);
-  }
-  order_by_count(counts, columns, tile->order, tile->counts);
-  for (int i = 0; i < columns; i++) {
-    const int c = tile->order[i];
-    tile->begins[i] = (int32_t)at[c];
-    at[c] += tile->counts[i];
-  }
-  tile->columns = columns;
-}
-
-template <class Row>
 bool panels_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
   const Kernels& k = kernels();
   const int width = k.tile_vectors * k.lanes;
   const int tile_rows = rows_of_tile(w);
-  const Panels panels(pool, x, w.k, width);
+  const long tiles = (w.k + tile_rows - 1) / tile_rows;
+  const Panels panels(pool, x, tiles * tile_rows, width);
   std::atomic<bool> good{true};
   const long chunks = (w.n + kTileColumns - 1) / kTileColumns;
   const long together = panels_together(pool, panels.count, chunks);
@@ -163,32 +123,32 @@ bool panels_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
   parallel_for(pool, chunks * shares, [&](long i) {
     const long n0 = i / shares * kTileColumns, n1 = std::min(w.n, n0 + kTileColumns);
     const long p0 = i % shares * together, p1 = std::min(panels.count, p0 + together);
-    if (!rows_in_range(w, w.indptr[n0], w.indptr[n1])) {
-      good = false;
-      return;
-    }
+    const int columns = (int)(n1 - n0);
     const size_t size = (size_t)kTileColumns * width;
     float* outs = scratch().get<float>(kOuts, (p1 - p0) * size);
     std::memset(outs, 0, (p1 - p0) * size * sizeof(float));
-    long at[kTileColumns];
-    for (long n = n0; n < n1; n++) at[n - n0] = w.indptr[n];
-    for (long low = 0; low < w.k; low += tile_rows) {
-      CscTile tile;
-      cut_tile<Row>(w, n0, n1, low + tile_rows, tile_rows, at, &tile);
+    Chunk chunk = chunk_scratch(1, (long)kTileColumns * tile_rows);
+    long at[kTileColumns], end[kTileColumns];
+    std::copy(w.indptr + n0, w.indptr + n1, at);
+    std::copy(w.indptr + n0 + 1, w.indptr + n1 + 1, end);
+    for (long t = 0; t < tiles; t++) {
+      Tile& tile = *chunk.tiles;
+      if (!cut_tile(w, columns, t * tile_rows, tile_rows, at, end, &tile, chunk.rows,
+                    chunk.values)) {
+        good = false;
+        return;
+      }
+      const long part = (long)tile_rows * width;
       for (long p = p0; p < p1; p++) {
         const bool last = p + 1 == p1;
-        const long begin = last ? low + tile_rows : low;
-        tile.next_floats = std::min<long>(tile_rows, std::max(0L, w.k - begin)) * width;
-        const float* next = panels[last ? p0 : p + 1] + begin * width;
-        k.csc_tile(w.dtype, tile, w.wide_index, w.indices, w.values, panels[p], next,
-                   outs + (p - p0) * size);
+        const float* next = panels[last ? p0 : p + 1] + (t + last) * part;
+        k.tile_dot(columns, tile.order, tile.counts, chunk.rows, chunk.values,
+                   panels[p] + t * part, next, part, outs + (p - p0) * size);
       }
     }
-    for (long n = n0; n < n1; n++) {
-      if (at[n - n0] != w.indptr[n + 1]) good = false;  // rows out of order
-    }
+    if (!std::equal(at, at + columns, end)) good = false;  // rows out of order
     for (long p = p0; p < p1; p++)
-      k.store_panel(outs + (p - p0) * size, (int)(n1 - n0), width, panels.rows(p),
+      k.store_panel(outs + (p - p0) * size, columns, width, panels.rows(p),
                     y + p * width * w.n + n0, w.n);
   });
   return good;
@@ -263,9 +223,7 @@ const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) 
   const int lanes = kernels().lanes, width = plain_width(x.rows, lanes);
   if (x.rows <= kPlainRows || x.rows * w.k * (long)sizeof(float) <= kPlainBytes)
     return plain_dot(pool, x, w, width, y) ? nullptr : kBadRow;
-  const bool good = w.wide_index ? panels_dot<int32_t>(pool, x, w, y)
-                                 : panels_dot<uint16_t>(pool, x, w, y);
-  return good ? nullptr : kBadRow;
+  return panels_dot(pool, x, w, y) ? nullptr : kBadRow;
 }
 
 const char* csc_dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx) {

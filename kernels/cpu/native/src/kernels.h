@@ -32,16 +32,6 @@ struct NmTile {
   const uint8_t* base;
 };
 
-// Some entries of each of a few columns: counts[i] of column order[i], from begins[i] on.
-// next_floats of a panel are read soon.
-struct CscTile {
-  int columns;
-  long next_floats;
-  uint8_t order[kTileColumns];  // fullest first: the inner loop's length repeats
-  uint16_t counts[kTileColumns];
-  int32_t begins[kTileColumns];
-};
-
 struct Kernels {
   const char* name;
   int lanes;
@@ -74,8 +64,13 @@ struct Kernels {
   void (*outer)(long depth, int rows, int columns, const float* x, long ld_x, const float* dy,
                 long ld_dy, float* c, bool accumulate);
 
-  // One tile of scattered weights, transposed: columns in the order given, counts[i] weights
-  // each, a weight's row within the tile in a byte. Panels are tile_vectors * lanes wide.
+  // A tile of single weights: columns in the order given, counts[i] weights each, a weight's
+  // row within the tile in a byte. Panels are tile_vectors * lanes wide.
+  // outs[column][width] += the tile's part; next_floats at `next` will be read soon.
+  void (*tile_dot)(int columns, const uint8_t* order, const uint16_t* counts, const uint8_t* rows,
+                   const float* values, const float* panel, const float* next, long next_floats,
+                   float* outs);
+  // outs[row within the tile][width] += the same of the panel's columns.
   void (*tile_dot_transposed)(int columns, const uint8_t* order, const uint16_t* counts,
                               const uint8_t* rows, const float* values, const float* panel,
                               float* outs);
@@ -91,13 +86,16 @@ struct Kernels {
   void (*quads_dot)(int columns, int quads, const float* values, const uint32_t* rows,
                     const float* panel, const float* next, float* outs);
 
-  // outs[column][tile_vectors * lanes] += a tile of CSC times the whole panel.
-  void (*csc_tile)(int dtype, const CscTile& tile, bool wide_index, const void* index,
-                   const void* values, const float* panel, const float* next, float* outs);
-  // counts[c]: how many of the entries of column c from at[c] on lie above row `high`, of
+  // counts[c]: how many of the entries [at[c], end[c]) of a column lie above row `high`, of
   // ascending rows; at most `most`.
-  void (*csc_cut)(bool wide_index, const void* index, const int32_t* indptr, int columns,
-                  long high, int most, const long* at, uint16_t* counts);
+  void (*csc_cut)(bool wide_index, const void* index, int columns, long high, int most,
+                  const long* at, const long* end, uint16_t* counts);
+  // Copies the entries of such a tile, counts[i] of column order[i] from at[order[i]] on:
+  // rows less `low`, values as floats. False where a row is not within the tile. tile_rows is a
+  // power of 2; two vectors past the end are written too.
+  bool (*csc_copy)(int dtype, bool wide_index, const void* index, const void* values, int columns,
+                   const uint8_t* order, const uint16_t* counts, const long* at, long low,
+                   int tile_rows, uint8_t* rows, float* to);
   uint32_t (*largest_row)(bool wide_index, const void* index, long count);
 
   // Straight from CSC for one panel of `width` rows: 1, 4, 8 or up to 4 times the lanes.
