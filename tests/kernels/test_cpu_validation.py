@@ -64,19 +64,21 @@ def test_the_library_refuses_what_it_cannot_read(batch):
         refused(cpu.block_dot, x, case.values, wrong, rows, **shape)
     refused(cpu.block_dot, x, case.values[:, :, :8], indptr, rows, **shape)
 
-    case = csc_case(rng, (64, 32), 0.5, index_dtype=np.int32)
-    indptr, rows = case.index
-    wild = rows.copy()
-    wild[5] = 2**30
-    refused(cpu.csc_dot, x, case.values, indptr, wild, **shape)
-    refused(cpu.csc_dot, x, case.values, indptr, rows - 2**20, **shape)
-    refused(cpu.csc_dot, x, case.values, indptr[:-1], rows, **shape)
-    # Out of order is an error or another result, but nothing is read out of bounds.
-    for product, first in ((cpu.csc_dot, x), (cpu.csc_dot_transposed, dy)):
-        try:
-            assert np.asarray(product(first, case.values, indptr, rows[::-1], **shape)).size
-        except Exception as error:
-            assert "jaxsparse cpu kernel" in str(error)
+    for k in (64, 8205):  # multiplied straight from CSC, and in tiles
+        deep = rng.standard_normal((batch, k)).astype(np.float32)
+        case = csc_case(rng, (k, 32), 0.5, index_dtype=np.int32)
+        (indptr, rows), size = case.index, {"shape": (k, 32)}
+        wild = rows.copy()
+        wild[5] = 2**30
+        refused(cpu.csc_dot, deep, case.values, indptr[:-1], rows, **size)
+        for product, first in ((cpu.csc_dot, deep), (cpu.csc_dot_transposed, dy)):
+            for wrong in (wild, rows - 2**20):
+                refused(product, first, case.values, indptr, wrong, **size)
+            # Out of order is an error or another result, but nothing is read out of bounds.
+            try:
+                assert np.asarray(product(first, case.values, indptr, rows[::-1], **size)).size
+            except Exception as error:
+                assert "jaxsparse cpu kernel" in str(error)
 
     case = nm_case(rng, (64, 32), 2, 4)
     refused(cpu.nm_dot, x, case.values, case.index[0][1:], n=2, m=4, **shape)

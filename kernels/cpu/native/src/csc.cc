@@ -60,19 +60,21 @@ struct CscTiles : Scattered {
     tile_rows = rows_of_tile(w);
   }
 
-  // First entry of column c at or below row `row`, were the column sorted.
-  long find(long c, long row) const {
-    return std::lower_bound(index + w.indptr[c], index + w.indptr[c + 1], row,
+  // Column c's first entry of tile t, were the column sorted. What is out of range belongs
+  // to the first tile or the last, where it is found out.
+  long find(long c, long t) const {
+    if (t == 0) return w.indptr[c];
+    if (t == tiles()) return w.indptr[c + 1];
+    return std::lower_bound(index + w.indptr[c], index + w.indptr[c + 1], t * tile_rows,
                             [](Row a, long b) { return (long)a < b; }) - index;
   }
 
   bool prepare(long n0, long n1, long t0, long t1, Chunk* out) const override {
     const int columns = (int)(n1 - n0);
-    const bool all = t0 == 0 && t1 == tiles();
     long at[kTileColumns], end[kTileColumns], entries = 0;
     for (int c = 0; c < columns; c++) {
-      at[c] = all ? w.indptr[n0 + c] : find(n0 + c, t0 * tile_rows);
-      end[c] = all ? w.indptr[n0 + c + 1] : find(n0 + c, t1 * tile_rows);
+      at[c] = find(n0 + c, t0);
+      end[c] = find(n0 + c, t1);
       if (at[c] > end[c]) return false;
       entries += end[c] - at[c];
     }
@@ -93,7 +95,7 @@ struct CscTiles : Scattered {
   bool sample(long n0, long n1, long t, const float* c, float* out) const override {
     const long low = t * tile_rows, high = std::min(k, low + tile_rows);
     for (long n = n0; n < n1; n++) {
-      for (long p = find(n, low); p < w.indptr[n + 1] && (long)index[p] < high; p++) {
+      for (long p = find(n, t); p < w.indptr[n + 1] && (long)index[p] < high; p++) {
         const long row = (long)index[p] - low;
         if (row < 0) return false;
         out[p] = c[row * kTileColumns + (n - n0)];

@@ -70,10 +70,6 @@ struct Kernels {
   void (*tile_dot)(int columns, const uint8_t* order, const uint16_t* counts, const uint8_t* rows,
                    const float* values, const float* panel, const float* next, long next_floats,
                    float* outs);
-  // outs[row within the tile][width] += the same of the panel's columns.
-  void (*tile_dot_transposed)(int columns, const uint8_t* order, const uint16_t* counts,
-                              const uint8_t* rows, const float* values, const float* panel,
-                              float* outs);
 
   // A tile of N:M weights of up to kTileColumns columns, four entries of a column side by
   // side: to[quad][kTileColumns][4], rows[quad][kTileColumns] with a byte an entry. The order

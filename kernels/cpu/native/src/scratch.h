@@ -10,7 +10,16 @@ namespace jaxsparse {
 
 // kInput is filled by the calling thread and read by its helpers; the others belong to
 // the tile in hand.
-enum Slot { kInput, kWeights, kOuts, kRows, kTile, kSlots };
+enum Slot {
+  kInput,
+  kWeights,
+  kOuts,
+  kRows,
+  kTile,
+  kFlippedColumns,
+  kFlippedWeights,
+  kSlots
+};
 
 class Scratch {
  public:

@@ -1,11 +1,43 @@
 #include "tiles.h"
 
 #include <cstring>
+#include <numeric>
 
 namespace jaxsparse {
 namespace {
 
 constexpr long kSlabTiles = 4;  // of dx that one tile of the transposed loop sums
+
+// A tile the other way: its rows, fullest first, and the columns of each one's weights.
+struct Flipped {
+  uint8_t order[kMostTileRows];
+  uint16_t counts[kMostTileRows];
+  int rows;  // that hold anything
+};
+
+// rows and values of `tile` to columns and values of `to`. Summing by row writes a row of dx
+// once a tile, where a sum by column would write it for every weight.
+void flip(const Tile& tile, int columns, const uint8_t* rows, const float* values, int tile_rows,
+          Flipped* to, uint8_t* to_columns, float* to_values) {
+  uint16_t counts[kMostTileRows] = {};
+  long entries = 0;
+  for (int i = 0; i < columns; i++) entries += tile.counts[i];
+  for (long e = 0; e < entries; e++) counts[rows[e]]++;
+  order_by_count(counts, tile_rows, to->order, to->counts);
+  uint32_t next[kMostTileRows], at = 0;
+  to->rows = 0;
+  for (int i = 0; i < tile_rows && to->counts[i] > 0; i++, to->rows++) {
+    next[to->order[i]] = at;
+    at += to->counts[i];
+  }
+  for (int i = 0; i < columns; i++) {
+    for (int left = tile.counts[i]; left > 0; left--) {
+      const uint32_t place = next[*rows++]++;
+      to_columns[place] = tile.order[i];
+      to_values[place] = *values++;
+    }
+  }
+}
 
 }  // namespace
 
@@ -24,17 +56,30 @@ bool tiled_dot_transposed(Pool& pool, const Matrix& dy, const Scattered& w, floa
     std::memset(outs, 0, panels.count * size * sizeof(float));
     for (long c = 0; c < chunks; c++) {
       const long n0 = c * kTileColumns, n1 = std::min(w.n, n0 + kTileColumns);
+      const int columns = (int)(n1 - n0);
       Chunk chunk;
       if (!w.prepare(n0, n1, t0, t1, &chunk)) {
         good = false;
         return;
       }
+      long entries = 0;
+      for (long t = 0; t < t1 - t0; t++)
+        entries = std::accumulate(chunk.tiles[t].counts, chunk.tiles[t].counts + columns, entries);
+      Flipped flipped[kSlabTiles];
+      uint8_t* at = scratch().get<uint8_t>(kFlippedColumns, entries);
+      float* weights = scratch().get<float>(kFlippedWeights, entries);
+      for (long t = 0; t < t1 - t0; t++) {
+        const long begin = chunk.tiles[t].begin;
+        flip(chunk.tiles[t], columns, chunk.rows + begin, chunk.values + begin, w.tile_rows,
+             &flipped[t], at + begin, weights + begin);
+      }
       for (long p = 0; p < panels.count; p++) {
+        const float* next = panels[p + 1 < panels.count ? p + 1 : p] + n0 * width;
         for (long t = 0; t < t1 - t0; t++) {
-          const Tile& tile = chunk.tiles[t];
-          k.tile_dot_transposed((int)(n1 - n0), tile.order, tile.counts, chunk.rows + tile.begin,
-                                chunk.values + tile.begin, panels[p] + n0 * width,
-                                outs + p * size + t * w.tile_rows * width);
+          const long begin = chunk.tiles[t].begin;
+          k.tile_dot(flipped[t].rows, flipped[t].order, flipped[t].counts, at + begin,
+                     weights + begin, panels[p] + n0 * width, next, columns * width,
+                     outs + p * size + t * w.tile_rows * width);
         }
       }
     }

@@ -254,6 +254,11 @@ int main() {
     else test_csc<int32_t>(batch, k, n, dtype, percent);
     test_nm(batch, k, n, group[0], group[1], dtype);
   }
+  // More of x than a cache holds: CSC is cut into tiles.
+  for (int dtype : {kF32, kBf16, kI8}) {
+    test_csc<uint16_t>(34, 8001, 70, dtype, 3);
+    test_csc<int32_t>(41, 7003, 65, dtype, 40);
+  }
   std::printf("%s: %s\n", kernels().name, failures ? "FAILED" : "passed");
   return failures != 0;
 }
