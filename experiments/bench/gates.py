@@ -119,10 +119,11 @@ def cpu_verdicts(rows: Sequence[Mapping[str, Any]], peak: float) -> str:
       peak: GFLOP/s of multiply-adds on the machine of the rows.
 
     Returns:
-      A table; a cell is the worst shape's, density by density.
+      A table and how many are met; a cell is the worst shape's, density by density.
     """
     head = ["storage, densities", "batch", "target", "measured", "target of peak", "of peak"]
     lines = [head, ["---"] * len(head)]
+    every: tuple[list, list] = [], []
     for (storage, dtype, direction), batches in CPU.items():
         for batch, targets in batches.items():
             key = storage, dtype, direction, batch
@@ -134,6 +135,8 @@ def cpu_verdicts(rows: Sequence[Mapping[str, Any]], peak: float) -> str:
             shares = [
                 (_least(f, "gflops") / peak, targets[d] * d * dense) for d, f in found.items()
             ]
+            for pairs, more in zip(every, (ratios, shares), strict=True):
+                pairs += [pair for pair in more if not any(map(math.isnan, pair))]
             name = f"{storage} {dtype}" + (f" {direction}" if direction != "forward" else "")
             lines.append(
                 [
@@ -143,7 +146,9 @@ def cpu_verdicts(rows: Sequence[Mapping[str, Any]], peak: float) -> str:
                     *_cells(shares, ".0%", ".0%"),
                 ]
             )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    met = (f"{sum(f >= t for f, t in pairs)} of {len(pairs)}" for pairs in every)
+    return "{}\n\nMet: {} ratios, {} shares of the peak.\n".format(table, *met)
 
 
 def _least(rows: Sequence[Mapping[str, Any]], figure: str) -> float:

@@ -48,6 +48,7 @@ def test_what_falls_short_of_a_target_is_bold_and_what_was_not_measured_is_left_
     assert f"| block4x16 float32, 0.5 / 0.25 / 0.1 | {cells}" in lines
     cells = "512 | 1.7 / 2.9 / 5.1 | **1.0** / - / - | - / - / - | 10% / - / - |"
     assert f"| block32x32 float32 dx, 0.5 / 0.25 / 0.1 | {cells}" in lines
+    assert lines[-1] == "Met: 1 of 3 ratios, 1 of 2 shares of the peak."
 
 
 def test_a_turn_is_one_call_or_as_many_as_fill_it(monkeypatch):
