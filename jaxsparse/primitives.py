@@ -165,18 +165,15 @@ def _bilinear_jvp(primitive, primals, tangents, **params):
 
 def _product_transpose(ct, x, values, *index, layout, transpose, out_dtype, implementation):
     del out_dtype
-    nothing = [None] * len(index)
-    if type(ct) is ad.Zero:
-        return [None, None, *nothing]
     params = {"layout": layout, "implementation": implementation}
     if ad.is_undefined_primal(x):
         ct_x = product_p.bind(
             ct, values, *index, transpose=not transpose, out_dtype=x.aval.dtype, **params
         )
-        return [ct_x, None, *nothing]
+        return [ct_x, None, *[None] * len(index)]
     left, right = (ct, x) if transpose else (x, ct)
     ct_values = sampled_p.bind(left, right, *index, out_dtype=values.aval.dtype, **params)
-    return [None, ct_values, *nothing]
+    return [None, ct_values, *[None] * len(index)]
 
 
 def _scaled_product_jvp(primals, tangents, **params):
@@ -195,8 +192,6 @@ def _scaled_product_jvp(primals, tangents, **params):
 
 
 def _scaled_product_transpose(ct, x, values, scales, *index, **params):
-    if type(ct) is ad.Zero:
-        return [None] * (3 + len(index))
     if ad.is_undefined_primal(scales):
         y = product_p.bind(x, values, *index, transpose=False, **params)
         ct_scales = jnp.sum(ct * y, 0).astype(scales.aval.dtype)
@@ -209,23 +204,31 @@ def _scaled_product_transpose(ct, x, values, scales, *index, **params):
 
 def _sampled_transpose(ct, x, g, *index, layout, out_dtype, implementation):
     del out_dtype
-    nothing = [None] * len(index)
-    if type(ct) is ad.Zero:
-        return [None, None, *nothing]
     params = {"layout": layout, "implementation": implementation}
     if ad.is_undefined_primal(x):
         ct_x = product_p.bind(g, ct, *index, transpose=True, out_dtype=x.aval.dtype, **params)
-        return [ct_x, None, *nothing]
+        return [ct_x, None, *[None] * len(index)]
     ct_g = product_p.bind(x, ct, *index, transpose=False, out_dtype=g.aval.dtype, **params)
-    return [None, ct_g, *nothing]
+    return [None, ct_g, *[None] * len(index)]
+
+
+def _unless_zero(transpose):
+    """A rule for cotangents that are something; of zero no operand gets any."""
+
+    def rule(ct, *operands, **params):
+        if type(ct) is ad.Zero:
+            return [None] * len(operands)
+        return transpose(ct, *operands, **params)
+
+    return rule
 
 
 ad.primitive_jvps[product_p] = functools.partial(_bilinear_jvp, product_p)
 ad.primitive_jvps[sampled_p] = functools.partial(_bilinear_jvp, sampled_p)
 ad.primitive_jvps[scaled_product_p] = _scaled_product_jvp
-ad.primitive_transposes[product_p] = _product_transpose
-ad.primitive_transposes[sampled_p] = _sampled_transpose
-ad.primitive_transposes[scaled_product_p] = _scaled_product_transpose
+ad.primitive_transposes[product_p] = _unless_zero(_product_transpose)
+ad.primitive_transposes[sampled_p] = _unless_zero(_sampled_transpose)
+ad.primitive_transposes[scaled_product_p] = _unless_zero(_scaled_product_transpose)
 
 
 # --- batching ------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ def line(verdict: dict[str, Any]) -> str:
     return f"{name}: {word}, {verdict['worst']:.2f} to {verdict['best']:.2f}"
 
 
+KEY = ("storage", "dtype", "direction", "batch")
 # (storage, dtype, direction) -> batch -> density -> times as fast as `jnp.dot`, in float32:
 # what a prototype reached on two Skylake cores.
 CPU = {
@@ -127,8 +128,7 @@ def cpu_verdicts(rows: Sequence[Mapping[str, Any]], peak: float) -> str:
     for (storage, dtype, direction), batches in CPU.items():
         for batch, targets in batches.items():
             key = storage, dtype, direction, batch
-            names = "storage", "dtype", "direction", "batch"
-            same = [r for r in rows if key == tuple(r[name] for name in names)]
+            same = [r for r in rows if key == tuple(r[name] for name in KEY)]
             found = {d: [r for r in same if r["density"] == d] for d in targets}
             dense = CPU_DENSE_SHARE.get(batch, math.nan) if direction == "forward" else math.nan
             ratios = [(_least(f, "speedup"), targets[d]) for d, f in found.items()]

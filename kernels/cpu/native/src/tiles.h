@@ -38,7 +38,8 @@ inline long panels_together(const Pool& pool, long panels, long chunks) {
   return std::max<long>(1, std::min<long>(16, panels * chunks / (4L * pool.threads())));
 }
 
-// Columns by falling count; equal counts keep their order.
+// Columns, or rows, up to 256 by falling count; equal counts keep their order. A sum that
+// leaves the byte is where a class would begin that has no members.
 inline void order_by_count(const uint16_t* counts, int columns, uint8_t* order,
                            uint16_t* ordered) {
   int most = 0;
