@@ -1,7 +1,7 @@
 """A functional sparsity toolkit for JAX and Flax."""
 
 from jaxsparse import checkpoint, graph, nn
-from jaxsparse.arrays import CSC, BlockSparse, NMSparse
+from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
 from jaxsparse.kernels import implementations
@@ -46,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CSC",
+    "Bitmap",
     "NM",
     "Block",
     "BlockSparse",

@@ -4,7 +4,8 @@
 |---|---|---|
 | `BlockSparse` | blocks by block column, column pointers, block rows | 1x16 ... 128x128 |
 | `NMSparse` | n of every m inputs, positions of ceil(log2 m) bits | 2:4, 1:4, 4:8 |
-| `CSC` | single weights by column, column pointers, rows | unstructured |
+| `Bitmap` | single weights, a bit for every place | unstructured, density .2 and more |
+| `CSC` | single weights by column, column pointers, rows | unstructured below |
 
 Only `values` (and the scales of int8 values) are numbers to learn; the rest is
 the structure. `jax.grad` with respect to `packed.values` trains a packed weight
@@ -20,7 +21,7 @@ import dataclasses
 from typing import Any
 
 from jaxsparse import indices
-from jaxsparse.kernels.layouts import BlockLayout, CSCLayout, NMLayout
+from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, NMLayout
 from jaxsparse.packed import Packed, register
 
 
@@ -96,6 +97,44 @@ class CSC(Packed):
 
     def _check_index(self, indptr, rows):
         indices.check_columns(indptr, rows, self.matrix_shape, "weight")
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Bitmap(Packed):
+    """Single weights under a bit for every place.
+
+    An eighth of a byte for every place of W, kept or not, where `CSC` takes two or
+    four bytes for every weight kept: half of a bfloat16 kernel takes 9/16 of it.
+
+    Attributes:
+      values: (nnz,), by strip of 256 rows, then by column, then by row.
+      starts: int32, where the values of every 64 columns of a strip begin; from
+        starts[-1] on there is only spare room.
+      bits: uint32 (strips, N, words); see `BitmapLayout`.
+      nnz: how many values are stored.
+      view: the shape (K, N), or the View of a kernel of another shape.
+      scales: (N,), for int8 values: W = values * scales.
+
+    Raises:
+      ValueError: for bits outside the weight, starts that do not count them, and
+        shapes that do not fit (checked where the arrays are concrete).
+    """
+
+    values: Any
+    starts: Any
+    bits: Any
+    nnz: int
+    view: Any
+    scales: Any = None
+    array_names = ("values", "starts", "bits", "scales")
+
+    @property
+    def layout(self) -> BitmapLayout:
+        return BitmapLayout(self.matrix_shape, self.nnz)
+
+    def _check_index(self, starts, bits):
+        indices.check_bitmap(starts, bits, self.layout)
 
 
 @register

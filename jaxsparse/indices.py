@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxsparse.kernels.layouts import NMLayout
+from jaxsparse.kernels.layouts import BitmapLayout, NMLayout
 
 
 def column_index(kept: np.ndarray, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -29,6 +29,29 @@ def expand_columns(indptr: np.ndarray, room: int) -> np.ndarray:
     columns = np.full(room, len(indptr) - 1, np.int32)
     columns[: indptr[-1]] = np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
     return columns
+
+
+def bitmap_index(kept: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Compresses a boolean grid (K, N) to bits, in the order of a `BitmapLayout`.
+
+    Returns:
+      starts and bits; and the row and the column of every entry kept, int64.
+    """
+    layout = BitmapLayout(kept.shape, 0)
+    padded = np.zeros((layout.strips * layout.strip, kept.shape[1]), bool)
+    padded[: len(kept)] = kept
+    strips = padded.reshape(layout.strips, layout.strip, -1).transpose(0, 2, 1)
+    bits = np.ascontiguousarray(np.packbits(strips, axis=2, bitorder="little")).view("<u4")
+    starts = np.concatenate([[0], np.cumsum(_chunk_counts(strips))]).astype(np.int32)
+    strip, columns, rows = np.nonzero(strips)
+    return starts, bits, strip * layout.strip + rows, columns
+
+
+def _chunk_counts(strips):
+    """What every 64 columns of every strip keep."""
+    width = strips.shape[1]
+    counts = strips.sum(axis=2, dtype=np.int64)
+    return np.add.reduceat(counts, np.arange(0, width, 64), axis=1).reshape(-1)
 
 
 def group_positions(kept: np.ndarray, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,6 +122,29 @@ def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], u
             f"rows[{e}] = {used[e]} does not come after rows[{e - 1}] = {used[e - 1]} of the same "
             f"column: the rows of a column are strictly increasing"
         )
+
+
+def check_bitmap(starts: np.ndarray, bits: np.ndarray, layout: BitmapLayout) -> None:
+    """Raises ValueError unless the bits lie in the weight and the starts count them."""
+    strips = np.unpackbits(np.ascontiguousarray(bits).view(np.uint8), axis=2, bitorder="little")
+    rows = layout.shape[0] - (layout.strips - 1) * layout.strip
+    below = np.argwhere(strips[-1, :, rows:])
+    if len(below):
+        column, row = below[0]
+        raise ValueError(
+            f"bits name row {layout.shape[0] + row} of column {column}; the weight has "
+            f"{layout.shape[0]} rows"
+        )
+    counted = np.concatenate([[0], np.cumsum(_chunk_counts(strips))])
+    wrong = np.flatnonzero(starts != counted)
+    if len(wrong):
+        part = wrong[0]
+        raise ValueError(
+            f"starts[{part}] = {starts[part]}, but {counted[part]} bits come before strip "
+            f"{part // layout.chunks}, column {part % layout.chunks * 64}"
+        )
+    if counted[-1] > layout.nnz:
+        raise ValueError(f"bits name {counted[-1]} weights, {layout.nnz} are stored")
 
 
 def check_positions(positions: np.ndarray, n: int, m: int) -> None:

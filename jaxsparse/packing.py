@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from jaxsparse import indices
-from jaxsparse.arrays import CSC, BlockSparse, NMSparse
+from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.nm import NM
 from jaxsparse.packed import Packed, is_packed
@@ -21,6 +21,7 @@ from jaxsparse.views import View, view_of
 
 Tree = Any
 SHORT_ROWS = 65536  # rows below this fit into uint16
+BITMAP_DENSITY = 0.2  # single weights at least this dense have bits instead of rows
 
 
 def pack(
@@ -40,8 +41,8 @@ def pack(
     |---|---|
     | `Block(rows, columns)` | `BlockSparse` with blocks rows x columns |
     | `NM(n, m)` | `NMSparse` |
-    | `Unstructured()` | `CSC` |
-    | `Channel(axis)` | `BlockSparse` 1x16 for an input axis, `CSC` for an output axis |
+    | `Unstructured()` | `Bitmap` where a fifth or more is kept, `CSC` below |
+    | `Channel(axis)` | `BlockSparse` 1x16 for an input axis, as above for an output axis |
 
     The pattern is that of the storage and need not be the one pruned with: a
     block is stored where any entry of it survives, and what a mask prunes inside
@@ -207,10 +208,31 @@ def _blocks(flat, kept, xp, *, block):
 
 
 def _singles(flat, kept, xp):
+    if bitmap_pays(max(int(k.sum()) for k in kept), flat.shape[1:]):
+        return _bits(flat, kept, xp)
     arrays = _columns(flat, kept, xp)
     if flat.shape[1] <= SHORT_ROWS:
         arrays["rows"] = arrays["rows"].astype(np.uint16)
     return CSC, arrays, {}
+
+
+def bitmap_pays(nnz: int, shape: tuple[int, int]) -> bool:
+    """Whether single weights are better stored as `Bitmap` than as `CSC`."""
+    return nnz >= BITMAP_DENSITY * shape[0] * shape[1]
+
+
+def _bits(flat, kept, xp):
+    room = max(1, *(int(k.sum()) for k in kept))  # as in _columns
+    starts, bits, rows, columns = zip(*(indices.bitmap_index(k) for k in kept), strict=True)
+    place = np.zeros((2, len(kept), room), np.int64)
+    spare = np.ones((len(kept), room), bool)
+    for stack, found in enumerate(zip(rows, columns, strict=True)):
+        place[:, stack, : len(found[0])] = found
+        spare[stack, : len(found[0])] = False
+    values = flat[np.arange(len(kept))[:, None], place[0], place[1]]
+    values = xp.where(spare, xp.zeros((), values.dtype), values)
+    arrays = {"values": values, "starts": np.stack(starts), "bits": np.stack(bits)}
+    return Bitmap, arrays, {"nnz": room}
 
 
 def _columns(tiles, kept, xp) -> dict[str, Any]:

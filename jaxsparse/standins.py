@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsparse.arrays import CSC, NMSparse
+from jaxsparse.arrays import CSC, Bitmap, NMSparse
 from jaxsparse.kernels import xla
-from jaxsparse.kernels.layouts import BlockLayout
+from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout
 from jaxsparse.packed import Packed
 from jaxsparse.sparse_dot import matrix_product
 
@@ -220,6 +220,8 @@ def take_outputs(packed: Packed, ids: jax.Array) -> jax.Array:
         words = packed.positions[:, flat // layout.columns]
         narrow = dataclasses.replace(layout, shape=(layout.shape[0], flat.size), columns=1)
         found = xla.todense(packed.values[:, flat], words, layout=narrow).T
+    elif isinstance(packed, Bitmap):
+        found = _bitmap_columns(packed, flat)
     else:
         if isinstance(packed, CSC):
             layout = BlockLayout(layout.shape, (1, 1), layout.nnz)
@@ -239,6 +241,25 @@ def take_outputs(packed: Packed, ids: jax.Array) -> jax.Array:
     if packed.scales is not None:
         found = found.astype(packed.scales.dtype) * packed.scales[flat][:, None]
     return found.reshape(*ids.shape, -1)
+
+
+def _bitmap_columns(packed: Bitmap, columns: jax.Array) -> jax.Array:
+    """Columns of W, of shape (columns, K): values, from the start of their 64 columns on."""
+    layout = packed.layout
+    one = BitmapLayout((layout.shape[0], 1), layout.nnz)
+    counts = jax.lax.population_count(packed.bits).astype(jnp.int32).sum(axis=2)
+    before = jnp.cumsum(counts, axis=1) - counts  # in the strip
+
+    def column(i):
+        bits = packed.bits[:, i, None]
+        kept, ranks = xla.bitmap_ranks(bits, layout=one)
+        strips = jnp.arange(layout.strips) * layout.chunks
+        first = packed.starts[strips] + before[:, i]
+        ranks = ranks - ranks[:, :, :1] + first[:, None, None]
+        values = jnp.where(kept, jnp.take(packed.values, ranks, mode="clip"), 0)
+        return values.reshape(-1)[: layout.shape[0]]
+
+    return jax.vmap(column)(columns)
 
 
 def _reorder(matrix, have, want):

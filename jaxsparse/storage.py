@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.arrays import CSC, BlockSparse, NMSparse
+from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.packed import as_tuples, is_packed
 from jaxsparse.views import View
 
 Tree = Any
-_KINDS = {kind.__name__: kind for kind in (BlockSparse, CSC, NMSparse)}
+_KINDS = {kind.__name__: kind for kind in (Bitmap, BlockSparse, CSC, NMSparse)}
 _METADATA = "jaxsparse"
 
 

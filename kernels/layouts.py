@@ -10,9 +10,10 @@ ones reach over the edge, and a kernel leaves out what they hold there.
 | BlockLayout | (nnz, bk, bn) | indptr (ceil(N/bn) + 1,), rows (nnz,), both int32 |
 | NMLayout | (ceil(K/m) * n, N) | positions, uint32 words (see `NMLayout`) |
 | CSCLayout | (nnz,) | indptr (N + 1,) int32, rows (nnz,) int32, or uint16 up to K = 65536 |
+| BitmapLayout | (nnz,) | starts int32, bits uint32 (see `BitmapLayout`) |
 
 Block column j holds values[indptr[j]:indptr[j + 1]], its rows strictly
-increasing. Entries from indptr[-1] on are room to spare: row 0, value 0.
+increasing. Entries from indptr[-1] (or starts[-1]) on are room to spare: row 0, value 0.
 """
 
 import dataclasses
@@ -77,6 +78,52 @@ class CSCLayout:
 
 
 @dataclasses.dataclass(frozen=True)
+class BitmapLayout:
+    """Single weights in strips of rows, ordered by strip, then by column, then by row.
+
+    A strip has 256 rows, or as many as there are, in whole words of 32. `bits`, of
+    shape (strips, N, strip / 32), has a bit for every place of W, the first row's
+    lowest. `starts`, of shape (strips * chunks + 1,), says where the values of 64
+    columns begin: those of chunk c in strip s are values[starts[i]:starts[i + 1]]
+    with i = s * chunks + c.
+    """
+
+    shape: tuple[int, int]
+    nnz: int
+
+    @property
+    def strip(self) -> int:
+        """Rows of a strip."""
+        return min(256, -(-self.shape[0] // 32) * 32)
+
+    @property
+    def strips(self) -> int:
+        return -(-self.shape[0] // self.strip)
+
+    @property
+    def chunks(self) -> int:
+        """Groups of 64 columns."""
+        return -(-self.shape[1] // 64)
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(K, N): a single weight has no edge to reach over."""
+        return self.shape
+
+    @property
+    def values_shape(self) -> tuple[int]:
+        return (self.nnz,)
+
+    @property
+    def index_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return (self.strips * self.chunks + 1,), (self.strips, self.shape[1], self.strip // 32)
+
+    @property
+    def stored(self) -> int:
+        return self.nnz
+
+
+@dataclasses.dataclass(frozen=True)
 class NMLayout:
     """n of every m consecutive inputs, chosen per `columns` consecutive outputs.
 
@@ -118,4 +165,4 @@ class NMLayout:
         return math.prod(self.values_shape)
 
 
-Layout = BlockLayout | CSCLayout | NMLayout
+Layout = BlockLayout | CSCLayout | BitmapLayout | NMLayout

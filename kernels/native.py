@@ -1,7 +1,7 @@
 """The native CPU kernels of `jaxsparse.kernels.cpu`, as an implementation of `sparse_dot`."""
 
 from jaxsparse.kernels import cpu
-from jaxsparse.kernels.layouts import BlockLayout, CSCLayout, NMLayout
+from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, NMLayout
 
 platforms = ("cpu",)
 exportable = False
@@ -24,9 +24,9 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
     types = {"x_dtype": x.dtype, "values_dtype": weights}
     if isinstance(layout, BlockLayout):
         return cpu.supports("block", block=layout.block, **types)
-    if isinstance(layout, CSCLayout):
-        return cpu.supports("csc", **types)
-    return cpu.supports("nm", n=layout.n, m=layout.m, **types)
+    if isinstance(layout, NMLayout):
+        return cpu.supports("nm", n=layout.n, m=layout.m, **types)
+    return cpu.supports("csc" if isinstance(layout, CSCLayout) else "bitmap", **types)
 
 
 def product(x, values, *index, layout, transpose, out_dtype, scales=None):
@@ -36,7 +36,8 @@ def product(x, values, *index, layout, transpose, out_dtype, scales=None):
     """
     storage, options = _storage(layout)
     function = getattr(cpu, f"{storage}_dot_transposed" if transpose else f"{storage}_dot")
-    options.pop("block", None)
+    for sampled_only in ("block", "nnz"):
+        options.pop(sampled_only, None)
     y = function(x, values, *index, shape=layout.shape, scales=scales, **options)
     return y.astype(out_dtype)
 
@@ -57,4 +58,6 @@ def _storage(layout):
         return "block", {"block": layout.block}
     if isinstance(layout, NMLayout):
         return "nm", {"n": layout.n, "m": layout.m}
+    if isinstance(layout, BitmapLayout):
+        return "bitmap", {"nnz": layout.nnz}
     return "csc", {}

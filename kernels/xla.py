@@ -12,7 +12,7 @@ Both accumulate in float32 at least. Two formulations:
   dense product is the fastest thing XLA can do.
 
 The sampled product never holds a dense gradient: it works on an eighth of the
-columns at a time, or on one position of the groups of N:M.
+columns or rows at a time, or on one position of the groups of N:M.
 """
 
 import functools
@@ -20,7 +20,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxsparse.kernels.layouts import BlockLayout, CSCLayout, Layout, NMLayout
+from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, Layout, NMLayout
 from jaxsparse.kernels.tables import columns, pad_columns
 
 STRIPS = 8
@@ -61,6 +61,8 @@ def sampled(x, g, *index, layout: Layout, out_dtype):
         values = _dot(x[:, _shared_rows(*index, layout=layout)], g, (0, 0), accumulate)
     elif isinstance(layout, NMLayout):
         values = _nm_sampled(x, g, *index, layout=layout, to=accumulate)
+    elif isinstance(layout, BitmapLayout):
+        values = _bitmap_sampled(x, g, *index, layout=layout, to=accumulate)
     else:
         g = pad_columns(g, layout.padded[1])
         values = _block_sampled(x, g, *index, layout=_as_blocks(layout), to=accumulate)
@@ -71,6 +73,10 @@ def todense(values, *index, layout: Layout):
     """W of shape (K, N); what is not stored is zero."""
     if isinstance(layout, NMLayout):
         dense = _nm_todense(values, positions(*index, layout=layout), layout)
+    elif isinstance(layout, BitmapLayout):
+        kept, ranks = bitmap_ranks(index[1], layout=layout)
+        dense = jnp.where(kept, jnp.take(values, ranks, mode="clip"), jnp.zeros((), values.dtype))
+        return dense.swapaxes(1, 2).reshape(-1, layout.shape[1])[: layout.shape[0]]
     else:
         indptr, rows = index
         blocks = _as_blocks(layout)
@@ -139,6 +145,58 @@ def _block_sampled(x, g, indptr, rows, layout, to):
     zeros = _like(jnp.zeros(layout.values_shape, to), x, g, rows)
     values, _ = lax.scan(strip, zeros, (jnp.arange(strips, dtype=jnp.int32), g))
     return jnp.where(stored, values, 0)
+
+
+# --- bitmaps --------------------------------------------------------------------------------------
+
+
+def bitmap_ranks(bits, *, layout: BitmapLayout):
+    """Which places (strips, N, strip) are kept, and how many kept ones come before each."""
+    counts = lax.population_count(bits).astype(jnp.int32)
+    before = (jnp.cumsum(counts) - counts.reshape(-1)).reshape(counts.shape)
+    place = jnp.arange(32, dtype=jnp.uint32)
+    kept = (bits[..., None] >> place) & 1 == 1
+    inside = lax.population_count(bits[..., None] & ((jnp.uint32(1) << place) - 1))
+    ranks = before[..., None] + inside.astype(jnp.int32)
+    shape = layout.strips, layout.shape[1], layout.strip
+    return kept.reshape(shape), ranks.reshape(shape)
+
+
+def pack_bitmap(kept, *, layout: BitmapLayout):
+    """starts and bits of a boolean (K, N)."""
+    kept = by_strips(kept, layout=layout)
+    shape = layout.index_shapes[1]
+    words = kept.reshape(*shape, 32).astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)
+    counts = jnp.sum(kept, axis=2, dtype=jnp.int32)
+    counts = jnp.pad(counts, ((0, 0), (0, -shape[1] % 64))).reshape(-1, 64).sum(1)
+    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
+    return starts, jnp.sum(words, axis=-1, dtype=jnp.uint32)
+
+
+def by_strips(dense, *, layout: BitmapLayout):
+    """(K, N) as (strips, N, strip), the order of the values; below the last row, zeros."""
+    dense = jnp.pad(dense, ((0, layout.strips * layout.strip - dense.shape[0]), (0, 0)))
+    return dense.reshape(layout.strips, layout.strip, -1).swapaxes(1, 2)
+
+
+def _bitmap_sampled(x, g, starts, bits, layout, to):
+    del starts
+    kept, ranks = bitmap_ranks(bits, layout=layout)
+    ranks = jnp.where(kept, ranks, layout.nnz)
+    together = -(-layout.strips // STRIPS)
+    groups = -(-layout.strips // together)
+    missing = groups * together - layout.strips
+    ranks = jnp.pad(ranks, ((0, missing), (0, 0), (0, 0)), constant_values=layout.nnz)
+    x = pad_columns(x, groups * together * layout.strip)
+    x = x.reshape(x.shape[0], groups, -1).swapaxes(0, 1)
+
+    def group(values, inputs):
+        x, ranks = inputs
+        dense = _dot(x, g, (0, 0), to).reshape(together, layout.strip, -1).swapaxes(1, 2)
+        return values.at[ranks].set(dense, mode="drop"), None
+
+    zeros = _like(jnp.zeros(layout.values_shape, to), x, g, bits)
+    return lax.scan(group, zeros, (x, ranks.reshape(groups, together, *ranks.shape[1:])))[0]
 
 
 # --- n of every m --------------------------------------------------------------------------------

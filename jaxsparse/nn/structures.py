@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxsparse.arrays import CSC, BlockSparse, NMSparse
+from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.kernels import xla
-from jaxsparse.kernels.layouts import NMLayout
+from jaxsparse.kernels.layouts import BitmapLayout, NMLayout
 from jaxsparse.nm import NM
 from jaxsparse.packed import Packed
-from jaxsparse.packing import SHORT_ROWS
+from jaxsparse.packing import SHORT_ROWS, bitmap_pays
 from jaxsparse.patterns import Block, Pattern, Unstructured
 from jaxsparse.views import View
 
@@ -48,6 +48,11 @@ def random_structure(
     block = (pattern.rows, pattern.columns) if isinstance(pattern, Block) else (1, 1)
     down, across = (-(-size // side) for size, side in zip(shape, block, strict=True))
     kept = down * across - round(sparsity * down * across)
+    if isinstance(pattern, Unstructured) and bitmap_pays(kept, shape):
+        drawn = jax.random.permutation(key, down * across)[:kept]
+        mask = jnp.zeros(down * across, bool).at[drawn].set(True).reshape(shape)
+        layout = BitmapLayout(view.matrix_shape, kept)
+        return Bitmap(None, *xla.pack_bitmap(mask, layout=layout), kept, view)
     places = jnp.sort(jax.random.permutation(key, down * across)[:kept]).astype(jnp.int32)
     starts = jnp.arange(across + 1, dtype=jnp.int32) * down
     indptr = jnp.searchsorted(places, starts).astype(jnp.int32)
@@ -83,6 +88,10 @@ def gather_values(structure: Packed, dense: Float[Array, "K N"]) -> Float[Array,
         group = jnp.arange(layout.values_shape[0])[:, None] // layout.n * layout.m
         rows = group + xla.positions(structure.positions, layout=layout)
         return jnp.take_along_axis(dense, rows, axis=0)
+    if isinstance(structure, Bitmap):
+        kept, _ = xla.bitmap_ranks(structure.bits, layout=layout)
+        places = jnp.flatnonzero(kept, size=layout.nnz, fill_value=kept.size)
+        return xla.by_strips(dense, layout=layout).reshape(-1).at[places].get(mode="fill", fill_value=0)
     bk, bn = getattr(structure, "block", (1, 1))
     tiles = dense.reshape(padded_k // bk, bk, padded_n // bn, bn).swapaxes(1, 2)
     indptr, rows = structure.index

@@ -12,6 +12,9 @@ The shared object is built at installation where a C++17 compiler is found.
 from jaxsparse.kernels.cpu.library import available, instruction_set
 from jaxsparse.kernels.cpu.limits import fma_peak, read_bandwidth
 from jaxsparse.kernels.cpu.products import (
+    bitmap_dot,
+    bitmap_dot_transposed,
+    bitmap_sampled,
     block_dot,
     block_dot_transposed,
     block_sampled,
@@ -28,6 +31,9 @@ from jaxsparse.kernels.cpu.validation import validate_block, validate_csc, valid
 
 __all__ = [
     "available",
+    "bitmap_dot",
+    "bitmap_dot_transposed",
+    "bitmap_sampled",
     "block_dot",
     "block_dot_transposed",
     "block_sampled",

@@ -10,7 +10,7 @@ from jaxsparse.kernels import ffi
 _FILE = "libjaxsparse_cpu.so"
 _TARGETS = tuple(
     f"{storage}_{product}"
-    for storage in ("block", "csc", "nm")
+    for storage in ("block", "csc", "bitmap", "nm")
     for product in ("dot", "dot_transposed", "sampled")
 )
 

@@ -10,6 +10,7 @@ product gives zero there.
 |---|---|---|
 | block | (nnz, bk, bn), by block column, then row | indptr (ceil(N/bn) + 1,), rows (nnz,) |
 | csc | (nnz,), by column, then row | indptr (N + 1,), rows (nnz,) uint16 or int32 |
+| bitmap | (nnz,), by strip, column, row | starts, bits (strips, N, words): `BitmapLayout` |
 | nm | (ceil(K/m) * n, N) | positions, `nm_bits` |
 """
 
@@ -35,7 +36,7 @@ def supports(
     """Says whether the native kernels take a call.
 
     Args:
-      storage: "block", "csc" or "nm".
+      storage: "block", "csc", "bitmap" or "nm".
       x_dtype: The activations' dtype.
       values_dtype: The stored weights' dtype.
       block: Rows and columns of a block, for "block".
@@ -57,8 +58,8 @@ def supports(
     elif storage == "nm":
         if m not in (2, 4, 8, 16) or n is None or not 1 <= n <= m:
             return f"groups must be n of 2, 4, 8 or 16 with n <= m, got {n}:{m}"
-    elif storage != "csc":
-        return f"storage must be block, csc or nm, got {storage!r}"
+    elif storage not in ("csc", "bitmap"):
+        return f"storage must be block, csc, bitmap or nm, got {storage!r}"
     return None
 
 
@@ -153,6 +154,48 @@ def csc_sampled(
     """xᵀ @ dy at the kept entries."""
     operands = _f32(x), _scaled(_f32(dy), scales), _i32(indptr), _rows(indices)
     return _call("csc_sampled", indices.shape, *operands)
+
+
+def bitmap_dot(
+    x: Float[Array, "M K"],
+    values: Array,
+    starts: Int[Array, "parts"],
+    bits: UInt32[Array, "strips N words"],
+    *,
+    shape: tuple[int, int],
+    scales: Float[Array, "N"] | None = None,
+) -> Float[Array, "M N"]:
+    """x @ W for W under bitmaps."""
+    operands = _f32(x), values, _i32(starts), bits, *_optional(scales)
+    return _call("bitmap_dot", (x.shape[0], shape[1]), *operands)
+
+
+def bitmap_dot_transposed(
+    dy: Float[Array, "M N"],
+    values: Array,
+    starts: Int[Array, "parts"],
+    bits: UInt32[Array, "strips N words"],
+    *,
+    shape: tuple[int, int],
+    scales: Float[Array, "N"] | None = None,
+) -> Float[Array, "M K"]:
+    """dy @ Wᵀ for W under bitmaps."""
+    operands = _scaled(_f32(dy), scales), values, _i32(starts), bits
+    return _call("bitmap_dot_transposed", (dy.shape[0], shape[0]), *operands)
+
+
+def bitmap_sampled(
+    x: Float[Array, "M K"],
+    dy: Float[Array, "M N"],
+    starts: Int[Array, "parts"],
+    bits: UInt32[Array, "strips N words"],
+    *,
+    nnz: int,
+    scales: Float[Array, "N"] | None = None,
+) -> Float[Array, "nnz"]:
+    """xᵀ @ dy at the kept entries; `nnz` counts room to spare."""
+    operands = _f32(x), _scaled(_f32(dy), scales), _i32(starts), bits
+    return _call("bitmap_sampled", (nnz,), *operands)
 
 
 def nm_dot(

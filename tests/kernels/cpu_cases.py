@@ -5,6 +5,7 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 from jaxsparse.kernels import cpu
+from jaxsparse.kernels.layouts import BitmapLayout
 
 DTYPES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "int8": np.int8}
 TOLERANCE = {"f32": 1e-5, "bf16": 1e-2, "int8": 1e-5}
@@ -101,6 +102,39 @@ def csc_case(rng, shape, density, dtype="f32", index_dtype=np.uint16, spare=0):
     dense *= 1 if scales is None else scales
     indices = np.concatenate([rows, np.zeros(spare, int)]).astype(index_dtype)
     return CscCase("csc", dense, values, (indptr, indices), scales, {"shape": shape}, {})
+
+
+class BitmapCase(Case):
+    def pick(self, full):
+        rows, columns = bitmap_places(self.index[1])
+        out = np.zeros(self.values.shape)
+        out[: len(rows)] = full[rows, columns]
+        return out
+
+
+def bitmap_places(bits):
+    """Rows and columns of the bits set, in the order of the values."""
+    strips = np.unpackbits(bits.view(np.uint8), axis=2, bitorder="little")
+    strip, columns, rows = np.nonzero(strips)
+    return strip * strips.shape[2] + rows, columns
+
+
+def bitmap_case(rng, shape, density, dtype="f32", spare=0):
+    layout = BitmapLayout(shape, 0)
+    kept = np.zeros((layout.strips * layout.strip, shape[1]), bool)
+    kept[: shape[0]] = rng.random(shape) < density
+    strips = kept.reshape(layout.strips, layout.strip, -1).swapaxes(1, 2)
+    bits = np.ascontiguousarray(np.packbits(strips, axis=2, bitorder="little")).view(np.uint32)
+    chunks = [c.sum() for s in strips for c in np.split(s, range(64, shape[1], 64))]
+    starts = np.concatenate([[0], np.cumsum(chunks)]).astype(np.int32)
+    values, scales = stored(rng, (starts[-1] + spare,), dtype, shape[1])
+    values[starts[-1] :] = 0
+    dense = np.zeros(shape)
+    dense[bitmap_places(bits)] = values[: starts[-1]].astype(np.float64)
+    dense *= 1 if scales is None else scales
+    options = {"shape": shape}
+    sampled = {"nnz": len(values)}
+    return BitmapCase("bitmap", dense, values, (starts, bits), scales, options, sampled)
 
 
 class NmCase(Case):

@@ -4,7 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cpu_cases import TOLERANCE, block_case, check_all, csc_case, nm_case, relative_error
+from cpu_cases import (
+    TOLERANCE,
+    bitmap_case,
+    block_case,
+    check_all,
+    csc_case,
+    nm_case,
+    relative_error,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxsparse.kernels import cpu
@@ -36,6 +44,14 @@ def test_block(block, k, n, batch, density, dtype, seed):
 def test_csc(index_dtype, k, n, batch, density, dtype, seed):
     rng = np.random.default_rng(seed)
     case = csc_case(rng, (k, n), density, dtype, index_dtype, spare=seed % 3)
+    check_all(case, rng, batch, TOLERANCE[dtype])
+
+
+@settings(max_examples=30, deadline=None)
+@given(k=SIZES, n=SIZES, batch=BATCHES, density=DENSITIES, dtype=DTYPES, seed=SEEDS)
+def test_bitmap(k, n, batch, density, dtype, seed):
+    rng = np.random.default_rng(seed)
+    case = bitmap_case(rng, (k, n), density, dtype, spare=seed % 3)
     check_all(case, rng, batch, TOLERANCE[dtype])
 
 
@@ -71,6 +87,8 @@ def test_large_shapes():
         check_all(block_case(rng, (1024, 768), (4, 16), 0.2), rng, batch, 1e-5)
         check_all(csc_case(rng, (1024, 768), 0.1), rng, batch, 1e-5)
         check_all(csc_case(rng, (1024, 768), 0.02), rng, batch, 1e-5)
+        check_all(bitmap_case(rng, (1024, 768), 0.2), rng, batch, 1e-5)
+        check_all(bitmap_case(rng, (1000, 701), 0.5), rng, batch, 1e-5)
         check_all(nm_case(rng, (1024, 768), 2, 4), rng, batch, 1e-5)
 
 
@@ -91,6 +109,7 @@ def test_not_finite_kept_entries_propagate(batch, bad):
     for case in (
         block_case(rng, (64, 64), (4, 16), 1.0),
         csc_case(rng, (64, 64), 1.0),
+        bitmap_case(rng, (64, 64), 1.0),
         nm_case(rng, (64, 64), 2, 4),
     ):
         case.values[case.values.shape[0] // 2] = bad
@@ -101,6 +120,20 @@ def test_not_finite_kept_entries_propagate(batch, bad):
         columns = packed.all(0)
         expected = (x.astype(np.float64) @ clean)[:, columns]
         assert relative_error(np.asarray(case.dot(x))[:, columns], expected) < 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 20, 64])
+def test_what_a_bitmap_leaves_out_does_not_see_infinities(batch):
+    rng = np.random.default_rng(5)
+    case = bitmap_case(rng, (300, 70), 0.5)
+    x = rng.standard_normal((batch, 300)).astype(np.float32)
+    x[:, 17] = np.inf
+    reached = case.dense[17] != 0
+    y = np.asarray(case.dot(x))
+    assert reached.any() and not np.isfinite(y[:, reached]).any()
+    x[:, 17] = 0
+    expected = (x.astype(np.float64) @ case.dense)[:, ~reached]
+    assert relative_error(y[:, ~reached], expected) < 1e-5
 
 
 def test_a_new_index_recompiles_nothing():
@@ -128,6 +161,7 @@ def test_supports_says_why_not():
     f32 = {"x_dtype": jnp.float32, "values_dtype": jnp.float32}
     assert cpu.supports("block", block=(32, 32), **f32) is None
     assert cpu.supports("csc", **f32) is None
+    assert cpu.supports("bitmap", **f32) is None
     assert cpu.supports("nm", n=2, m=4, **f32) is None
     assert "multiple of 16" in cpu.supports("block", block=(8, 8), **f32)
     assert "3:5" in cpu.supports("nm", n=3, m=5, **f32)

@@ -26,10 +26,12 @@ for batch in (1, 4, 8, 13, 16, 40, 150):
         for case in [
             *(block_case(rng, (200, 144), b, 0.3, dtype) for b in ((1, 16), (4, 16), (32, 32))),
             csc_case(rng, (200, 150), 0.2, dtype),
+            bitmap_case(rng, (300, 150), 0.4, dtype),
+            bitmap_case(rng, (200, 150), 0.2, dtype),
             *(nm_case(rng, (200, 150), n, m, dtype) for n, m in ((2, 4), (1, 2), (4, 8), (3, 16))),
         ]:
             check_all(case, rng, batch, TOLERANCE[dtype])
-            x = rng.standard_normal((batch, 200)).astype(np.float32)
+            x = rng.standard_normal((batch, case.dense.shape[0])).astype(np.float32)
             outputs.append(np.asarray(case.dot(x)).tobytes())
 sys.stdout.buffer.write(cpu.instruction_set().encode() + b"\\n" + b"".join(outputs))
 """

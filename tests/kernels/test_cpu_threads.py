@@ -6,20 +6,21 @@ import functools
 import jax
 import numpy as np
 import pytest
-from cpu_cases import block_case, csc_case, nm_case
+from cpu_cases import bitmap_case, block_case, csc_case, nm_case
 from jaxsparse.kernels import cpu
 
 pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
 
 
 @functools.cache
-def eight_products():
+def ten_products():
     rng = np.random.default_rng(0)
     shape = 256, 256
     cases = [
         block_case(rng, shape, (32, 32), 0.3),
         block_case(rng, shape, (4, 16), 0.3),
         csc_case(rng, shape, 0.2),
+        bitmap_case(rng, shape, 0.4),
         nm_case(rng, shape, 2, 4),
     ]
 
@@ -32,8 +33,8 @@ def eight_products():
     return run, rng.standard_normal((100, 256)).astype(np.float32)
 
 
-def test_eight_products_under_six_threads():
-    run, x = eight_products()
+def test_ten_products_under_six_threads():
+    run, x = ten_products()
     expected = [np.asarray(y) for y in run(x)]
 
     def work(_):

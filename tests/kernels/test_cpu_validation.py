@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cpu_cases import block_case, csc_case, nm_case
+from cpu_cases import bitmap_case, block_case, csc_case, nm_case
 from jaxsparse.kernels import cpu
 
 needs_library = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
@@ -80,11 +80,25 @@ def test_the_library_refuses_what_it_cannot_read(batch):
             except Exception as error:
                 assert "jaxsparse cpu kernel" in str(error)
 
+    for k in (70, 600):
+        deep, case = rng.standard_normal((batch, k)).astype(np.float32), bitmap_case(rng, (k, 32), 0.5)
+        (starts, bits), size = case.index, {"shape": (k, 32)}
+        more, low, fewer = bits.copy(), bits.copy(), bits.copy()
+        more[0, 5], low[-1, 5, -1], fewer[0, 5] = 2**32 - 1, 2**31, 0
+        for wrong in ((starts, more), (starts, low), (starts, fewer), (starts + 1, bits)):
+            refused(cpu.bitmap_dot, deep, case.values, *wrong, **size)
+            refused(cpu.bitmap_dot_transposed, dy, case.values, *wrong, **size)
+            refused(cpu.bitmap_sampled, deep, dy, *wrong, nnz=len(case.values))
+        refused(cpu.bitmap_dot, deep, case.values[1:], starts, bits, **size)
+        refused(cpu.bitmap_dot, deep, case.values, starts[1:], bits, **size)
+        refused(cpu.bitmap_dot, deep, case.values, starts, bits[:, :, 1:], **size)
+
     case = nm_case(rng, (64, 32), 2, 4)
     refused(cpu.nm_dot, x, case.values, case.index[0][1:], n=2, m=4, **shape)
     refused(cpu.nm_dot, x, case.values, case.index[0], n=1, m=4, **shape)
 
     cases = block_case(rng, (64, 32), (16, 16), 1.0), csc_case(rng, (64, 32), 0.5), case
+    cases += (bitmap_case(rng, (64, 32), 0.5),)
     for case in cases:
         product = getattr(cpu, f"{case.storage}_dot")
         for scales in (x[0, :31], x[:1, :32]):

@@ -22,18 +22,16 @@ double density_of(const CscWeights& w) {
   return w.indptr[w.n] / std::max(1.0, (double)w.k * w.n);
 }
 
-int rows_of_tile(const CscWeights& w) { return density_of(w) > 0.2 ? 128 : 256; }
-
-// The next entries of a few columns, those of rows [low, low + tile_rows), to rows and values.
+// The next entries of a few columns, those of kMostTileRows rows, to rows and values.
 // `at` says where a column goes on, `end` where it ends. False where rows are out of order.
-bool cut_tile(const CscWeights& w, int columns, long low, int tile_rows, long* at,
-              const long* end, Tile* tile, uint8_t* rows, float* values) {
+bool cut_tile(const CscWeights& w, int columns, long low, long* at, const long* end, Tile* tile,
+              uint8_t* rows, float* values) {
   const Kernels& k = kernels();
-  const long high = std::min(w.k, low + tile_rows);
+  const long high = std::min(w.k, low + kMostTileRows);
   const long bytes = dtype_bytes(w.dtype), row_bytes = w.wide_index ? 4 : 2;
-  const long usual = (long)(tile_rows * density_of(w));
+  const long usual = (long)(kMostTileRows * density_of(w));
   uint16_t counts[kTileColumns];
-  k.csc_cut(w.wide_index, w.indices, columns, high, tile_rows, at, end, counts);
+  k.csc_cut(w.wide_index, w.indices, columns, high, kMostTileRows, at, end, counts);
   for (int c = 0; c < columns; c++) {
     // A column goes on where it ends here; the columns lie far apart.
     const long p = at[c] + counts[c];
@@ -44,7 +42,7 @@ bool cut_tile(const CscWeights& w, int columns, long low, int tile_rows, long* a
   }
   order_by_count(counts, columns, tile->order, tile->counts);
   const bool good = k.csc_copy(w.dtype, w.wide_index, w.indices, w.values, columns, tile->order,
-                               tile->counts, at, low, tile_rows, rows, values);
+                               tile->counts, at, low, kMostTileRows, rows, values);
   for (int c = 0; c < columns; c++) at[c] += counts[c];
   return good;
 }
@@ -57,7 +55,7 @@ struct CscTiles : Scattered {
   explicit CscTiles(const CscWeights& w) : w(w), index(static_cast<const Row*>(w.indices)) {
     k = w.k;
     n = w.n;
-    tile_rows = rows_of_tile(w);
+    tile_rows = kMostTileRows;
   }
 
   // Column c's first entry of tile t, were the column sorted. What is out of range belongs
@@ -84,8 +82,7 @@ struct CscTiles : Scattered {
       Tile& tile = out->tiles[t - t0];
       tile.begin = written;
       const long low = t * tile_rows;
-      if (!cut_tile(w, columns, low, tile_rows, at, end, &tile, out->rows + written,
-                    out->values + written))
+      if (!cut_tile(w, columns, low, at, end, &tile, out->rows + written, out->values + written))
         return false;
       for (int c = 0; c < columns; c++) written += tile.counts[c];
     }
@@ -112,49 +109,31 @@ bool rows_in_range(const CscWeights& w, long p0, long p1) {
   return p0 == p1 || kernels().largest_row(w.wide_index, index, p1 - p0) < (uint64_t)w.k;
 }
 
-bool panels_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
-  const Kernels& k = kernels();
-  const int width = k.tile_vectors * k.lanes;
-  const int tile_rows = rows_of_tile(w);
-  const long tiles = (w.k + tile_rows - 1) / tile_rows;
-  const Panels panels(pool, x, tiles * tile_rows, width);
-  std::atomic<bool> good{true};
-  const long chunks = (w.n + kTileColumns - 1) / kTileColumns;
-  const long together = panels_together(pool, panels.count, chunks);
-  const long shares = (panels.count + together - 1) / together;
-  parallel_for(pool, chunks * shares, [&](long i) {
-    const long n0 = i / shares * kTileColumns, n1 = std::min(w.n, n0 + kTileColumns);
-    const long p0 = i % shares * together, p1 = std::min(panels.count, p0 + together);
-    const int columns = (int)(n1 - n0);
-    const size_t size = (size_t)kTileColumns * width;
-    float* outs = scratch().get<float>(kOuts, (p1 - p0) * size);
-    std::memset(outs, 0, (p1 - p0) * size * sizeof(float));
-    Chunk chunk = chunk_scratch(1, (long)kTileColumns * tile_rows);
-    long at[kTileColumns], end[kTileColumns];
-    std::copy(w.indptr + n0, w.indptr + n1, at);
-    std::copy(w.indptr + n0 + 1, w.indptr + n1 + 1, end);
-    for (long t = 0; t < tiles; t++) {
-      Tile& tile = *chunk.tiles;
-      if (!cut_tile(w, columns, t * tile_rows, tile_rows, at, end, &tile, chunk.rows,
-                    chunk.values)) {
-        good = false;
-        return;
-      }
-      const long part = (long)tile_rows * width;
-      for (long p = p0; p < p1; p++) {
-        const bool last = p + 1 == p1;
-        const float* next = panels[last ? p0 : p + 1] + (t + last) * part;
-        k.tile_dot(columns, tile.order, tile.counts, chunk.rows, chunk.values,
-                   panels[p] + t * part, next, part, outs + (p - p0) * size);
-      }
-    }
-    if (!std::equal(at, at + columns, end)) good = false;  // rows out of order
-    for (long p = p0; p < p1; p++)
-      k.store_panel(outs + (p - p0) * size, columns, width, panels.rows(p),
-                    y + p * width * w.n + n0, w.n);
-  });
-  return good;
-}
+// Cuts the tiles of columns [n0, n1) one after another.
+class CscCutter {
+ public:
+  CscCutter(const CscWeights& w, long n0, long n1)
+      : w_(w),
+        columns_((int)(n1 - n0)),
+        chunk_(chunk_scratch(1, (long)kTileColumns * kMostTileRows)) {
+    std::copy(w.indptr + n0, w.indptr + n1, at_);
+    std::copy(w.indptr + n0 + 1, w.indptr + n1 + 1, end_);
+  }
+
+  bool cut(long t, TileColumns* tile, Soon*) {
+    Tile& cut = *chunk_.tiles;
+    *tile = {columns_, cut.order, cut.counts, cut.counts, chunk_.rows, chunk_.values};
+    return cut_tile(w_, columns_, t * kMostTileRows, at_, end_, &cut, chunk_.rows, chunk_.values);
+  }
+  // Rows out of order are left over.
+  bool done() const { return std::equal(at_, at_ + columns_, end_); }
+
+ private:
+  const CscWeights& w_;
+  const int columns_;
+  Chunk chunk_;
+  long at_[kTileColumns], end_[kTileColumns];
+};
 
 // Narrow widths waste no lanes on a handful of rows.
 int plain_width(long batch, int lanes) {
@@ -166,17 +145,8 @@ int plain_width(long batch, int lanes) {
 
 bool plain_dot(Pool& pool, const Matrix& x, const CscWeights& w, int width, float* y) {
   const Kernels& k = kernels();
-  // Rows one by one where a column's entries lie close: each then costs less than a panel.
-  const bool by_row =
-      k.csc_row && x.rows <= 2 && density_of(w) > (x.rows == 1 ? 0.18 : 0.35);
-  const long padded = (w.k + 31) / 16 * 16 + 16;  // whole vectors, two from any row on
-  float* rows = nullptr;
-  if (by_row) {
-    rows = scratch().get<float>(kInput, x.rows * padded);
-    copy_columns(x, 0, (int)padded, rows);
-  }
   std::optional<Panels> panels;  // one row needs no packing
-  if (!by_row && width > 1) panels.emplace(pool, x, w.k, width);
+  if (width > 1) panels.emplace(pool, x, w.k, width);
   std::vector<long> begins;
   const long most = x.rows <= width ? kGroupEntries : kSharedEntries;
   const long limit =
@@ -192,10 +162,6 @@ bool plain_dot(Pool& pool, const Matrix& x, const CscWeights& w, int width, floa
       good = false;
       return;
     }
-    for (long m = 0; by_row && m < x.rows; m++)
-      k.csc_row(w.dtype, w.wide_index, n0, n1, w.indptr, w.indices, w.values, rows + m * padded,
-                y + m * w.n + n0);
-    if (by_row) return;
     if (!panels) {
       k.csc_panel(w.dtype, w.wide_index, 1, n0, n1, w.indptr, w.indices, w.values, x.at, y + n0);
       return;
@@ -225,7 +191,9 @@ const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) 
   const int lanes = kernels().lanes, width = plain_width(x.rows, lanes);
   if (x.rows <= kPlainRows || x.rows * w.k * (long)sizeof(float) <= kPlainBytes)
     return plain_dot(pool, x, w, width, y) ? nullptr : kBadRow;
-  return panels_dot(pool, x, w, y) ? nullptr : kBadRow;
+  const auto begin = [&](long n0, long n1) { return CscCutter(w, n0, n1); };
+  const bool good = tiled_dot(pool, x, kernels().tile_vectors * lanes, w.n, kMostTileRows, begin, y);
+  return good ? nullptr : kBadRow;
 }
 
 const char* csc_dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx) {

@@ -138,6 +138,25 @@ ffi::Error csc_weights(long nnz, int dtype, const void* values, const Ints& indp
   return ffi::Error::Success();
 }
 
+ffi::Error bitmap_weights(long nnz, int dtype, const void* values, const Ints& starts,
+                          const Words& bits, long k, long n, BitmapWeights* w) {
+  Checks c;
+  c.that(dtype >= 0, "values must be float32, bfloat16 or int8")
+      .that(rank(starts) == 1 && rank(bits) == 3, "starts must have one axis, bits three");
+  if (c.failed()) return fault(c.message);
+  const long words = dim(bits, 2);
+  c.that(words == std::min<long>(8, (k + 31) / 32),
+         "a strip's bits must be 8 words, or ceil(K / 32) where that is less");
+  if (c.failed()) return fault(c.message);
+  *w = {k, n, dtype, values, starts.typed_data(), bits.typed_data(), (int)words, nnz};
+  c.that(dim(bits, 0) == w->strips() && dim(bits, 1) == n, "bits must be (strips, N, words)")
+      .that(dim(starts, 0) == w->strips() * w->chunks() + 1,
+            "starts must have one entry more than strips times chunks of 64 columns");
+  if (c.failed()) return fault(c.message);
+  if (const char* m = check_pointers(w->starts, w->strips() * w->chunks(), nnz)) return fault(m);
+  return ffi::Error::Success();
+}
+
 template <class Values>
 ffi::Error nm_weights(const Values& stored, int dtype, const void* values, const Words& positions,
                       long k, long columns, int64_t n, int64_t m, NmWeights* w) {
@@ -235,6 +254,39 @@ ffi::Error csc_sampled_handler(ffi::ThreadPool threads, Floats x, Floats dy, Int
   });
 }
 
+ffi::Error bitmap_dot_handler(ffi::ThreadPool threads, Floats x, ffi::AnyBuffer values,
+                              Ints starts, Words bits, Scales scales, Out y) {
+  RETURN_IF_FAILED(same_batch(x, *y));
+  BitmapWeights w;
+  RETURN_IF_FAILED(bitmap_weights((long)values.element_count(), dtype_of(values),
+                                  values.untyped_data(), starts, bits, dim(x, 1), dim(*y, 1), &w));
+  return run_scaled(threads, scales, *y,
+                    [&](Pool& pool) { return bitmap_dot(pool, matrix(x), w, y->typed_data()); });
+}
+
+ffi::Error bitmap_dot_transposed_handler(ffi::ThreadPool threads, Floats dy, ffi::AnyBuffer values,
+                                         Ints starts, Words bits, Out dx) {
+  RETURN_IF_FAILED(same_batch(dy, *dx));
+  BitmapWeights w;
+  RETURN_IF_FAILED(bitmap_weights((long)values.element_count(), dtype_of(values),
+                                  values.untyped_data(), starts, bits, dim(*dx, 1), dim(dy, 1),
+                                  &w));
+  return run(threads, [&](Pool& pool) {
+    return bitmap_dot_transposed(pool, matrix(dy), w, dx->typed_data());
+  });
+}
+
+ffi::Error bitmap_sampled_handler(ffi::ThreadPool threads, Floats x, Floats dy, Ints starts,
+                                  Words bits, Out out) {
+  RETURN_IF_FAILED(same_batch(x, dy));
+  BitmapWeights w;
+  RETURN_IF_FAILED(bitmap_weights((long)out->element_count(), kF32, nullptr, starts, bits,
+                                  dim(x, 1), dim(dy, 1), &w));
+  return run(threads, [&](Pool& pool) {
+    return bitmap_sampled(pool, matrix(x), matrix(dy), w, out->typed_data());
+  });
+}
+
 ffi::Error nm_dot_handler(ffi::ThreadPool threads, Floats x, ffi::AnyBuffer values,
                           Words positions, Scales scales, Out y, int64_t n, int64_t m) {
   RETURN_IF_FAILED(same_batch(x, *y));
@@ -295,6 +347,10 @@ HANDLER(csc_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<AnyBuffer>(
 HANDLER(csc_dot_transposed,
         CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<AnyBuffer>().Ret<Floats>());
 HANDLER(csc_sampled, CALL.Arg<Floats>().Arg<Floats>().Arg<Ints>().Arg<AnyBuffer>().Ret<Floats>());
+HANDLER(bitmap_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<Words>().SCALED);
+HANDLER(bitmap_dot_transposed,
+        CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<Words>().Ret<Floats>());
+HANDLER(bitmap_sampled, CALL.Arg<Floats>().Arg<Floats>().Arg<Ints>().Arg<Words>().Ret<Floats>());
 HANDLER(nm_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Words>().SCALED.NM_ATTRIBUTES);
 HANDLER(nm_dot_transposed,
         CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Words>().Ret<Floats>().NM_ATTRIBUTES);

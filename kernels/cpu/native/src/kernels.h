@@ -20,6 +20,9 @@ constexpr int kMostRows = 28;
 
 constexpr int kFmaChains = 12;
 
+// Rows of x that the bitmap kernel takes, at most.
+constexpr int kBitmapRows = 4;
+
 // Columns cut into tiles at a time.
 constexpr int kTileColumns = 64;
 
@@ -30,6 +33,16 @@ struct NmTile {
   long begin;
   int count, bits, per_word, last;
   const uint8_t* base;
+};
+
+// A tile of single weights: columns in the order given, counts[i] weights each, a weight's row
+// within the tile in a byte. The values of a column begin steps[i] after those of the last.
+struct TileColumns {
+  int columns;
+  const uint8_t* order;
+  const uint16_t *counts, *steps;
+  const uint8_t* rows;
+  const float* values;
 };
 
 struct Kernels {
@@ -64,12 +77,10 @@ struct Kernels {
   void (*outer)(long depth, int rows, int columns, const float* x, long ld_x, const float* dy,
                 long ld_dy, float* c, bool accumulate);
 
-  // A tile of single weights: columns in the order given, counts[i] weights each, a weight's
-  // row within the tile in a byte. Panels are tile_vectors * lanes wide.
-  // outs[column][width] += the tile's part; next_floats at `next` will be read soon.
-  void (*tile_dot)(int columns, const uint8_t* order, const uint16_t* counts, const uint8_t* rows,
-                   const float* values, const float* panel, const float* next, long next_floats,
-                   float* outs);
+  // outs[column][width] += the tile's part, for panels that are 8 rows or 1, 2 or
+  // tile_vectors vectors wide; next_floats at `next` will be read soon.
+  void (*tile_dot)(int width, const TileColumns& tile, const float* panel, const float* next,
+                   long next_floats, float* outs);
 
   // A tile of N:M weights of up to kTileColumns columns, four entries of a column side by
   // side: to[quad][kTileColumns][4], rows[quad][kTileColumns] with a byte an entry. The order
@@ -99,10 +110,16 @@ struct Kernels {
   void (*csc_panel)(int dtype, bool wide_index, int width, long n0, long n1, const int32_t* indptr,
                     const void* index, const void* values, const float* panel, float* outs);
 
-  // y[n0, n1) of one row of x, which is aligned and long enough for two aligned vectors from
-  // the last row on. Null where the instruction set has no such kernel.
-  void (*csc_row)(int dtype, bool wide_index, long n0, long n1, const int32_t* indptr,
-                  const void* index, const void* values, const float* x, float* y);
+  // The rows of the bits set, column after column, and how many each column has; the sum of
+  // these. A column is `words` words, the next begins `stride` later. A vector past the last row
+  // is written too.
+  long (*bitmap_rows)(int columns, long stride, int words, const uint32_t* bits, uint16_t* counts,
+                      uint8_t* rows);
+  // sums[column][rows] += x times the columns, for up to kBitmapRows rows of x that are whole
+  // strips long. False where there are not `count` bits. A vector past the last value is read
+  // too. Null where the instruction set has no such kernel.
+  bool (*bitmap_dot)(int dtype, int rows, int columns, int words, const uint32_t* bits,
+                     const void* values, long count, const float* x, long ld, float* sums);
 
   // N:M on few rows of x, columns [n0, n1). A row of x is groups * m long.
   void (*nm_rows)(int dtype, int n, int m, int rows, long groups, long columns, long n0,

@@ -31,6 +31,22 @@ struct CscWeights {
   long nnz;  // as for blocks
 };
 
+// Values in strips of rows, by strip, then column, then row, under a bit for every place. The
+// first word of a column's bits holds the strip's first 32 rows, lowest bit first.
+struct BitmapWeights {
+  long k, n;
+  int dtype;
+  const void* values;
+  const int32_t* starts;  // (strips * chunks + 1,): where the values of a chunk's columns begin
+  const uint32_t* bits;   // (strips, n, words)
+  int words;              // 8, or fewer where there is one strip
+  long nnz;               // as for blocks
+
+  long strip() const { return 32L * words; }
+  long strips() const { return (k + strip() - 1) / strip(); }
+  long chunks() const { return (n + kTileColumns - 1) / kTileColumns; }
+};
+
 struct NmWeights {
   long k, n_columns;
   int n, m;  // m = 2, 4, 8 or 16
@@ -56,6 +72,11 @@ const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y);
 const char* csc_dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx);
 const char* csc_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const CscWeights& w,
                         float* out);
+
+const char* bitmap_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y);
+const char* bitmap_dot_transposed(Pool& pool, const Matrix& dy, const BitmapWeights& w, float* dx);
+const char* bitmap_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BitmapWeights& w,
+                           float* out);
 
 void nm_dot(Pool& pool, const Matrix& x, const NmWeights& w, float* y);
 void nm_dot_transposed(Pool& pool, const Matrix& dy, const NmWeights& w, float* dx);

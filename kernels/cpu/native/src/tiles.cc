@@ -77,8 +77,9 @@ bool tiled_dot_transposed(Pool& pool, const Matrix& dy, const Scattered& w, floa
         const float* next = panels[p + 1 < panels.count ? p + 1 : p] + n0 * width;
         for (long t = 0; t < t1 - t0; t++) {
           const long begin = chunk.tiles[t].begin;
-          k.tile_dot(flipped[t].rows, flipped[t].order, flipped[t].counts, at + begin,
-                     weights + begin, panels[p] + n0 * width, next, columns * width,
+          const TileColumns tile{flipped[t].rows,   flipped[t].order, flipped[t].counts,
+                                 flipped[t].counts, at + begin,       weights + begin};
+          k.tile_dot(width, tile, panels[p] + n0 * width, next, columns * width,
                      outs + p * size + t * w.tile_rows * width);
         }
       }

@@ -1,10 +1,9 @@
-// Scattered weights (CSC, N:M) cut into tiles of tile_rows x kTileColumns, the form in
+// Scattered weights (CSC, bitmaps, N:M) cut into tiles of tile_rows x kTileColumns, the form in
 // which the tile kernels read them. Tiles are made on the fly, a chunk of columns at a
 // time, and serve every panel of the batch.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "products.h"
 
@@ -66,6 +65,53 @@ struct Scattered {
   virtual bool empty(long n0, long n1) const = 0;
   long tiles() const { return (k + tile_rows - 1) / tile_rows; }
 };
+
+// y = x @ W by tiles of tile_rows rows. begin(n0, n1) returns what cuts the tiles of some
+// columns, from the top down: cut(t, &tile, &soon) gives tile t and says what will be read for
+// the next one, and done() follows the last. Both are false where an index is at fault.
+struct Soon {
+  const void* at = nullptr;
+  long bytes = 0;
+};
+
+template <class Begin>
+bool tiled_dot(Pool& pool, const Matrix& x, int width, long n, int tile_rows, const Begin& begin,
+               float* y) {
+  const Kernels& k = kernels();
+  const long tiles = (x.columns + tile_rows - 1) / tile_rows, part = (long)tile_rows * width;
+  const long chunks = (n + kTileColumns - 1) / kTileColumns;
+  const Panels panels(pool, x, tiles * tile_rows, width);
+  const long together = panels_together(pool, panels.count, chunks);
+  const long shares = (panels.count + together - 1) / together;
+  std::atomic<bool> good{true};
+  parallel_for(pool, chunks * shares, [&](long i) {
+    const long n0 = i / shares * kTileColumns, n1 = std::min(n, n0 + kTileColumns);
+    const long p0 = i % shares * together, p1 = std::min(panels.count, p0 + together);
+    const size_t size = (size_t)kTileColumns * width;
+    float* outs = scratch().get<float>(kOuts, (p1 - p0) * size);
+    std::fill(outs, outs + (p1 - p0) * size, 0.f);
+    auto cutter = begin(n0, n1);
+    bool fine = true;
+    for (long t = 0; t < tiles && fine; t++) {
+      TileColumns tile;
+      Soon soon;
+      fine = cutter.cut(t, &tile, &soon);
+      for (long p = p0; p < p1 && fine; p++) {
+        const bool last = p + 1 == p1;
+        const float* next = panels[last ? p0 : p + 1] + (t + last) * part;
+        const bool weights = last && soon.at;
+        k.tile_dot(width, tile, panels[p] + t * part,
+                   weights ? static_cast<const float*>(soon.at) : next,
+                   weights ? soon.bytes / (long)sizeof(float) : part, outs + (p - p0) * size);
+      }
+    }
+    if (!fine || !cutter.done()) good = false;
+    for (long p = p0; p < p1; p++)
+      k.store_panel(outs + (p - p0) * size, (int)(n1 - n0), width, panels.rows(p),
+                    y + p * width * n + n0, n);
+  });
+  return good;
+}
 
 bool tiled_dot_transposed(Pool& pool, const Matrix& dy, const Scattered& w, float* dx);
 bool tiled_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const Scattered& w, float* out);

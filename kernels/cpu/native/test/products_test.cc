@@ -198,6 +198,49 @@ void test_csc(long batch, long k, long n, int dtype, int percent) {
   }
 }
 
+void test_bitmap(long batch, long k, long n, int dtype, int percent) {
+  Threads pool;
+  Problem p(batch, k, n);
+  const int words = (int)std::min<long>(8, (k + 31) / 32);
+  BitmapWeights w{k, n, dtype, nullptr, nullptr, nullptr, words, 0};
+  Exact<uint32_t> bits(w.strips() * n * words);
+  Exact<int32_t> starts(w.strips() * w.chunks() + 1);
+  std::vector<long> rows, columns;
+  for (long s = 0; s < w.strips(); s++)
+    for (long c = 0; c < n; c++) {
+      for (long r = 0; r < w.strip() && s * w.strip() + r < k; r++)
+        if (random_below(100) < percent) {
+          bits[(s * n + c) * words + r / 32] |= 1u << r % 32;
+          rows.push_back(s * w.strip() + r);
+          columns.push_back(c);
+        }
+      starts[s * w.chunks() + c / kTileColumns + 1] = (int32_t)rows.size();
+    }
+  const Stored values(rows.size(), dtype);
+  for (size_t e = 0; e < rows.size(); e++) p.dense[rows[e] * n + columns[e]] = values.say[e];
+  w.values = values.bytes.get();
+  w.starts = starts.get();
+  w.bits = bits.get();
+  w.nnz = (long)rows.size();
+  if (check_pointers(w.starts, w.strips() * w.chunks(), w.nnz)) failures++;
+  if (bitmap_dot(pool, p.in(), w, p.y.get())) failures++;
+  if (bitmap_dot_transposed(pool, p.out(), w, p.dx.get())) failures++;
+  p.check("bitmap");
+  Exact<float> sampled(rows.size());
+  if (bitmap_sampled(pool, p.in(), p.out(), w, sampled.get())) failures++;
+  for (size_t e = 0; e < rows.size(); e++)
+    p.check_sampled("bitmap sampled", rows[e], columns[e], sampled[e]);
+  // Damaged bits: always an error, where there is anything to multiply; and no stray access.
+  for (int round = 0; round < 4; round++) {
+    const int hit = random_below((int)(w.strips() * n * words));
+    bits[hit] ^= round % 2 ? ~0u : 1u << random_below(32);
+    const bool refused = bitmap_dot(pool, p.in(), w, p.y.get()) != nullptr;
+    if (!refused && batch > 0 && round == 0) failures++;
+    bitmap_dot_transposed(pool, p.out(), w, p.dx.get());
+    bitmap_sampled(pool, p.in(), p.out(), w, sampled.get());
+  }
+}
+
 void test_nm(long batch, long k, long n, int kept, int m, int dtype) {
   Threads pool;
   Problem p(batch, k, n);
@@ -252,12 +295,14 @@ int main() {
     test_block(batch, k, n, block[0], block[1], dtype, percent);
     if (round % 2) test_csc<uint16_t>(batch, k, n, dtype, percent);
     else test_csc<int32_t>(batch, k, n, dtype, percent);
+    test_bitmap(batch, k, n, dtype, percent);
     test_nm(batch, k, n, group[0], group[1], dtype);
   }
   // More of x than a cache holds: CSC is cut into tiles.
   for (int dtype : {kF32, kBf16, kI8}) {
     test_csc<uint16_t>(34, 8001, 70, dtype, 3);
     test_csc<int32_t>(41, 7003, 65, dtype, 40);
+    for (long batch : {1, 3, 7, 20, 70}) test_bitmap(batch, 520, 70, dtype, 50);
   }
   std::printf("%s: %s\n", kernels().name, failures ? "FAILED" : "passed");
   return failures != 0;
