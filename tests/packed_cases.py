@@ -54,14 +54,17 @@ def _nm(n, m, columns=1):
     return Storage(f"{n}of{m}{suffix}", NM(n, m), draw, columns)
 
 
+def _singles(share):
+    return lambda rng, k, n, density: rng.random((k, n)) < share * density
+
+
 STORAGES = [
     blocks(32, 32),
     blocks(4, 16),
     blocks(1, 16),
     blocks(3, 5),
-    Storage(
-        "unstructured", Unstructured(), lambda rng, k, n, density: rng.random((k, n)) < density
-    ),
+    Storage("bitmap", Unstructured(), _singles(1)),
+    Storage("csc", Unstructured(), _singles(0.1)),  # too few for bits to pay
     _nm(2, 4),
     _nm(1, 4),
     _nm(3, 8),

@@ -78,6 +78,20 @@ def test_bytes_are_counted_with_the_indices():
     block = js.pack(jnp.eye(64), js.Block(16, 16))
     assert block.nbytes == 4 * (4 * 256 + 5 + 4)
     assert js.pack(jnp.eye(64), js.Unstructured()).nbytes == 64 * (4 + 2) + 65 * 4
+    single = js.pack(weight, js.Unstructured(), mask)
+    assert single.nbytes == weight.nbytes * 9 // 16 + 4 * (4 * 8 + 1)
+
+
+@pytest.mark.parametrize(("density", "kind"), [(0.19, js.CSC), (0.2, js.Bitmap)])
+def test_single_weights_get_bits_where_a_fifth_is_kept(density, kind):
+    weight = jnp.zeros((100, 100)).at[:, : int(100 * density)].set(1)
+    assert isinstance(js.pack(weight, js.Unstructured()), kind)
+    assert isinstance(
+        js.nn.random_structure(jax.random.key(0), (100, 100), js.Unstructured(), 1 - density), kind
+    )
+    stacked = js.pack(jnp.stack([weight, jnp.eye(100)]), js.Unstructured(), batch_axis=0)
+    assert isinstance(stacked, kind) and stacked.values.shape == (2, 10000 * density)
+    np.testing.assert_array_equal(stacked.todense()[1], jnp.eye(100))
 
 
 def test_a_shared_pattern_needs_shared_positions():
@@ -133,6 +147,30 @@ def test_bad_indices_by_hand_are_errors(indptr, rows, message):
         js.BlockSparse(jnp.ones((3, 4, 16)), indptr, rows, (4, 16), (16, 32))
     with pytest.raises(ValueError, match=message):
         js.CSC(jnp.ones(3), indptr, rows, (4, 2))
+
+
+def test_bad_bits_by_hand_are_errors():
+    packed = js.pack(jnp.ones((300, 70)), js.Unstructured())
+
+    def changed(**fields):
+        fields = {"values": packed.values, "starts": packed.starts, "bits": packed.bits} | fields
+        return js.Bitmap(**fields, nnz=fields["values"].size, view=(300, 70))
+
+    assert changed().shape == (300, 70)
+    bits = np.array(packed.bits)
+    bits[1, 5, 2] |= 1 << 3
+    with pytest.raises(ValueError, match="bits name row 323 of column 5; the weight has 300 rows"):
+        changed(bits=bits)
+    bits = np.array(packed.bits)
+    bits[0, 66, 0] = 0
+    with pytest.raises(
+        ValueError, match=r"starts\[2\] = 17920, but 17888 bits .* strip 1, column 0"
+    ):
+        changed(bits=bits)
+    with pytest.raises(ValueError, match="bits name 21000 weights, 20999 are stored"):
+        changed(values=packed.values[1:])
+    with pytest.raises(ValueError, match=r"starts has shape \(4,\), needs \(5,\)"):
+        changed(starts=packed.starts[1:])
 
 
 def test_bad_positions_and_shapes_by_hand_are_errors():

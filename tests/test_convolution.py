@@ -60,7 +60,7 @@ def test_blocks_give_what_the_dense_convolution_gives(name, small_blocks):
     same(function, dense, packed, x, grads=name in ("strided", "one axis"))
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4)], ids=["csc", "nm"])
+@pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4)], ids=["bitmap", "nm"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_blocks_give_what_all_patches_at_once_give(pattern, dtype, monkeypatch, small_blocks):
     _, packed = weight((3, 3, 8, 16), pattern, in_axis=-2)

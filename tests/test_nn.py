@@ -12,12 +12,17 @@ from jaxsparse.nn.linen import SparseDense
 from jaxsparse.nn.nnx import SparseLinear
 from jaxsparse.nn.structures import gather_values
 
-LAYERS = [(js.Block(4, 16), 0.75), (js.Unstructured(), 0.9), (js.NM(2, 4), None)]
-every_layer = pytest.mark.parametrize(("pattern", "sparsity"), LAYERS, ids=["block", "csc", "nm"])
+LAYERS = {
+    "block": (js.Block(4, 16), 0.75),
+    "bitmap": (js.Unstructured(), 0.6),
+    "csc": (js.Unstructured(), 0.9),
+    "nm": (js.NM(2, 4), None),
+}
+every_layer = pytest.mark.parametrize(("pattern", "sparsity"), LAYERS.values(), ids=LAYERS)
 
 
 @every_layer
-@pytest.mark.parametrize("shape", [(32, 48), (30, 17)])
+@pytest.mark.parametrize("shape", [(32, 48), (30, 17), (270, 66)])
 def test_random_structures_are_valid_and_of_the_size_asked_for(pattern, sparsity, shape):
     draw = jax.jit(lambda key: js.nn.random_structure(key, shape, pattern, sparsity))
     structure = draw(jax.random.key(0))

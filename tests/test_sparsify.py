@@ -15,10 +15,12 @@ from jaxsparse.packing import pack, pack_params, unpack_params
 from jaxsparse.patterns import Block, Unstructured
 from jaxsparse.rules import Rule
 from jaxsparse.sparsify import sparsify
+from jaxsparse.standins import take_outputs
 from jaxsparse.trees import leaves_by_path
+from tests.packed_cases import STORAGES, draw
 
 PATTERNS = [Block(4, 16), Unstructured(), NM(2, 4)]
-every_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=["block", "csc", "nm"])
+every_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=["block", "bitmap", "nm"])
 
 
 def prune(leaf, pattern, in_axis=None, out_axis=None, batch_axis=None):
@@ -288,3 +290,10 @@ def test_unknown_options():
         sparsify(lambda x: x, on_dense="loud")
     with pytest.raises(ValueError, match="'mkl' is not one of"):
         sparsify(lambda x: x, implementation="mkl")
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.name)
+def test_rows_of_an_embedding_are_those_of_the_dense_one(storage):
+    packed, dense = draw(storage, 300, 70, 0.5)
+    ids = jnp.array([[0, 69], [13, 64]])
+    np.testing.assert_array_equal(take_outputs(packed, ids), dense.T[ids])

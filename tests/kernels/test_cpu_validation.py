@@ -81,7 +81,10 @@ def test_the_library_refuses_what_it_cannot_read(batch):
                 assert "jaxsparse cpu kernel" in str(error)
 
     for k in (70, 600):
-        deep, case = rng.standard_normal((batch, k)).astype(np.float32), bitmap_case(rng, (k, 32), 0.5)
+        deep, case = (
+            rng.standard_normal((batch, k)).astype(np.float32),
+            bitmap_case(rng, (k, 32), 0.5),
+        )
         (starts, bits), size = case.index, {"shape": (k, 32)}
         more, low, fewer = bits.copy(), bits.copy(), bits.copy()
         more[0, 5], low[-1, 5, -1], fewer[0, 5] = 2**32 - 1, 2**31, 0
