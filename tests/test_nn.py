@@ -22,7 +22,7 @@ every_layer = pytest.mark.parametrize(("pattern", "sparsity"), LAYERS.values(), 
 
 
 @every_layer
-@pytest.mark.parametrize("shape", [(32, 48), (30, 17), (270, 66)])
+@pytest.mark.parametrize("shape", [(32, 48), (270, 66)])
 def test_random_structures_are_valid_and_of_the_size_asked_for(pattern, sparsity, shape):
     draw = jax.jit(lambda key: js.nn.random_structure(key, shape, pattern, sparsity))
     structure = draw(jax.random.key(0))

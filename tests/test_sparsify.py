@@ -17,7 +17,7 @@ from jaxsparse.rules import Rule
 from jaxsparse.sparsify import sparsify
 from jaxsparse.standins import take_outputs
 from jaxsparse.trees import leaves_by_path
-from tests.packed_cases import STORAGES, draw
+from tests.packed_cases import BY_NAME, draw
 
 PATTERNS = [Block(4, 16), Unstructured(), NM(2, 4)]
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=["block", "bitmap", "nm"])
@@ -292,8 +292,8 @@ def test_unknown_options():
         sparsify(lambda x: x, implementation="mkl")
 
 
-@pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.name)
-def test_rows_of_an_embedding_are_those_of_the_dense_one(storage):
-    packed, dense = draw(storage, 300, 70, 0.5)
+@pytest.mark.parametrize("name", ["block4x16", "bitmap", "csc", "2of4"])
+def test_rows_of_an_embedding_are_those_of_the_dense_one(name):
+    packed, dense = draw(BY_NAME[name], 300, 70, 0.5)
     ids = jnp.array([[0, 69], [13, 64]])
     np.testing.assert_array_equal(take_outputs(packed, ids), dense.T[ids])

@@ -195,13 +195,11 @@ struct BitmapTiles : Scattered {
 const char* bitmap_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
   if (!inside(w)) return kBadBits;
   const Kernels& k = kernels();
+  if (x.rows == 0) return nullptr;
   if (k.bitmap_dot && x.rows <= kBitmapRows) return rows_dot(pool, x, w, y) ? nullptr : kBadBits;
-  const bool wide = x.rows > 2 * k.lanes;
-  const int width = wide                                ? k.tile_vectors * k.lanes
-                    : x.rows > k.lanes                  ? 2 * k.lanes
-                    : k.lanes == 16 && x.rows <= 8      ? 8
-                                                        : k.lanes;
-  const int halves = wide && w.words == 8 && density_of(w) > kHalvingDensity ? 2 : 1;
+  const int width = tile_width(x.rows);
+  const bool full = width == k.tile_vectors * k.lanes;
+  const int halves = full && w.words == 8 && density_of(w) > kHalvingDensity ? 2 : 1;
   const auto begin = [&](long n0, long) { return BitmapCutter(w, halves, n0 / kTileColumns); };
   const bool good = tiled_dot(pool, x, width, w.n, (int)w.strip() / halves, begin, y);
   return good ? nullptr : kBadBits;

@@ -43,7 +43,7 @@ void flip(const Tile& tile, int columns, const uint8_t* rows, const float* value
 
 bool tiled_dot_transposed(Pool& pool, const Matrix& dy, const Scattered& w, float* dx) {
   const Kernels& k = kernels();
-  const int width = k.tile_vectors * k.lanes;
+  const int width = tile_width(dy.rows);
   const long tiles = w.tiles(), chunks = (w.n + kTileColumns - 1) / kTileColumns;
   const Panels panels(pool, dy, w.n, width);
   const long slab = std::max<long>(1, std::min(kSlabTiles, tiles / (pool.threads() * 2)));

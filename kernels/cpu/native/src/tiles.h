@@ -37,6 +37,14 @@ inline long panels_together(const Pool& pool, long panels, long chunks) {
   return std::max<long>(1, std::min<long>(16, panels * chunks / (4L * pool.threads())));
 }
 
+// Rows of a panel: no more vectors of them than a batch fills.
+inline int tile_width(long batch) {
+  const Kernels& k = kernels();
+  if (k.lanes == 16 && batch <= 8) return 8;
+  if (batch <= k.lanes) return k.lanes;
+  return batch <= 2 * k.lanes ? 2 * k.lanes : k.tile_vectors * k.lanes;
+}
+
 // Columns, or rows, up to 256 by falling count; equal counts keep their order. A sum that
 // leaves the byte is where a class would begin that has no members.
 inline void order_by_count(const uint16_t* counts, int columns, uint8_t* order,
