@@ -48,12 +48,12 @@ def random_structure(
     block = (pattern.rows, pattern.columns) if isinstance(pattern, Block) else (1, 1)
     down, across = (-(-size // side) for size, side in zip(shape, block, strict=True))
     kept = down * across - round(sparsity * down * across)
+    drawn = jax.random.permutation(key, down * across)[:kept]
     if isinstance(pattern, Unstructured) and bitmap_pays(kept, shape):
-        drawn = jax.random.permutation(key, down * across)[:kept]
         mask = jnp.zeros(down * across, bool).at[drawn].set(True).reshape(shape)
-        layout = BitmapLayout(view.matrix_shape, kept)
-        return Bitmap(None, *xla.pack_bitmap(mask, layout=layout), kept, view)
-    places = jnp.sort(jax.random.permutation(key, down * across)[:kept]).astype(jnp.int32)
+        starts, bits = xla.pack_bitmap(mask, layout=BitmapLayout(view.matrix_shape, kept))
+        return Bitmap(None, starts, bits, kept, view)
+    places = jnp.sort(drawn).astype(jnp.int32)
     starts = jnp.arange(across + 1, dtype=jnp.int32) * down
     indptr = jnp.searchsorted(places, starts).astype(jnp.int32)
     rows = places % down
