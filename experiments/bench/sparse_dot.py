@@ -3,6 +3,7 @@
     python -m experiments.bench.sparse_dot            # the whole grid, about half an hour
     python -m experiments.bench.sparse_dot --quick    # a few cells, in a minute
     python -m experiments.bench.sparse_dot --batches 1 8 --native    # the other rows are kept
+    python -m experiments.bench.sparse_dot --storages unstructured   # and so are they here
     python -m experiments.bench.sparse_dot --quick --others --name others
 
 For every implementation, storage, dtype, shape, batch and density: the median over
@@ -47,6 +48,7 @@ FREE = {
     "unstructured": js.Unstructured(),
 }
 FIXED = {"2:4": js.NM(2, 4), "1:4": js.NM(1, 4)}
+STORAGES = [*FREE, *FIXED]
 DTYPES = ["float32", "bfloat16", "int8"]
 TURN = 4e-3  # seconds of calls in a row
 DENSE = ("jnp.dot", "our blocks, all kept", "torch dense")
@@ -279,6 +281,7 @@ def main():
     parser.add_argument("--others", action="store_true", help="also scipy, torch, jax's own")
     parser.add_argument("--name", default="sparse_dot", help="of the files in results/")
     parser.add_argument("--batches", type=int, nargs="+", choices=BATCHES, default=BATCHES)
+    parser.add_argument("--storages", nargs="+", choices=STORAGES, default=STORAGES)
     parser.add_argument("--native", action="store_true", help="the native kernels alone")
     args = parser.parse_args()
     sizes = (SHAPES, args.batches, DENSITIES, DTYPES)
@@ -286,10 +289,13 @@ def main():
         sizes = (SHAPES[1:2], [1, 512], [0.5, 0.1], ["float32"])
     peak = limits()
     print(f"{peak[0]:.0f} GFLOP/s, {peak[1]:.1f} GB/s, {js.implementations()}")
-    earlier = earlier_rows(args.name) if args.batches != BATCHES or args.native else []
+    partly = args.batches != BATCHES or args.storages != STORAGES or args.native
+    earlier = earlier_rows(args.name) if partly else []
     rows = []
     commit = timing.machine()["commit"]
     for cell in grid(*sizes):
+        if cell[0] not in args.storages:
+            continue
         for row in rows_of(cell, peak, args.others, args.native):
             rows.append(row | {"commit": commit})
             print(

@@ -8,22 +8,17 @@ namespace {
 
 const char kBadBits[] = "a bitmap has other bits than its starts say, or bits below the kernel";
 
-// Half a strip at a time where a panel's share of a whole one leaves the first cache and weights
-// lie close enough to find enough of them in a half.
-constexpr double kHalvingDensity = 0.3;
-
-double density_of(const BitmapWeights& w) {
-  return w.starts[w.strips() * w.chunks()] / std::max(1.0, (double)w.k * w.n);
-}
+// A strip is multiplied in two parts where a panel's share of it leaves the first cache.
+constexpr int kMostParts = 2;
 
 // Strip s of chunk c: its bits and values.
-struct Part {
+struct StripChunk {
   int columns;
   const uint32_t* bits;
   const char* values;
   long begin, count;  // of the values
 
-  Part(const BitmapWeights& w, long s, long c)
+  StripChunk(const BitmapWeights& w, long s, long c)
       : columns((int)std::min<long>(kTileColumns, w.n - c * kTileColumns)),
         bits(w.bits + (s * w.n + c * kTileColumns) * w.words),
         values(static_cast<const char*>(w.values) +
@@ -58,13 +53,13 @@ bool rows_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
     std::fill(sums, sums + (n1 - n0) * rows, 0.f);
     for (long s = 0; s < strips; s++) {
       for (long c = c0; c < c1; c++) {
-        const Part part(w, s, c);
-        const void* values = part.values;
-        if (part.begin + part.count + 16 > w.nnz) {  // the kernel would read past the end
-          const long bytes = part.count * dtype_bytes(w.dtype);
+        const StripChunk here(w, s, c);
+        const void* values = here.values;
+        if (here.begin + here.count + 16 > w.nnz) {  // the kernel would read past the end
+          const long bytes = here.count * dtype_bytes(w.dtype);
           values = std::memcpy(scratch().get<char>(kWeights, bytes), values, bytes);
         }
-        if (!k.bitmap_dot(w.dtype, (int)rows, part.columns, w.words, part.bits, values, part.count,
+        if (!k.bitmap_dot(w.dtype, (int)rows, here.columns, w.words, here.bits, values, here.count,
                           xs + s * w.strip(), ld, sums + (c * kTileColumns - n0) * rows)) {
           good = false;
           return;
@@ -85,44 +80,34 @@ struct InOrder {
 };
 constexpr InOrder kInOrder;
 
+// Cuts the strips of a chunk, each into as many tiles as `parts`.
 class BitmapCutter {
  public:
-  BitmapCutter(const BitmapWeights& w, int halves, long chunk)
+  BitmapCutter(const BitmapWeights& w, int parts, long chunk)
       : w_(w),
-        halves_(halves),
+        parts_(parts),
         chunk_(chunk),
-        rows_(scratch().get<uint8_t>(kRows, 2 * kTileColumns * kMostTileRows)),
-        widened_(w.dtype == kF32 ? nullptr
-                                 : scratch().get<float>(kWeights, kTileColumns * kMostTileRows)) {}
+        rows_(scratch().get<uint8_t>(kRows, parts * kEntries)),
+        widened_(w.dtype == kF32 ? nullptr : scratch().get<float>(kWeights, kEntries)) {}
 
   bool cut(long t, TileColumns* tile, Soon* soon) {
-    const Kernels& k = kernels();
-    const long s = t / halves_;
-    const Part part(w_, s, chunk_);
-    const int half = (int)(t % halves_);
-    if (half == 0) {
-      const int words = w_.words / halves_;
-      long found = 0;
-      for (int h = 0; h < halves_; h++)
-        found += k.bitmap_rows(part.columns, w_.words, words, part.bits + h * words, counts_[h],
-                               rows_ + h * kTileColumns * kMostTileRows);
-      if (found != part.count) return false;
-      values_ = reinterpret_cast<const float*>(part.values);
-      if (widened_) {
-        k.widen(w_.dtype, part.values, part.count, widened_);
-        values_ = widened_;
-      }
+    const long s = t / parts_;
+    const int at = (int)(t % parts_);
+    const StripChunk here(w_, s, chunk_);
+    if (at == 0 && !decode(here)) return false;
+    // From a column's values in this tile to the next column's.
+    long before = 0;
+    for (int p = 0; p < at; p++) before += counts_[p][0];
+    for (int c = 0; c < here.columns; c++) {
+      int step = 0;
+      for (int p = 0; p < parts_; p++)
+        step += p >= at ? counts_[p][c] : c + 1 < here.columns ? counts_[p][c + 1] : 0;
+      steps_[c] = (uint16_t)step;
     }
-    // From a column's values in this half to the next column's.
-    for (int c = 0; c < part.columns; c++) {
-      if (halves_ == 1) steps_[c] = counts_[0][c];
-      else if (half == 0) steps_[c] = counts_[0][c] + counts_[1][c];
-      else steps_[c] = counts_[1][c] + (c + 1 < part.columns ? counts_[0][c + 1] : 0);
-    }
-    *tile = {part.columns, kInOrder.columns, counts_[half], steps_,
-             rows_ + half * kTileColumns * kMostTileRows, values_ + (half ? counts_[0][0] : 0)};
-    if (half + 1 == halves_ && s + 1 < w_.strips()) {
-      const Part next(w_, s + 1, chunk_);
+    *tile = {here.columns, kInOrder.columns, counts_[at], steps_, rows_ + at * kEntries,
+             values_ + before};
+    if (at + 1 == parts_ && s + 1 < w_.strips()) {
+      const StripChunk next(w_, s + 1, chunk_);
       *soon = {next.values, next.count * dtype_bytes(w_.dtype)};
     }
     return true;
@@ -130,13 +115,31 @@ class BitmapCutter {
   bool done() const { return true; }
 
  private:
+  static constexpr long kEntries = (long)kTileColumns * kMostTileRows;
+
+  bool decode(const StripChunk& here) {
+    const Kernels& k = kernels();
+    const int words = w_.words / parts_;
+    long found = 0;
+    for (int p = 0; p < parts_; p++)
+      found += k.bitmap_rows(here.columns, w_.words, words, here.bits + p * words, counts_[p],
+                             rows_ + p * kEntries);
+    if (found != here.count) return false;
+    values_ = reinterpret_cast<const float*>(here.values);
+    if (widened_) {
+      k.widen(w_.dtype, here.values, here.count, widened_);
+      values_ = widened_;
+    }
+    return true;
+  }
+
   const BitmapWeights& w_;
-  const int halves_;
+  const int parts_;
   const long chunk_;
   uint8_t* rows_;
   float* widened_;
   const float* values_ = nullptr;
-  uint16_t counts_[2][kTileColumns], steps_[kTileColumns];
+  uint16_t counts_[kMostParts][kTileColumns], steps_[kTileColumns];
 };
 
 struct BitmapTiles : Scattered {
@@ -151,32 +154,32 @@ struct BitmapTiles : Scattered {
   bool prepare(long n0, long, long t0, long t1, Chunk* out) const override {
     const long chunk = n0 / kTileColumns;
     long entries = 0;
-    for (long t = t0; t < t1; t++) entries += Part(w, t, chunk).count;
+    for (long t = t0; t < t1; t++) entries += StripChunk(w, t, chunk).count;
     *out = chunk_scratch(t1 - t0, entries + kTileColumns * kMostTileRows);
     long written = 0;
     for (long t = t0; t < t1; t++) {
-      const Part part(w, t, chunk);
+      const StripChunk here(w, t, chunk);
       Tile& tile = out->tiles[t - t0];
       tile.begin = written;
-      std::copy(kInOrder.columns, kInOrder.columns + part.columns, tile.order);
-      const long found = kernels().bitmap_rows(part.columns, w.words, w.words, part.bits,
+      std::copy(kInOrder.columns, kInOrder.columns + here.columns, tile.order);
+      const long found = kernels().bitmap_rows(here.columns, w.words, w.words, here.bits,
                                                tile.counts, out->rows + written);
-      if (found != part.count) return false;
-      kernels().widen(w.dtype, part.values, part.count, out->values + written);
-      written += part.count;
+      if (found != here.count) return false;
+      kernels().widen(w.dtype, here.values, here.count, out->values + written);
+      written += here.count;
     }
     return true;
   }
 
   bool sample(long n0, long, long t, const float* c, float* out) const override {
-    const Part part(w, t, n0 / kTileColumns);
+    const StripChunk here(w, t, n0 / kTileColumns);
     uint8_t* rows = scratch().get<uint8_t>(kRows, kTileColumns * kMostTileRows);
     uint16_t counts[kTileColumns];
     const long found =
-        kernels().bitmap_rows(part.columns, w.words, w.words, part.bits, counts, rows);
-    if (found != part.count) return false;
-    out += part.begin;
-    for (int column = 0; column < part.columns; column++)
+        kernels().bitmap_rows(here.columns, w.words, w.words, here.bits, counts, rows);
+    if (found != here.count) return false;
+    out += here.begin;
+    for (int column = 0; column < here.columns; column++)
       for (int left = counts[column]; left > 0; left--)
         *out++ = c[*rows++ * kTileColumns + column];
     return true;
@@ -185,7 +188,7 @@ struct BitmapTiles : Scattered {
   bool empty(long n0, long) const override {
     const long chunk = n0 / kTileColumns;
     for (long s = 0; s < w.strips(); s++)
-      if (Part(w, s, chunk).count > 0) return false;
+      if (StripChunk(w, s, chunk).count > 0) return false;
     return true;
   }
 };
@@ -199,9 +202,9 @@ const char* bitmap_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, floa
   if (k.bitmap_dot && x.rows <= kBitmapRows) return rows_dot(pool, x, w, y) ? nullptr : kBadBits;
   const int width = tile_width(x.rows);
   const bool full = width == k.tile_vectors * k.lanes;
-  const int halves = full && w.words == 8 && density_of(w) > kHalvingDensity ? 2 : 1;
-  const auto begin = [&](long n0, long) { return BitmapCutter(w, halves, n0 / kTileColumns); };
-  const bool good = tiled_dot(pool, x, width, w.n, (int)w.strip() / halves, begin, y);
+  const int parts = full && w.words == 8 ? kMostParts : 1;
+  const auto begin = [&](long n0, long) { return BitmapCutter(w, parts, n0 / kTileColumns); };
+  const bool good = tiled_dot(pool, x, width, w.n, (int)w.strip() / parts, begin, y);
   return good ? nullptr : kBadBits;
 }
 
