@@ -74,14 +74,15 @@ struct Scattered {
   long tiles() const { return (k + tile_rows - 1) / tile_rows; }
 };
 
-// y = x @ W by tiles of tile_rows rows. begin(n0, n1) returns what cuts the tiles of some
-// columns, from the top down: cut(t, &tile, &soon) gives tile t and says what will be read for
-// the next one, and done() follows the last. Both are false where an index is at fault.
+// What will be read soon, and how much of it.
 struct Soon {
   const void* at = nullptr;
   long bytes = 0;
 };
 
+// y = x @ W by tiles of tile_rows rows. begin(n0, n1) returns what cuts the tiles of some
+// columns, from the top down: cut(t, &tile, &soon) gives tile t, and perhaps what the next one
+// will read; done() follows the last. Both are false where an index is at fault.
 template <class Begin>
 bool tiled_dot(Pool& pool, const Matrix& x, int width, long n, int tile_rows, const Begin& begin,
                float* y) {
