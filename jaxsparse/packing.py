@@ -218,7 +218,7 @@ def _singles(flat, kept, xp):
 
 def bitmap_pays(nnz: int, shape: tuple[int, int]) -> bool:
     """Whether single weights are better stored as `Bitmap` than as `CSC`."""
-    return nnz >= BITMAP_DENSITY * shape[0] * shape[1]
+    return nnz > 0 and nnz >= BITMAP_DENSITY * shape[0] * shape[1]
 
 
 def _bits(flat, kept, xp):

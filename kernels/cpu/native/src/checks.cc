@@ -3,10 +3,10 @@
 namespace jaxsparse {
 
 const char* check_pointers(const int32_t* indptr, long count, long nnz) {
-  if (indptr[0] != 0) return "indptr does not begin with 0";
-  if (indptr[count] > nnz) return "indptr ends beyond the stored entries";
+  if (indptr[0] != 0) return "pointers do not begin with 0";
+  if (indptr[count] > nnz) return "pointers end beyond the stored entries";
   for (long i = 0; i < count; i++) {
-    if (indptr[i] > indptr[i + 1]) return "indptr decreases";
+    if (indptr[i] > indptr[i + 1]) return "pointers decrease";
   }
   return nullptr;
 }
