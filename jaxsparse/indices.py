@@ -126,6 +126,8 @@ def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], u
 
 def check_bitmap(starts: np.ndarray, bits: np.ndarray, layout: BitmapLayout) -> None:
     """Raises ValueError unless the bits lie in the weight and the starts count them."""
+    if bits.dtype != np.uint32:
+        raise ValueError(f"bits are {bits.dtype}, they must be uint32")
     strips = np.unpackbits(np.ascontiguousarray(bits).view(np.uint8), axis=2, bitorder="little")
     rows = layout.shape[0] - (layout.strips - 1) * layout.strip
     below = np.argwhere(strips[-1, :, rows:])
@@ -139,9 +141,12 @@ def check_bitmap(starts: np.ndarray, bits: np.ndarray, layout: BitmapLayout) -> 
     wrong = np.flatnonzero(starts != counted)
     if len(wrong):
         part = wrong[0]
+        strip, chunk = divmod(part - 1, layout.chunks)
         raise ValueError(
-            f"starts[{part}] = {starts[part]}, but {counted[part]} bits come before strip "
-            f"{part // layout.chunks}, column {part % layout.chunks * 64}"
+            f"starts[{part}] = {starts[part]}, but {counted[part]} bits come up to strip {strip}, "
+            f"column {min(64 * chunk + 63, layout.shape[1] - 1)}"
+            if part
+            else f"starts[0] = {starts[0]}, it must be 0"
         )
     if counted[-1] > layout.nnz:
         raise ValueError(f"bits name {counted[-1]} weights, {layout.nnz} are stored")

@@ -208,8 +208,9 @@ def _blocks(flat, kept, xp, *, block):
 
 
 def _singles(flat, kept, xp):
-    if bitmap_pays(max(int(k.sum()) for k in kept), flat.shape[1:]):
-        return _bits(flat, kept, xp)
+    room = max(int(k.sum()) for k in kept)
+    if bitmap_pays(room, flat.shape[1:]):
+        return _bits(flat, kept, room, xp)
     arrays = _columns(flat, kept, xp)
     if flat.shape[1] <= SHORT_ROWS:
         arrays["rows"] = arrays["rows"].astype(np.uint16)
@@ -218,11 +219,10 @@ def _singles(flat, kept, xp):
 
 def bitmap_pays(nnz: int, shape: tuple[int, int]) -> bool:
     """Whether single weights are better stored as `Bitmap` than as `CSC`."""
-    return nnz > 0 and nnz >= BITMAP_DENSITY * shape[0] * shape[1]
+    return nnz > 0 and nnz >= BITMAP_DENSITY * (shape[0] * shape[1])
 
 
-def _bits(flat, kept, xp):
-    room = max(1, *(int(k.sum()) for k in kept))  # as in _columns
+def _bits(flat, kept, room, xp):
     starts, bits, rows, columns = zip(*(indices.bitmap_index(k) for k in kept), strict=True)
     place = np.zeros((2, len(kept), room), np.int64)
     spare = np.ones((len(kept), room), bool)

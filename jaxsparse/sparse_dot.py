@@ -32,7 +32,7 @@ def sparse_dot(
       x: of shape (..., *inputs), floating point. For a (K, N) kernel the inputs
         are one axis of K; for the kernel (heads, width, N) of an attention
         output with in_axis=(0, 1) they are (heads, width).
-      packed: a `BlockSparse`, `NMSparse` or `CSC`, without stacked axes (map
+      packed: a `BlockSparse`, `NMSparse`, `Bitmap` or `CSC`, without stacked axes (map
         over those with `jax.vmap` or `jax.lax.scan`). Differentiate with
         respect to `packed.values`.
       implementation: the name of one in `js.implementations()`, or None for the

@@ -256,7 +256,7 @@ def _bitmap_columns(packed: Bitmap, columns: jax.Array) -> jax.Array:
         strips = jnp.arange(layout.strips) * layout.chunks
         first = packed.starts[strips] + before[:, i]
         ranks = ranks - ranks[:, :, :1] + first[:, None, None]
-        values = jnp.where(kept, jnp.take(packed.values, ranks, mode="clip"), 0)
+        values = jnp.where(kept, packed.values.at[ranks].get(mode="fill", fill_value=0), 0)
         return values.reshape(-1)[: layout.shape[0]]
 
     return jax.vmap(column)(columns)

@@ -13,7 +13,8 @@ ones reach over the edge, and a kernel leaves out what they hold there.
 | BitmapLayout | (nnz,) | starts int32, bits uint32 (see `BitmapLayout`) |
 
 Block column j holds values[indptr[j]:indptr[j + 1]], its rows strictly
-increasing. Entries from indptr[-1] (or starts[-1]) on are room to spare: row 0, value 0.
+increasing. Entries from indptr[-1] on are room to spare: row 0, value 0. So are
+the values of a bitmap from starts[-1] on.
 """
 
 import dataclasses
@@ -94,11 +95,11 @@ class BitmapLayout:
     @property
     def strip(self) -> int:
         """Rows of a strip."""
-        return min(256, -(-self.shape[0] // 32) * 32)
+        return min(256, max(1, -(-self.shape[0] // 32)) * 32)
 
     @property
     def strips(self) -> int:
-        return -(-self.shape[0] // self.strip)
+        return max(1, -(-self.shape[0] // self.strip))
 
     @property
     def chunks(self) -> int:

@@ -12,7 +12,7 @@ Both accumulate in float32 at least. Two formulations:
   dense product is the fastest thing XLA can do.
 
 The sampled product never holds a dense gradient: it works on an eighth of the
-columns or rows at a time, or on one position of the groups of N:M.
+columns at a time, or on one position of the groups of N:M.
 """
 
 import functools
@@ -75,8 +75,9 @@ def todense(values, *index, layout: Layout):
         dense = _nm_todense(values, positions(*index, layout=layout), layout)
     elif isinstance(layout, BitmapLayout):
         kept, ranks = bitmap_ranks(index[1], layout=layout)
-        dense = jnp.where(kept, jnp.take(values, ranks, mode="clip"), jnp.zeros((), values.dtype))
-        return dense.swapaxes(1, 2).reshape(-1, layout.shape[1])[: layout.shape[0]]
+        found = values.at[ranks].get(mode="fill", fill_value=0)
+        dense = jnp.where(kept, found, jnp.zeros((), values.dtype)).swapaxes(1, 2)
+        return dense.reshape(layout.strips * layout.strip, layout.shape[1])[: layout.shape[0]]
     else:
         indptr, rows = index
         blocks = _as_blocks(layout)
@@ -152,13 +153,20 @@ def _block_sampled(x, g, indptr, rows, layout, to):
 
 def bitmap_ranks(bits, *, layout: BitmapLayout):
     """Which places (strips, N, strip) are kept, and how many kept ones come before each."""
+    return _ranks(bits, _words_before(bits), layout)
+
+
+def _words_before(bits):
     counts = lax.population_count(bits).astype(jnp.int32)
-    before = (jnp.cumsum(counts) - counts.reshape(-1)).reshape(counts.shape)
+    return (jnp.cumsum(counts) - counts.reshape(-1)).reshape(counts.shape)
+
+
+def _ranks(bits, before, layout):
     place = jnp.arange(32, dtype=jnp.uint32)
     kept = (bits[..., None] >> place) & 1 == 1
     inside = lax.population_count(bits[..., None] & ((jnp.uint32(1) << place) - 1))
     ranks = before[..., None] + inside.astype(jnp.int32)
-    shape = layout.strips, layout.shape[1], layout.strip
+    shape = (*bits.shape[:2], layout.strip)
     return kept.reshape(shape), ranks.reshape(shape)
 
 
@@ -176,27 +184,29 @@ def pack_bitmap(kept, *, layout: BitmapLayout):
 def by_strips(dense, *, layout: BitmapLayout):
     """(K, N) as (strips, N, strip), the order of the values; below the last row, zeros."""
     dense = jnp.pad(dense, ((0, layout.strips * layout.strip - dense.shape[0]), (0, 0)))
-    return dense.reshape(layout.strips, layout.strip, -1).swapaxes(1, 2)
+    return dense.reshape(layout.strips, layout.strip, dense.shape[1]).swapaxes(1, 2)
 
 
 def _bitmap_sampled(x, g, starts, bits, layout, to):
     del starts
-    kept, ranks = bitmap_ranks(bits, layout=layout)
-    ranks = jnp.where(kept, ranks, layout.nnz)
-    together = -(-layout.strips // STRIPS)
-    groups = -(-layout.strips // together)
-    missing = groups * together - layout.strips
-    ranks = jnp.pad(ranks, ((0, missing), (0, 0), (0, 0)), constant_values=layout.nnz)
-    x = pad_columns(x, groups * together * layout.strip)
-    x = x.reshape(x.shape[0], groups, -1).swapaxes(0, 1)
+    width = -(-layout.shape[1] // STRIPS)
+    strips = -(-layout.shape[1] // width)
+    missing = strips * width - layout.shape[1]
+    before = _words_before(bits)
 
-    def group(values, inputs):
-        x, ranks = inputs
-        dense = _dot(x, g, (0, 0), to).reshape(together, layout.strip, -1).swapaxes(1, 2)
-        return values.at[ranks].set(dense, mode="drop"), None
+    def cut(array, axis):
+        array = jnp.pad(array, [(0, missing * (i == axis)) for i in range(array.ndim)])
+        shape = (*array.shape[:axis], strips, width, *array.shape[axis + 1 :])
+        return jnp.moveaxis(array.reshape(shape), axis, 0)
+
+    def strip(values, inputs):
+        g, bits, before = inputs
+        kept, ranks = _ranks(bits, before, layout)
+        dense = by_strips(_dot(x, g, (0, 0), to), layout=layout)
+        return values.at[jnp.where(kept, ranks, layout.nnz)].set(dense, mode="drop"), None
 
     zeros = _like(jnp.zeros(layout.values_shape, to), x, g, bits)
-    return lax.scan(group, zeros, (x, ranks.reshape(groups, together, *ranks.shape[1:])))[0]
+    return lax.scan(strip, zeros, (cut(g, 1), cut(bits, 1), cut(before, 1)))[0]
 
 
 # --- n of every m --------------------------------------------------------------------------------
@@ -244,7 +254,7 @@ def _nm_todense(values, found, layout):
 
 def _nm_sampled(x, g, words, layout, to):
     found = _groups(positions(words, layout=layout), layout)
-    x = x.reshape(x.shape[0], -1, layout.m)
+    x = x.reshape(x.shape[0], layout.padded[0] // layout.m, layout.m)
 
     def place(values, j):
         at_j = lax.dynamic_index_in_dim(x, j, 2, keepdims=False)

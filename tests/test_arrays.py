@@ -89,6 +89,8 @@ def test_single_weights_get_bits_where_a_fifth_is_kept(density, kind):
     assert isinstance(
         js.nn.random_structure(jax.random.key(0), (100, 100), js.Unstructured(), 1 - density), kind
     )
+    odd = jnp.zeros((3, 5)).at[0, :3].set(1)  # 0.2 * 3 * 5 > 3 in floating point
+    assert isinstance(js.pack(odd, js.Unstructured()), js.Bitmap)
     stacked = js.pack(jnp.stack([weight, jnp.eye(100)]), js.Unstructured(), batch_axis=0)
     assert isinstance(stacked, kind) and stacked.values.shape == (2, 10000 * density)
     np.testing.assert_array_equal(stacked.todense()[1], jnp.eye(100))
@@ -163,10 +165,14 @@ def test_bad_bits_by_hand_are_errors():
         changed(bits=bits)
     bits = np.array(packed.bits)
     bits[0, 66, 0] = 0
-    with pytest.raises(
-        ValueError, match=r"starts\[2\] = 17920, but 17888 bits .* strip 1, column 0"
-    ):
+    with pytest.raises(ValueError, match=r"starts\[2\] = 17920, but 17888 bits .* 0, column 69"):
         changed(bits=bits)
+    with pytest.raises(ValueError, match=r"starts\[4\] = 20999, but 21000 bits .* 1, column 69"):
+        changed(starts=packed.starts.at[4].add(-1))
+    with pytest.raises(ValueError, match=r"starts\[0\] = 1, it must be 0"):
+        changed(starts=packed.starts.at[0].set(1))
+    with pytest.raises(ValueError, match="bits are int32, they must be uint32"):
+        changed(bits=np.array(packed.bits).view(np.int32))
     with pytest.raises(ValueError, match="bits name 21000 weights, 20999 are stored"):
         changed(values=packed.values[1:])
     with pytest.raises(ValueError, match=r"starts has shape \(4,\), needs \(5,\)"):

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxsparse.kernels import pallas_tpu
 
 from jaxsparse import kernels
-from jaxsparse.arrays import BlockSparse
+from jaxsparse.arrays import Bitmap, BlockSparse
 from jaxsparse.sparse_dot import matrix_product, sampled_product, sparse_dot
 from tests.packed_cases import (
     BY_NAME,
@@ -190,6 +190,30 @@ def test_a_new_mask_with_as_many_entries_recompiles_nothing(storage, implementat
     with caplog.at_level(logging.WARNING, "jax"), jax.log_compiles():
         step(x, second), sparse_dot(x, second, implementation=implementation)
     assert "ompil" not in caplog.text
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", ["block4x16", "bitmap", "csc", "2of4"])
+def test_a_batch_of_nothing(name, implementation):
+    packed, _ = draw(BY_NAME[name], 40, 33, 0.5)
+    named_or_skip(implementation, sparse_dot, draw_x(1, 40), packed)
+    nothing = jnp.zeros((0, 40))
+    dx, dvalues = jax.grad(loss, (0, 1))(nothing, packed.values, packed, implementation)
+    assert dx.shape == nothing.shape
+    np.testing.assert_array_equal(dvalues, jnp.zeros_like(packed.values))
+
+
+def test_bitmaps_of_nothing():
+    """No values at all, or no rows of W: by hand only, `pack` makes room for one value."""
+    index = np.zeros(2, np.int32), np.zeros((1, 3, 1), np.uint32)
+    empty = Bitmap(jnp.zeros(0), *index, nnz=0, view=(4, 3))
+    np.testing.assert_array_equal(empty.todense(), jnp.zeros((4, 3)))
+    for implementation in IMPLEMENTATIONS:
+        if implementation in ("xla", "cpu"):
+            y = sparse_dot(jnp.ones((2, 4)), empty, implementation=implementation)
+            np.testing.assert_array_equal(y, jnp.zeros((2, 3)))
+    no_rows = Bitmap(jnp.zeros(1), *index, nnz=1, view=(0, 3))
+    assert no_rows.todense().shape == (0, 3)
 
 
 def cosines(tree):

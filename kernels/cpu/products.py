@@ -3,8 +3,8 @@
 W is the (K, N) weight. `shape` is its logical shape: blocks and groups at the
 edge may reach beyond it, where x counts as zero and y is cut off. Every result
 is float32. `scales`, where given, is (N,) and multiplies W's columns. Entries
-from indptr's end on are room to spare: products ignore them, the sampled
-product gives zero there.
+from the end of indptr or starts on are room to spare: products ignore them,
+the sampled product gives zero there.
 
 | storage | values | index |
 |---|---|---|

@@ -1,7 +1,8 @@
 """Checks of index arrays written by hand, before a kernel reads them.
 
 The C++ refuses what would make it read outside its arrays; here the message
-names the entry, and rows out of order are found too.
+names the entry, and rows out of order are found too. (Bitmaps name no row twice or out of
+order, and the C++ counts their bits.)
 """
 
 import numpy as np

@@ -48,7 +48,7 @@ def refused(product, *arguments, **options):
 
 
 @needs_library
-@pytest.mark.parametrize("batch", [1, 40, 200])
+@pytest.mark.parametrize("batch", [1, 4, 8, 40, 200])
 def test_the_library_refuses_what_it_cannot_read(batch):
     rng = np.random.default_rng(1)
     x, dy = (rng.standard_normal((batch, size)).astype(np.float32) for size in (64, 32))
@@ -80,22 +80,6 @@ def test_the_library_refuses_what_it_cannot_read(batch):
             except Exception as error:
                 assert "jaxsparse cpu kernel" in str(error)
 
-    for k in (70, 600):
-        deep, case = (
-            rng.standard_normal((batch, k)).astype(np.float32),
-            bitmap_case(rng, (k, 32), 0.5),
-        )
-        (starts, bits), size = case.index, {"shape": (k, 32)}
-        more, low, fewer = bits.copy(), bits.copy(), bits.copy()
-        more[0, 5], low[-1, 5, -1], fewer[0, 5] = 2**32 - 1, 2**31, 0
-        for wrong in ((starts, more), (starts, low), (starts, fewer), (starts + 1, bits)):
-            refused(cpu.bitmap_dot, deep, case.values, *wrong, **size)
-            refused(cpu.bitmap_dot_transposed, dy, case.values, *wrong, **size)
-            refused(cpu.bitmap_sampled, deep, dy, *wrong, nnz=len(case.values))
-        refused(cpu.bitmap_dot, deep, case.values[1:], starts, bits, **size)
-        refused(cpu.bitmap_dot, deep, case.values, starts[1:], bits, **size)
-        refused(cpu.bitmap_dot, deep, case.values, starts, bits[:, :, 1:], **size)
-
     case = nm_case(rng, (64, 32), 2, 4)
     refused(cpu.nm_dot, x, case.values, case.index[0][1:], n=2, m=4, **shape)
     refused(cpu.nm_dot, x, case.values, case.index[0], n=1, m=4, **shape)
@@ -106,3 +90,43 @@ def test_the_library_refuses_what_it_cannot_read(batch):
         product = getattr(cpu, f"{case.storage}_dot")
         for scales in (x[0, :31], x[:1, :32]):
             refused(product, x, case.values, *case.index, scales=scales, **case.options)
+
+
+@needs_library
+@pytest.mark.parametrize("batch", [1, 4, 8, 40, 130])
+@pytest.mark.parametrize("k", [70, 600])
+def test_the_library_counts_the_bits_of_bitmaps(batch, k):
+    rng = np.random.default_rng(1)
+    x, dy = (rng.standard_normal((batch, size)).astype(np.float32) for size in (k, 130))
+    case = bitmap_case(rng, (k, 130), 0.5)
+    (starts, bits), shape = case.index, {"shape": (k, 130)}
+
+    def all_refuse(starts, bits, values=case.values):
+        refused(cpu.bitmap_dot, x, values, starts, bits, **shape)
+        refused(cpu.bitmap_dot_transposed, dy, values, starts, bits, **shape)
+        refused(cpu.bitmap_sampled, x, dy, starts, bits, nnz=len(values))
+
+    more, low, fewer, last = (bits.copy() for _ in range(4))
+    more[0, 5], low[-1, 5, -1], fewer[0, 5] = 2**32 - 1, 2**31, 0
+    last[-1, 129, 0] ^= 1
+    for wrong in (more, low, fewer, last):
+        all_refuse(starts, wrong)
+    all_refuse(starts + 1, bits)
+    all_refuse(np.zeros_like(starts), bits)
+    without = np.where(np.arange(len(starts)) == 1, 0, starts)  # nothing in the first columns
+    all_refuse(without, bits)
+    all_refuse(starts[1:], bits)
+    all_refuse(starts, bits[:, :, 1:])
+    all_refuse(starts, bits, case.values[1:])
+
+
+@needs_library
+def test_products_without_inputs_are_zero():
+    starts, bits = np.zeros(2, np.int32), np.zeros((1, 3, 1), np.uint32)
+    values, empty = np.ones(1, np.float32), np.zeros((2, 0), np.float32)
+    y = cpu.bitmap_dot(empty, values, starts, bits, shape=(0, 3))
+    np.testing.assert_array_equal(y, np.zeros((2, 3)))
+    dy = np.ones((2, 3), np.float32)
+    assert cpu.bitmap_dot_transposed(dy, values, starts, bits, shape=(0, 3)).shape == (2, 0)
+    np.testing.assert_array_equal(cpu.bitmap_sampled(empty, dy, starts, bits, nnz=1), [0])
+    refused(cpu.bitmap_dot, empty, values, starts, bits[:, :, :0], shape=(0, 3))

@@ -34,7 +34,8 @@ bool inside(const BitmapWeights& w) {
   for (int i = 0; i < w.words; i++) {
     const long kept = std::min<long>(32, std::max<long>(0, rows - 32 * i));
     const uint32_t beyond = kept == 32 ? 0 : ~0u << kept;
-    for (long n = 0; beyond && n < w.n; n++) outside |= w.bits[(s * w.n + n) * w.words + i] & beyond;
+    for (long n = 0; beyond && n < w.n; n++)
+      outside |= w.bits[(s * w.n + n) * w.words + i] & beyond;
   }
   return outside == 0;
 }
@@ -55,7 +56,8 @@ bool rows_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
       for (long c = c0; c < c1; c++) {
         const StripChunk here(w, s, c);
         const void* values = here.values;
-        if (here.begin + here.count + 16 > w.nnz) {  // the kernel would read past the end
+        // The kernel would read past the end.
+        if (here.count > 0 && here.begin + here.count + 16 > w.nnz) {
           const long bytes = here.count * dtype_bytes(w.dtype);
           values = std::memcpy(scratch().get<char>(kWeights, bytes), values, bytes);
         }
@@ -185,12 +187,8 @@ struct BitmapTiles : Scattered {
     return true;
   }
 
-  bool empty(long n0, long) const override {
-    const long chunk = n0 / kTileColumns;
-    for (long s = 0; s < w.strips(); s++)
-      if (StripChunk(w, s, chunk).count > 0) return false;
-    return true;
-  }
+  // Bits are looked at, whatever the starts say.
+  bool empty(long, long) const override { return false; }
 };
 
 }  // namespace

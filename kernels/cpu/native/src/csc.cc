@@ -1,5 +1,4 @@
 // Unstructured products from CSC.
-#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -31,7 +30,7 @@ bool cut_tile(const CscWeights& w, int columns, long low, long* at, const long* 
   const long bytes = dtype_bytes(w.dtype), row_bytes = w.wide_index ? 4 : 2;
   const long usual = (long)(kMostTileRows * density_of(w));
   uint16_t counts[kTileColumns];
-  k.csc_cut(w.wide_index, w.indices, columns, high, kMostTileRows, at, end, counts);
+  k.csc_cut(w.wide_index, w.indices, columns, high, at, end, counts);
   for (int c = 0; c < columns; c++) {
     // A column goes on where it ends here; the columns lie far apart.
     const long p = at[c] + counts[c];
@@ -42,7 +41,7 @@ bool cut_tile(const CscWeights& w, int columns, long low, long* at, const long* 
   }
   order_by_count(counts, columns, tile->order, tile->counts);
   const bool good = k.csc_copy(w.dtype, w.wide_index, w.indices, w.values, columns, tile->order,
-                               tile->counts, at, low, kMostTileRows, rows, values);
+                               tile->counts, at, low, rows, values);
   for (int c = 0; c < columns; c++) at[c] += counts[c];
   return good;
 }
@@ -192,7 +191,8 @@ const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) 
   if (x.rows <= kPlainRows || x.rows * w.k * (long)sizeof(float) <= kPlainBytes)
     return plain_dot(pool, x, w, width, y) ? nullptr : kBadRow;
   const auto begin = [&](long n0, long n1) { return CscCutter(w, n0, n1); };
-  const bool good = tiled_dot(pool, x, kernels().tile_vectors * lanes, w.n, kMostTileRows, begin, y);
+  const int full = kernels().tile_vectors * lanes;
+  const bool good = tiled_dot(pool, x, full, w.n, kMostTileRows, begin, y);
   return good ? nullptr : kBadRow;
 }
 

@@ -145,7 +145,7 @@ ffi::Error bitmap_weights(long nnz, int dtype, const void* values, const Ints& s
       .that(rank(starts) == 1 && rank(bits) == 3, "starts must have one axis, bits three");
   if (c.failed()) return fault(c.message);
   const long words = dim(bits, 2);
-  c.that(words == std::min<long>(8, (k + 31) / 32),
+  c.that(words == std::max<long>(1, std::min<long>(8, (k + 31) / 32)),
          "a strip's bits must be 8 words, or ceil(K / 32) where that is less");
   if (c.failed()) return fault(c.message);
   *w = {k, n, dtype, values, starts.typed_data(), bits.typed_data(), (int)words, nnz};

@@ -1,5 +1,5 @@
 // The microkernels of one instruction set, as a table of functions. Drivers
-// (block.cc, csc.cc, nm.cc) are compiled once for the base architecture and reach
+// (block.cc, csc.cc, bitmap.cc, nm.cc) are compiled once for the base architecture and reach
 // vector code through this table only.
 //
 // Words used throughout: a *panel* holds a few rows of x transposed, panel[k][width],
@@ -26,6 +26,10 @@ constexpr int kBitmapRows = 4;
 // Columns cut into tiles at a time.
 constexpr int kTileColumns = 64;
 
+// Rows of a tile, at most: a panel's share of them nearly fits the first cache, and a row's number
+// fits a byte. A multiple of every m of N:M.
+constexpr int kMostTileRows = 256;
+
 // Some groups of N:M weights: the stored rows [begin, begin + count), of which row
 // begin + e belongs to the group that starts base[e] rows into the tile. `last` is the
 // tile's last row of x, a row of zeros where the tile is not full.
@@ -36,7 +40,7 @@ struct NmTile {
 };
 
 // A tile of single weights: columns in the order given, counts[i] weights each, a weight's row
-// within the tile in a byte. The values of a column begin steps[i] after those of the last.
+// within the tile in a byte. The values of the next column begin steps[i] after those of this one.
 struct TileColumns {
   int columns;
   const uint8_t* order;
@@ -94,15 +98,15 @@ struct Kernels {
                     const float* panel, const float* next, float* outs);
 
   // counts[c]: how many of the entries [at[c], end[c]) of a column lie above row `high`, of
-  // ascending rows; at most `most`.
-  void (*csc_cut)(bool wide_index, const void* index, int columns, long high, int most,
-                  const long* at, const long* end, uint16_t* counts);
+  // ascending rows; at most kMostTileRows.
+  void (*csc_cut)(bool wide_index, const void* index, int columns, long high, const long* at,
+                  const long* end, uint16_t* counts);
   // Copies the entries of such a tile, counts[i] of column order[i] from at[order[i]] on:
-  // rows less `low`, values as floats. False where a row is not within the tile. tile_rows is a
-  // power of 2; two vectors past the end are written too.
+  // rows less `low`, values as floats. False where a row is not within kMostTileRows. Two vectors
+  // past the end are written too.
   bool (*csc_copy)(int dtype, bool wide_index, const void* index, const void* values, int columns,
                    const uint8_t* order, const uint16_t* counts, const long* at, long low,
-                   int tile_rows, uint8_t* rows, float* to);
+                   uint8_t* rows, float* to);
   uint32_t (*largest_row)(bool wide_index, const void* index, long count);
 
   // Straight from CSC for one panel of `width` rows: 1, 4, 8 or up to 4 times the lanes.

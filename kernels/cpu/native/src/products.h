@@ -43,7 +43,7 @@ struct BitmapWeights {
   long nnz;               // as for blocks
 
   long strip() const { return 32L * words; }
-  long strips() const { return (k + strip() - 1) / strip(); }
+  long strips() const { return std::max<long>(1, (k + strip() - 1) / strip()); }
   long chunks() const { return (n + kTileColumns - 1) / kTileColumns; }
 };
 

@@ -9,12 +9,8 @@
 
 namespace jaxsparse {
 
-// A tile's rows: few, so that a panel's share of them fits the first cache; more where
-// weights are rare and a column's turn would be over too soon. A multiple of every m.
-constexpr int kMostTileRows = 256;
-
 struct Tile {
-  uint8_t order[kTileColumns];    // columns, fullest first: the inner loop's length repeats
+  uint8_t order[kTileColumns];    // of columns; best fullest first: the loops' lengths repeat
   uint16_t counts[kTileColumns];  // in that order
   long begin;                     // of its entries
 };
