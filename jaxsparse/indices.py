@@ -126,6 +126,8 @@ def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], u
 
 def check_bitmap(starts: np.ndarray, bits: np.ndarray, layout: BitmapLayout) -> None:
     """Raises ValueError unless the bits lie in the weight and the starts count them."""
+    if layout.nnz < 1:
+        raise ValueError("no values are stored; room for one, a zero, would work")
     if bits.dtype != np.uint32:
         raise ValueError(f"bits are {bits.dtype}, they must be uint32")
     strips = np.unpackbits(np.ascontiguousarray(bits).view(np.uint8), axis=2, bitorder="little")

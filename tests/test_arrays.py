@@ -173,6 +173,8 @@ def test_bad_bits_by_hand_are_errors():
         changed(starts=packed.starts.at[0].set(1))
     with pytest.raises(ValueError, match="bits are int32, they must be uint32"):
         changed(bits=np.array(packed.bits).view(np.int32))
+    with pytest.raises(ValueError, match="room for one, a zero, would work"):
+        js.Bitmap(jnp.zeros(0), np.zeros(2, np.int32), np.zeros((1, 3, 1), np.uint32), 0, (4, 3))
     with pytest.raises(ValueError, match="bits name 21000 weights, 20999 are stored"):
         changed(values=packed.values[1:])
     with pytest.raises(ValueError, match=r"starts has shape \(4,\), needs \(5,\)"):
