@@ -244,17 +244,18 @@ def take_outputs(packed: Packed, ids: jax.Array) -> jax.Array:
 
 
 def _bitmap_columns(packed: Bitmap, columns: jax.Array) -> jax.Array:
-    """Columns of W, of shape (columns, K): values, from the start of their 64 columns on."""
+    """Columns of W, of shape (columns, K): values, counted from where their chunk begins."""
     layout = packed.layout
     one = BitmapLayout((layout.shape[0], 1), layout.nnz)
-    counts = jax.lax.population_count(packed.bits).astype(jnp.int32).sum(axis=2)
-    before = jnp.cumsum(counts, axis=1) - counts  # in the strip
 
     def column(i):
-        bits = packed.bits[:, i, None]
-        kept, ranks = xla.bitmap_ranks(bits, layout=one)
-        strips = jnp.arange(layout.strips) * layout.chunks
-        first = packed.starts[strips] + before[:, i]
+        chunk = i // 64
+        others = chunk * 64 + jnp.arange(64, dtype=jnp.int32)
+        bits = packed.bits.at[:, others].get(mode="fill", fill_value=0)
+        counts = lax.population_count(bits).astype(jnp.int32).sum(axis=2)
+        starts = packed.starts[jnp.arange(layout.strips) * layout.chunks + chunk]
+        first = starts + jnp.sum(jnp.where(others < i, counts, 0), axis=1)
+        kept, ranks = xla.bitmap_ranks(packed.bits[:, i, None], layout=one)
         ranks = ranks - ranks[:, :, :1] + first[:, None, None]
         values = jnp.where(kept, packed.values.at[ranks].get(mode="fill", fill_value=0), 0)
         return values.reshape(-1)[: layout.shape[0]]
