@@ -112,7 +112,7 @@ class Bitmap(Packed):
       starts: int32, where the values of every 64 columns of a strip begin; from
         starts[-1] on there is only spare room.
       bits: uint32 (strips, N, words); see `BitmapLayout`.
-      nnz: how many values are stored.
+      nnz: how many values are stored; a structure without values knows it too.
       view: the shape (K, N), or the View of a kernel of another shape.
       scales: (N,), for int8 values: W = values * scales.
 

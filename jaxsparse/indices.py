@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxsparse.kernels.layouts import BitmapLayout, NMLayout
+from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, NMLayout
 
 
 def column_index(kept: np.ndarray, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -48,10 +48,10 @@ def bitmap_index(kept: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _chunk_counts(strips):
-    """What every 64 columns of every strip keep."""
+    """What every chunk of columns of every strip keeps."""
     width = strips.shape[1]
     counts = strips.sum(axis=2, dtype=np.int64)
-    return np.add.reduceat(counts, np.arange(0, width, 64), axis=1).reshape(-1)
+    return np.add.reduceat(counts, np.arange(0, width, CHUNK), axis=1).reshape(-1)
 
 
 def group_positions(kept: np.ndarray, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +146,7 @@ def check_bitmap(starts: np.ndarray, bits: np.ndarray, layout: BitmapLayout) -> 
         strip, chunk = divmod(part - 1, layout.chunks)
         raise ValueError(
             f"starts[{part}] = {starts[part]}, but {counted[part]} bits come up to strip {strip}, "
-            f"column {min(64 * chunk + 63, layout.shape[1] - 1)}"
+            f"column {min(CHUNK * (chunk + 1), layout.shape[1]) - 1}"
             if part
             else f"starts[0] = {starts[0]}, it must be 0"
         )

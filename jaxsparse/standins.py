@@ -19,7 +19,7 @@ from jax import lax
 
 from jaxsparse.arrays import CSC, Bitmap, NMSparse
 from jaxsparse.kernels import xla
-from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout
+from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, BlockLayout
 from jaxsparse.packed import Packed
 from jaxsparse.sparse_dot import matrix_product
 
@@ -249,8 +249,8 @@ def _bitmap_columns(packed: Bitmap, columns: jax.Array) -> jax.Array:
     one = BitmapLayout((layout.shape[0], 1), layout.nnz)
 
     def column(i):
-        chunk = i // 64
-        others = chunk * 64 + jnp.arange(64, dtype=jnp.int32)
+        chunk = i // CHUNK
+        others = chunk * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
         bits = packed.bits.at[:, others].get(mode="fill", fill_value=0)
         counts = lax.population_count(bits).astype(jnp.int32).sum(axis=2)
         starts = packed.starts[jnp.arange(layout.strips) * layout.chunks + chunk]

@@ -20,6 +20,8 @@ the values of a bitmap from starts[-1] on.
 import dataclasses
 import math
 
+CHUNK = 64  # columns of a bitmap whose values have a common start
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockLayout:
@@ -54,8 +56,8 @@ class BlockLayout:
 
 
 @dataclasses.dataclass(frozen=True)
-class CSCLayout:
-    """Single weights, ordered by column, then by row."""
+class _Singles:
+    """Single weights, in some order."""
 
     shape: tuple[int, int]
     nnz: int
@@ -70,27 +72,27 @@ class CSCLayout:
         return (self.nnz,)
 
     @property
-    def index_shapes(self) -> tuple[tuple[int, ...], ...]:
-        return (self.shape[1] + 1,), (self.nnz,)
-
-    @property
     def stored(self) -> int:
         return self.nnz
 
 
-@dataclasses.dataclass(frozen=True)
-class BitmapLayout:
+class CSCLayout(_Singles):
+    """Single weights, ordered by column, then by row."""
+
+    @property
+    def index_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return (self.shape[1] + 1,), (self.nnz,)
+
+
+class BitmapLayout(_Singles):
     """Single weights in strips of rows, ordered by strip, then by column, then by row.
 
     A strip has 256 rows, or as many as there are, in whole words of 32. `bits`, of
     shape (strips, N, strip / 32), has a bit for every place of W, the first row's
-    lowest. `starts`, of shape (strips * chunks + 1,), says where the values of 64
-    columns begin: those of chunk c in strip s are values[starts[i]:starts[i + 1]]
-    with i = s * chunks + c.
+    lowest. `starts`, of shape (strips * chunks + 1,), says where the values of a
+    chunk of 64 columns begin: those of chunk c in strip s are
+    values[starts[i]:starts[i + 1]] with i = s * chunks + c.
     """
-
-    shape: tuple[int, int]
-    nnz: int
 
     @property
     def strip(self) -> int:
@@ -103,25 +105,11 @@ class BitmapLayout:
 
     @property
     def chunks(self) -> int:
-        """Groups of 64 columns."""
-        return -(-self.shape[1] // 64)
-
-    @property
-    def padded(self) -> tuple[int, int]:
-        """(K, N): a single weight has no edge to reach over."""
-        return self.shape
-
-    @property
-    def values_shape(self) -> tuple[int]:
-        return (self.nnz,)
+        return -(-self.shape[1] // CHUNK)
 
     @property
     def index_shapes(self) -> tuple[tuple[int, ...], ...]:
         return (self.strips * self.chunks + 1,), (self.strips, self.shape[1], self.strip // 32)
-
-    @property
-    def stored(self) -> int:
-        return self.nnz
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,10 +34,8 @@ def product(x, values, *index, layout, transpose, out_dtype, scales=None):
 
     `scales` (N,), where given, multiply W's columns.
     """
-    storage, options = _storage(layout)
+    storage, options, _ = _storage(layout)
     function = getattr(cpu, f"{storage}_dot_transposed" if transpose else f"{storage}_dot")
-    for sampled_only in ("block", "nnz"):
-        options.pop(sampled_only, None)
     y = function(x, values, *index, shape=layout.shape, scales=scales, **options)
     return y.astype(out_dtype)
 
@@ -49,15 +47,16 @@ def scaled_product(x, values, scales, *index, **options):
 
 def sampled(x, g, *index, layout, out_dtype):
     """xᵀ @ g for x (M, K) and g (M, N), only where the layout stores values."""
-    storage, options = _storage(layout)
-    return getattr(cpu, f"{storage}_sampled")(x, g, *index, **options).astype(out_dtype)
+    storage, options, sizes = _storage(layout)
+    return getattr(cpu, f"{storage}_sampled")(x, g, *index, **options, **sizes).astype(out_dtype)
 
 
 def _storage(layout):
+    """Its name, the options of all its products, and those that the sampled one needs besides."""
     if isinstance(layout, BlockLayout):
-        return "block", {"block": layout.block}
+        return "block", {}, {"block": layout.block}
     if isinstance(layout, NMLayout):
-        return "nm", {"n": layout.n, "m": layout.m}
+        return "nm", {"n": layout.n, "m": layout.m}, {}
     if isinstance(layout, BitmapLayout):
-        return "bitmap", {"nnz": layout.nnz}
-    return "csc", {}
+        return "bitmap", {}, {"nnz": layout.nnz}
+    return "csc", {}, {}

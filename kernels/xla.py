@@ -20,7 +20,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, Layout, NMLayout
+from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, BlockLayout, CSCLayout, Layout, NMLayout
 from jaxsparse.kernels.tables import columns, pad_columns
 
 STRIPS = 8
@@ -176,7 +176,7 @@ def pack_bitmap(kept, *, layout: BitmapLayout):
     shape = layout.index_shapes[1]
     words = kept.reshape(*shape, 32).astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)
     counts = jnp.sum(kept, axis=2, dtype=jnp.int32)
-    counts = jnp.pad(counts, ((0, 0), (0, -shape[1] % 64))).reshape(-1, 64).sum(1)
+    counts = jnp.pad(counts, ((0, 0), (0, -shape[1] % CHUNK))).reshape(-1, CHUNK).sum(1)
     starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
     return starts, jnp.sum(words, axis=-1, dtype=jnp.uint32)
 

@@ -91,12 +91,8 @@ def gather_values(structure: Packed, dense: Float[Array, "K N"]) -> Float[Array,
     if isinstance(structure, Bitmap):
         kept, _ = xla.bitmap_ranks(structure.bits, layout=layout)
         places = jnp.flatnonzero(kept, size=layout.nnz, fill_value=kept.size)
-        return (
-            xla.by_strips(dense, layout=layout)
-            .reshape(-1)
-            .at[places]
-            .get(mode="fill", fill_value=0)
-        )
+        ordered = xla.by_strips(dense, layout=layout).reshape(-1)
+        return ordered.at[places].get(mode="fill", fill_value=0)
     bk, bn = getattr(structure, "block", (1, 1))
     tiles = dense.reshape(padded_k // bk, bk, padded_n // bn, bn).swapaxes(1, 2)
     indptr, rows = structure.index
