@@ -17,6 +17,7 @@ from jaxsparse import jaxprs
 from jaxsparse.convolution import convolution
 from jaxsparse.packed import is_packed
 from jaxsparse.standins import StandIn
+from jaxsparse.trees import flatten
 
 
 def sparsify(
@@ -65,8 +66,8 @@ def sparsify(
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
-        paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_packed)
-        leaves = [leaf for _, leaf in paths]
+        leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_packed)
+        paths = [path for path, _ in flatten((args, kwargs), is_packed)]
         dynamic = [i for i, leaf in enumerate(leaves) if is_packed(leaf) or _is_array(leaf)]
         output_tree = None
 
@@ -87,7 +88,7 @@ def sparsify(
         ]
         program = jax.make_jaxpr(flat)(*shapes)
         operands = [
-            StandIn.of(leaves[i], _name(paths[i][0])) if is_packed(leaves[i]) else leaves[i]
+            StandIn.of(leaves[i], _name(paths[i])) if is_packed(leaves[i]) else leaves[i]
             for i in dynamic
         ]
         run = _Run(implementation, on_dense)
@@ -102,9 +103,9 @@ def _is_array(leaf):
 
 
 def _name(path):
-    # The first two entries say which argument it is, and are ours, not the user's.
-    parts = [str(getattr(e, "key", getattr(e, "name", getattr(e, "idx", e)))) for e in path]
-    return "/".join(parts[2:]) or f"argument {parts[1]}"
+    # The first two parts say which argument it is, and are ours, not the user's.
+    _, argument, *rest = path.split("/", 2)
+    return rest[0] if rest else f"argument {argument}"
 
 
 class _Run:

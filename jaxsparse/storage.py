@@ -14,12 +14,12 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.packed import as_tuples, is_packed
+from jaxsparse.trees import leaves_by_path
 from jaxsparse.views import View
 
 Tree = Any
@@ -56,10 +56,7 @@ def save_safetensors(path: str | pathlib.Path, params: Tree) -> None:
             raise ValueError(f"two tensors would be called {name!r}")
         tensors[name] = np.ascontiguousarray(array)
 
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_packed)[0]:
-        name = "/".join(
-            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys
-        )
+    for name, leaf in leaves_by_path(params, is_packed).items():
         if not is_packed(leaf):
             add(name, leaf)
             continue

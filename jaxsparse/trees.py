@@ -8,7 +8,7 @@ them, so everything here is keyed by path and no two trees are ever zipped.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,40 +18,60 @@ from flax.core import meta
 Tree = Any
 
 
-def leaves_by_path(tree: Tree) -> dict[str, Any]:
+def leaves_by_path(
+    tree: Tree, is_leaf: Callable[[Any], bool] | None = None
+) -> dict[str, Any]:
     """Returns `{"slash/path": leaf}`, in the order of the tree.
 
     Boxes that hold one array (`nnx.Variable`, linen's `Partitioned`) are opened
     and add nothing to the path. Nodes without leaves (`None`,
     `optax.MaskedNode()`) do not appear.
 
+    Args:
+      tree: any pytree.
+      is_leaf: which nodes to leave whole, such as `is_packed`; without it a packed
+        weight at `up/kernel` is the leaves `up/kernel/values` and so on.
+
     Raises:
       ValueError: if two leaves share a path, as in `{"a/b": x, "a": {"b": y}}`.
     """
     found: dict[str, Any] = {}
-    boxes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
-    for key_path, box in boxes:
-        path = "/".join(str(_key(entry)) for entry in key_path)
-        for leaf in jax.tree.leaves(box):
-            if path in found:
-                raise ValueError(f"two leaves of the tree share the path {path!r}")
-            found[path] = leaf
+    for path, leaf in flatten(tree, is_leaf):
+        if path in found:
+            raise ValueError(f"two leaves of the tree share the path {path!r}")
+        found[path] = leaf
     return found
 
 
-def replace_by_path(tree: Tree, new: Mapping[str, Any]) -> Tree:
+def replace_by_path(
+    tree: Tree, new: Mapping[str, Any], is_leaf: Callable[[Any], bool] | None = None
+) -> Tree:
     """Returns `tree` with the leaves named in `new` exchanged, the others as they are.
 
     Raises:
       KeyError: if `new` names a path that the tree lacks; near misses are listed.
     """
-    old = leaves_by_path(tree)
+    old = leaves_by_path(tree, is_leaf)
     for path in new:
         if path not in old:
             raise KeyError(f"the tree has no leaf {path!r}; {near_misses(path, old)}")
     return jax.tree.unflatten(
-        jax.tree.structure(tree), [new.get(path, leaf) for path, leaf in old.items()]
+        jax.tree.structure(tree, is_leaf), [new.get(path, leaf) for path, leaf in old.items()]
     )
+
+
+def flatten(
+    tree: Tree, is_leaf: Callable[[Any], bool] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Yields (slash path, leaf) as `jax.tree.leaves` orders them; paths may repeat."""
+    whole = is_leaf or (lambda node: False)
+    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, lambda n: _is_box(n) or whole(n))
+    for outer, node in nodes:
+        if not _is_box(node) or whole(node):
+            yield _slash(outer), node
+            continue
+        for inner, leaf in jax.tree_util.tree_flatten_with_path(node, is_leaf)[0]:
+            yield _slash((*outer, *inner[1:])), leaf  # the box's own key says nothing
 
 
 def near_misses(name: str, known: Iterable[str], limit: int = 5) -> str:
@@ -66,6 +86,10 @@ def near_misses(name: str, known: Iterable[str], limit: int = 5) -> str:
 
 def _is_box(node: Any) -> bool:
     return isinstance(node, nnx.Variable | meta.AxisMetadata)
+
+
+def _slash(key_path: Iterable[Any]) -> str:
+    return "/".join(str(_key(entry)) for entry in key_path)
 
 
 def _key(entry: Any) -> Any:

@@ -106,7 +106,8 @@ def replace(
     params = nnx.state(model, nnx.Param) if is_module else model
     score = scores.magnitude() if keep == "best" else scores.random(seed)
     masks = compute_masks(params, rules, sparsity=sparsity, score=score)
-    packed = leaves_by_path_packed(pack_params(params, masks, rules))
+    leaves = leaves_by_path(pack_params(params, masks, rules), is_packed)
+    packed = {path: leaf for path, leaf in leaves.items() if is_packed(leaf)}
     if keep == "none":
         keys = jax.random.split(jax.random.key(seed), len(packed))
         packed = {
@@ -121,20 +122,6 @@ def replace(
     )
     before = sum(leaf.size for leaf in leaves.values())
     return new, Surgery(replaced, before, before + sum(r.after - r.before for r in replaced))
-
-
-def leaves_by_path_packed(params: Any) -> dict[str, Any]:
-    """The packed weights of a tree by their slash paths."""
-    marked = jax.tree.map(lambda p: _Whole(p) if is_packed(p) else p, params, is_leaf=is_packed)
-    found = leaves_by_path(marked)
-    return {path: leaf.packed for path, leaf in found.items() if isinstance(leaf, _Whole)}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Whole:
-    """Keeps a packed weight one leaf of a tree."""
-
-    packed: Any
 
 
 def _fresh(key, packed):
