@@ -38,6 +38,8 @@ class BlockSparse(Packed):
       block: (bk, bn).
       view: the shape (K, N), or the View of a kernel of another shape.
       scales: (N,), for int8 values: W = values * scales.
+      held: (ceil(values / 32),) uint32, a bit for every value that was masked within a
+        block and stays zero in training; None where there is none.
 
     Raises:
       ValueError: for indices out of range or out of order, and shapes that do
@@ -50,7 +52,8 @@ class BlockSparse(Packed):
     block: tuple[int, int]
     view: Any
     scales: Any = None
-    array_names = ("values", "indptr", "rows", "scales")
+    held: Any = None
+    array_names = ("values", "indptr", "rows", "scales", "held")
 
     @property
     def layout(self) -> BlockLayout:
@@ -151,6 +154,8 @@ class NMSparse(Packed):
       columns: consecutive outputs that share their positions. With all of them,
         the product is one dense product with the columns of x it needs.
       scales: (N,), for int8 values: W = values * scales.
+      held: (ceil(values / 32),) uint32, a bit for every value that was masked within a
+        group and stays zero in training; None where there is none.
 
     Raises:
       ValueError: for positions out of range or named twice in a group, and
@@ -164,7 +169,8 @@ class NMSparse(Packed):
     view: Any
     columns: int = 1
     scales: Any = None
-    array_names = ("values", "positions", "scales")
+    held: Any = None
+    array_names = ("values", "positions", "scales", "held")
 
     @property
     def layout(self) -> NMLayout:

@@ -54,22 +54,20 @@ def _chunk_counts(strips):
     return np.add.reduceat(counts, np.arange(0, width, CHUNK), axis=1).reshape(-1)
 
 
-def group_positions(kept: np.ndarray, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+def group_positions(kept: np.ndarray, n: int, m: int) -> np.ndarray:
     """Positions of the n slots of every group of m rows.
 
     Args:
       kept: boolean, of shape (groups * m, columns), at most n true in a group.
 
     Returns:
-      positions (groups * n, columns), int32, ascending in a group, and which of
-      them are kept: a group which keeps fewer than n fills up with others.
+      positions (groups * n, columns), int32, ascending in a group. One which keeps
+      fewer than n fills up with others.
     """
     groups = kept.reshape(-1, m, kept.shape[1])
     # Kept ones first, each part in order; then the chosen n back in order.
     chosen = np.sort(np.argsort(~groups, axis=1, kind="stable")[:, :n], axis=1)
-    used = np.take_along_axis(groups, chosen, axis=1)
-    shape = (-1, kept.shape[1])
-    return chosen.astype(np.int32).reshape(shape), used.reshape(shape)
+    return chosen.astype(np.int32).reshape(-1, kept.shape[1])
 
 
 def pack_positions(positions: np.ndarray, layout: NMLayout) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -21,6 +22,7 @@ from jaxsparse.kernels.layouts import Layout
 from jaxsparse.views import View
 
 Tree = Any
+WORD = 32  # bits of a word of `held`
 PackedKind = TypeVar("PackedKind", bound="Packed")
 
 
@@ -29,6 +31,7 @@ class Packed:
 
     values: Any  # None in a structure
     scales: Any  # None unless quantized
+    held: Any = None  # bits of the values that stay zero, where there are any
     view: View
     array_names: ClassVar[tuple[str, ...]]
 
@@ -43,12 +46,18 @@ class Packed:
 
     def _index_arrays(self):
         return tuple(
-            getattr(self, name) for name in self.array_names if name not in ("values", "scales")
+            getattr(self, name)
+            for name in self.array_names
+            if name not in ("values", "scales", "held")
         )
 
     def _check(self):
         layout, batch = self.layout, self.batch_shape
-        expected = {"values": layout.values_shape, "scales": self.matrix_shape[1:]}
+        expected = {
+            "values": layout.values_shape,
+            "scales": self.matrix_shape[1:],
+            "held": (-(-layout.stored // WORD),),
+        }
         index = [n for n in self.array_names if n not in expected]
         expected |= dict(zip(index, layout.index_shapes, strict=True))
         for name, shape in expected.items():
@@ -78,8 +87,18 @@ class Packed:
         return self.replace(values=None)
 
     def with_values(self, values: jax.Array) -> Self:
-        """The same places with other values."""
+        """The same places with other values; what a mask left out there stays zero."""
+        arrays = jax.Array | np.ndarray
+        if isinstance(values, arrays) and isinstance(self.held, arrays):
+            values = _zero_where(self.held, values)
         return self.replace(values=values)
+
+    @property
+    def learned(self) -> jax.Array:
+        """The values; no gradient passes through this to those that stay zero."""
+        if self.held is None or not jnp.issubdtype(self.values.dtype, jnp.floating):
+            return self.values
+        return _learned(self.values, self.held)
 
     def replace(self, **fields) -> Self:
         """A copy with other fields; nothing is checked."""
@@ -160,7 +179,7 @@ class Packed:
             tuple(axis + batch for axis in self.view.inputs),
             tuple(axis + batch for axis in self.view.outputs),
         )
-        return stacked.leaf(matrix(self.values, self.scales, *self.index))
+        return stacked.leaf(matrix(self.learned, self.scales, *self.index))
 
     def __repr__(self) -> str:
         values = self.values
@@ -172,6 +191,43 @@ class Packed:
 
     def _describe(self) -> str:
         return f"[{self.density:.1%}]"
+
+
+def hold(lost: np.ndarray) -> np.ndarray | None:
+    """Bits of the values that stay zero: uint32 words (..., ceil(size / 32)), lowest first.
+
+    Args:
+      lost: boolean (stack, *values_shape).
+
+    Returns:
+      None where no value is lost.
+    """
+    if not lost.any():
+        return None
+    flat = lost.reshape(len(lost), -1)
+    flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % WORD)))
+    return np.packbits(flat, axis=1, bitorder="little").view("<u4")
+
+
+def _zero_where(held, values):
+    stack = held.shape[:-1]
+    bits = (jnp.asarray(held)[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1 == 1
+    shape = values.shape[len(stack) :]
+    bits = bits.reshape(*stack, -1)[..., : math.prod(shape)].reshape(values.shape)
+    return jnp.where(bits, jnp.zeros((), values.dtype), values)
+
+
+# Nothing in a forward pass: the values held are zero already.
+@jax.custom_jvp
+def _learned(values, held):
+    del held
+    return values
+
+
+@_learned.defjvp
+def _learned_jvp(primals, tangents):
+    values, held = primals
+    return values, _zero_where(held, tangents[0])
 
 
 def _fields(packed):

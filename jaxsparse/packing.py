@@ -13,7 +13,7 @@ from jaxsparse import indices
 from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.nm import NM
-from jaxsparse.packed import Packed, is_packed
+from jaxsparse.packed import Packed, hold, is_packed
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
 from jaxsparse.rules import Rule, check_rules, resolve
 from jaxsparse.trees import leaves_by_path, near_misses, replace_by_path
@@ -45,14 +45,16 @@ def pack(
     | `Channel(axis)` | `BlockSparse` 1x16 for an input axis, as above for an output axis |
 
     The pattern is that of the storage and need not be the one pruned with: a
-    block is stored where any entry of it survives, and what a mask prunes inside
-    a stored block is stored as zero.
+    block is stored where any entry of it survives. What a mask prunes inside a
+    stored block or group is stored as zero and stays zero in training: the packed
+    weight remembers it in a bit for every value (`held`), where there is any such.
 
     Args:
       weight: the kernel. It may be traced if `mask` is given.
       pattern: what is stored together; sizes need not be multiples of it.
       mask: True where the weight survives; None for its nonzero entries. Entries
-        masked out are zero, also NaN and infinite ones.
+        masked out are zero, also NaN and infinite ones. Give the mask where an
+        entry that survives may be zero: it can be trained, a masked one cannot.
       in_axis: the axes summed over by a product, as in `Rule`.
       out_axis: the axes that a product ends in, as in `Rule`.
       batch_axis: leading axes along which kernels are stacked, as in `Rule`.
@@ -203,15 +205,21 @@ def _blocks(flat, kept, xp, *, block):
         array = pad(array, padding).reshape(-1, grid[0], bk, grid[1], bn)
         return array.transpose(0, 1, 3, 2, 4)
 
-    kept = tiles(kept, np.pad).any((3, 4))
-    return BlockSparse, _columns(tiles(flat, xp.pad), kept, xp), {"block": block}
+    lost, kept = tiles(~kept, np.pad), tiles(kept, np.pad).any((3, 4))
+    arrays, place = _columns(tiles(flat, xp.pad), kept, xp)
+    return BlockSparse, arrays | _held(place(lost, np)), {"block": block}
+
+
+def _held(lost):
+    words = hold(lost)
+    return {} if words is None else {"held": words}
 
 
 def _singles(flat, kept, xp):
     room = max(int(k.sum()) for k in kept)
     if bitmap_pays(room, flat.shape[1:]):
         return _bits(flat, kept, room, xp)
-    arrays = _columns(flat, kept, xp)
+    arrays, _ = _columns(flat, kept, xp)
     if flat.shape[1] <= SHORT_ROWS:
         arrays["rows"] = arrays["rows"].astype(np.uint16)
     return CSC, arrays, {}
@@ -235,7 +243,8 @@ def _bits(flat, kept, room, xp):
     return Bitmap, arrays, {"nnz": room}
 
 
-def _columns(tiles, kept, xp) -> dict[str, Any]:
+def _columns(tiles, kept, xp) -> tuple[dict[str, Any], Callable]:
+    """The arrays of what is kept, and a function that stores other tiles in the same places."""
     # Slices of a stack keep different numbers; the largest makes room for all.
     # A weight that keeps nothing has room for one: orbax stores no empty array.
     room = max(1, *(int(k.sum()) for k in kept))
@@ -244,15 +253,22 @@ def _columns(tiles, kept, xp) -> dict[str, Any]:
     columns = np.stack([indices.expand_columns(i, room) for i in indptr])
     spare = columns == kept.shape[2]
     stack = np.arange(len(kept))[:, None]
-    values = tiles[stack, rows, np.where(spare, 0, columns)]
-    spare = spare.reshape(*spare.shape, *[1] * (values.ndim - 2))
-    values = xp.where(spare, xp.zeros((), values.dtype), values)
-    return {"values": values, "indptr": indptr, "rows": rows}
+
+    def place(tiles, xp):
+        values = tiles[stack, rows, np.where(spare, 0, columns)]
+        return xp.where(
+            spare.reshape(*spare.shape, *[1] * (values.ndim - 2)),
+            xp.zeros((), values.dtype),
+            values,
+        )
+
+    return {"values": place(tiles, xp), "indptr": indptr, "rows": rows}, place
 
 
 def _groups(flat, kept, xp, *, n, m, columns):
     batch, k, width = flat.shape
     flat = xp.pad(flat, ((0, 0), (0, -k % m), (0, 0)))
+    lost = np.pad(~kept, ((0, 0), (0, -k % m), (0, 0)))
     kept = np.pad(kept, ((0, 0), (0, -k % m), (0, -width % columns)))
     shared: Any = kept.reshape(*kept.shape[:2], -1, columns).any(axis=3)
     counts: Any = shared.reshape(batch, -1, m, shared.shape[2]).sum(axis=2)
@@ -264,12 +280,12 @@ def _groups(flat, kept, xp, *, n, m, columns):
             f"{column * columns} keeps {counts[stack, group, column]} entries, {n}:{m}{sharing} "
             f"stores {n}; prune with NM({n}, {m}) first."
         )
-    found = [indices.group_positions(s, n, m) for s in shared]
-    positions = np.stack([f[0] for f in found])
+    positions = np.stack([indices.group_positions(s, n, m) for s in shared])
     layout = NMLayout((k, width), n, m, columns)
     words = np.stack([indices.pack_positions(p, layout) for p in positions])
     wide = np.repeat(positions, columns, axis=2)[:, :, :width]
     rows = wide + (np.arange(wide.shape[1]) // n * m)[:, None]
     values = xp.take_along_axis(flat, rows, axis=1)
     static = {"n": n, "m": m, "columns": columns}
-    return NMSparse, {"values": values, "positions": words}, static
+    arrays = {"values": values, "positions": words}
+    return NMSparse, arrays | _held(np.take_along_axis(lost, rows, axis=1)), static

@@ -91,10 +91,10 @@ def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, o
         x = x * scales.astype(x.dtype)
     params = {"layout": packed.layout, "implementation": implementation}
     if scales is None or transpose:
-        operands = _same_varying_axes(x, packed.values, *packed.index)
+        operands = _same_varying_axes(x, packed.learned, *packed.index)
         params |= {"transpose": transpose, "out_dtype": jnp.dtype(out_dtype)}
         return product_p.bind(*operands, **params)
-    operands = _same_varying_axes(x, packed.values, scales, *packed.index)
+    operands = _same_varying_axes(x, packed.learned, scales, *packed.index)
     params["out_dtype"] = jnp.promote_types(out_dtype, jnp.float32)
     return scaled_product_p.bind(*operands, **params).astype(out_dtype)
 

@@ -89,14 +89,14 @@ class StandIn:
         packed = self.packed
         if packed.scales is not None:
             return self._seen(packed=packed.replace(scales=packed.scales.astype(dtype)))
-        return self._seen(packed=packed.with_values(packed.values.astype(dtype)))
+        return self._seen(packed=packed.replace(values=packed.learned.astype(dtype)))
 
     def scale(self, factor) -> Self:
         """The weight times a scalar."""
         packed = self.packed
         if packed.scales is not None:
             return self._seen(packed=packed.replace(scales=packed.scales * factor))
-        return self._seen(packed=packed.with_values(packed.values * factor))
+        return self._seen(packed=packed.replace(values=packed.learned * factor))
 
     def transpose(self, permutation) -> Self:
         """Axes in another order."""
@@ -219,14 +219,14 @@ def take_outputs(packed: Packed, ids: jax.Array) -> jax.Array:
     if isinstance(packed, NMSparse):
         words = packed.positions[:, flat // layout.columns]
         narrow = dataclasses.replace(layout, shape=(layout.shape[0], flat.size), columns=1)
-        found = xla.todense(packed.values[:, flat], words, layout=narrow).T
+        found = xla.todense(packed.learned[:, flat], words, layout=narrow).T
     elif isinstance(packed, Bitmap):
         found = _bitmap_columns(packed, flat)
     else:
         if isinstance(packed, CSC):
             layout = BlockLayout(layout.shape, (1, 1), layout.nnz)
         (down, _), (bk, bn) = layout.grid, layout.block
-        (indptr, rows), values = packed.index, packed.values.reshape(layout.values_shape)
+        (indptr, rows), values = packed.index, packed.learned.reshape(layout.values_shape)
 
         def one(i):
             column = i // bn
