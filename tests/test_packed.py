@@ -71,7 +71,7 @@ OPTIMIZERS = {
     ("name", "optimizer"),
     [
         ("greedy", "adamw"),
-        ("2:4", "noise"),
+        pytest.param("2:4", "noise", marks=pytest.mark.slow),
         *(pytest.param(n, "adamw", marks=pytest.mark.slow) for n in ("2:4", "best", "1:4")),
         *(pytest.param(n, "sgd", marks=pytest.mark.slow) for n in ("block", "single", "stack")),
         pytest.param("2:4", "lion", marks=pytest.mark.slow),

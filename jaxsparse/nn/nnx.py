@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
@@ -33,7 +34,12 @@ class SparseLinear(nnx.Module):
       kernel_init: draws a dense (in_features, out_features) kernel to take the
         values from; None draws the values alone, from a normal distribution with
         variance 1 / (inputs that an output keeps).
+      promote_dtype, preferred_element_type: as in `flax.nnx.Linear`; the first is
+        given the values in the place of the kernel.
       implementation: as in `sparse_dot`.
+
+    Raises:
+      ValueError: a packed kernel of another shape.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse as js
@@ -56,6 +62,8 @@ class SparseLinear(nnx.Module):
         param_dtype: Any = jnp.float32,
         kernel_init: Callable[..., Array] | None = None,
         bias_init: Callable[..., Array] = nnx.initializers.zeros,
+        promote_dtype: Callable[..., Any] = dtypes.promote_dtype,
+        preferred_element_type: Any = None,
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
@@ -72,7 +80,11 @@ class SparseLinear(nnx.Module):
                 values = gather_values(structure, kernel_init(rngs.params(), shape, param_dtype))
             packed = structure.with_values(values)
         self.in_features, self.out_features = shape
+        self.use_bias = use_bias
         self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.promote_dtype = promote_dtype
+        self.preferred_element_type = preferred_element_type
         self.implementation = implementation
         self.structure = Structure(packed.structure)
         self.kernel = nnx.Param(packed.values)
@@ -84,10 +96,17 @@ class SparseLinear(nnx.Module):
         """The kernel."""
         return self.structure.get_value().with_values(self.kernel[...])
 
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """Applies the layer to the last axis of x."""
+    def __call__(
+        self, x: Float[Array, "*batch inputs"], out_sharding: Any = None
+    ) -> Float[Array, "*batch outputs"]:
+        """Applies the layer to the last axis of x; `out_sharding` as in `flax.nnx.Linear`."""
         bias = None if self.bias is None else self.bias[...]
-        x, values, bias = dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
-        packed = self.structure.get_value().with_values(values)
-        y = sparse_dot(x, packed, implementation=self.implementation)
+        x, values, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        y = sparse_dot(
+            x,
+            self.structure.get_value().with_values(values),
+            implementation=self.implementation,
+            preferred_element_type=self.preferred_element_type,
+        )
+        y = y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
         return y if bias is None else y + bias
