@@ -18,9 +18,7 @@ from flax.core import meta
 Tree = Any
 
 
-def leaves_by_path(
-    tree: Tree, is_leaf: Callable[[Any], bool] | None = None
-) -> dict[str, Any]:
+def leaves_by_path(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Returns `{"slash/path": leaf}`, in the order of the tree.
 
     Boxes that hold one array (`nnx.Variable`, linen's `Partitioned`) are opened
@@ -60,9 +58,7 @@ def replace_by_path(
     )
 
 
-def flatten(
-    tree: Tree, is_leaf: Callable[[Any], bool] | None = None
-) -> Iterator[tuple[str, Any]]:
+def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> Iterator[tuple[str, Any]]:
     """Yields (slash path, leaf) as `jax.tree.leaves` orders them; paths may repeat."""
     whole = is_leaf or (lambda node: False)
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, lambda n: _is_box(n) or whole(n))

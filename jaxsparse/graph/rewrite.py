@@ -197,12 +197,15 @@ def _gather(rewriter, equation, operands, record):
 
 
 def _conv_general_dilated(rewriter, equation, operands, record):
-    del rewriter, record
     x, kernel = operands
     params = equation.params
     numbers = params["dimension_numbers"]
-    groups = x.shape[numbers.lhs_spec[1]] // kernel.shape[numbers.rhs_spec[1]]
-    return equation.primitive.bind(*operands, **(params | {"feature_group_count": groups}))
+    examples = rewriter.kept.size(record.results[0].axes[numbers.out_spec[0]])
+    counts = {
+        "feature_group_count": x.shape[numbers.lhs_spec[1]] // kernel.shape[numbers.rhs_spec[1]],
+        "batch_group_count": x.shape[numbers.lhs_spec[0]] // examples,
+    }
+    return equation.primitive.bind(*operands, **(params | counts))
 
 
 def _scan(rewriter, equation, operands, record):

@@ -75,24 +75,32 @@ def _dot_general(walk, equation, operands, record):
 
 
 def _conv_general_dilated(walk, equation, operands, record):
+    """Only what a group sums over leaves here; the groups themselves go on to the result."""
     x, kernel = operands
     params = equation.params
-    shape = sizes(equation.outvars[0])
-    if params["batch_group_count"] != 1:
-        return [Zeros.nothing(shape)]
-    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-    into, outof = numbers.lhs_spec[1], numbers.rhs_spec[0]
+    numbers, batch_groups = params["dimension_numbers"], params["batch_group_count"]
+    groups = params["feature_group_count"]
+    batch, into = numbers.lhs_spec[:2]
+    outof, summed = numbers.rhs_spec[:2]
+    kernel_in, in_by_group = kernel.axes[summed], x.axes[into].reshape(groups, -1)
     out_by_group = kernel.axes[outof].reshape(groups, -1)
-    in_by_group = x.axes[into].reshape(groups, -1)
-    kernel_in = kernel.axes[numbers.rhs_spec[1]]
     nothing_out = out_by_group.all(axis=1)
     adds = ~(in_by_group | kernel_in | nothing_out[:, None])
-    walk.need(record.operands[0].axes[into], adds.ravel())
-    nothing_in = in_by_group.all(axis=1)
-    axes = [np.zeros(size, bool) for size in shape]
-    axes[numbers.out_spec[0]] = x.axes[numbers.lhs_spec[0]]
-    axes[numbers.out_spec[1]] = (out_by_group | nothing_in[:, None]).ravel()
+    walk.need(record.operands[1].axes[summed], adds.any(axis=0))
+    silent = (in_by_group | kernel_in).all(axis=1)
+    examples = x.axes[batch].reshape(batch_groups, -1)
+    out = (out_by_group | silent[:, None]).reshape(batch_groups, -1)
+    axes = [np.zeros(size, bool) for size in sizes(equation.outvars[0])]
+    axes[numbers.out_spec[0]] = examples.all(axis=0)
+    axes[numbers.out_spec[1]] = (out | examples.all(axis=1)[:, None]).ravel()
     return [Zeros.of(axes)]
+
+
+def _rev(walk, equation, operands, record):
+    del walk, record
+    (zeros,), turned = operands, equation.params["dimensions"]
+    axes = [v[::-1] if i in turned else v for i, v in enumerate(zeros.axes)]
+    return [Zeros.of(axes, zeros.value)]
 
 
 def _reduce_sum(walk, equation, operands, record):
@@ -288,6 +296,7 @@ ZERO_RULES: dict[str, ZeroRule] = {
     **dict.fromkeys(["reduce", "argmax", "argmin"], _reduce_other),
     "broadcast_in_dim": _broadcast_in_dim,
     "transpose": _transpose,
+    "rev": _rev,
     "squeeze": _squeeze,
     "reshape": _reshape,
     "concatenate": _concatenate,

@@ -29,22 +29,23 @@ def dot_general(graph, equation, left, right):
 def conv_general_dilated(graph, equation, x, kernel):
     """Channels in and out; the groups of a grouped convolution are a factor of both."""
     params, terms = equation.params, graph.terms
-    if params["batch_group_count"] != 1:
-        return graph.unknown(equation, [x, kernel], "has groups in the batch")
     numbers, shape = params["dimension_numbers"], sizes(equation.outvars[0])
     batch, into, *places = numbers.lhs_spec
     out_features, in_features, *window = numbers.rhs_spec
     for value, axes in ((x, places), (kernel, window)):
         for i in axes:
             graph.pin(value.axes[i], "is a spatial axis")
-    groups = params["feature_group_count"]
-    group = terms.atom(groups)
-    each = terms.atom(terms.size(kernel.axes[out_features]) // groups)
+    groups, batch_groups = params["feature_group_count"], params["batch_group_count"]
+    # One of the two counts is 1. Groups of examples have output channels of their own.
+    group, batch_group = terms.atom(groups), terms.atom(batch_groups)
+    each = terms.atom(terms.size(kernel.axes[out_features]) // (groups * batch_groups))
+    examples = terms.atom(shape[numbers.out_spec[0]])
     graph.unify(x.axes[into], terms.product([group, kernel.axes[in_features]]))
-    graph.unify(kernel.axes[out_features], terms.product([group, each]))
+    graph.unify(kernel.axes[out_features], terms.product([group, batch_group, each]))
+    graph.unify(x.axes[batch], terms.product([batch_group, examples]))
     graph.product_with(kernel, [in_features], [out_features], depthwise=groups > 1)
     axes = [graph.pinned(size, "is a spatial axis") for size in shape]
-    axes[numbers.out_spec[0]] = x.axes[batch]
+    axes[numbers.out_spec[0]] = examples
     axes[numbers.out_spec[1]] = kernel.axes[out_features]
     return [Value(tuple(axes))]
 
