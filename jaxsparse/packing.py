@@ -15,6 +15,7 @@ from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.nm import NM
 from jaxsparse.packed import Packed, hold, is_packed
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
+from jaxsparse.quantize import convert
 from jaxsparse.rules import Rule, check_rules, resolve
 from jaxsparse.trees import leaves_by_path, near_misses, replace_by_path
 from jaxsparse.views import View, view_of
@@ -58,8 +59,9 @@ def pack(
       in_axis: the axes summed over by a product, as in `Rule`.
       out_axis: the axes that a product ends in, as in `Rule`.
       batch_axis: leading axes along which kernels are stacked, as in `Rule`.
-      dtype: dtype of the values; None for the weight's. With int8, every output
-        column is scaled so that its largest entry becomes 127.
+      dtype: dtype of the values; None for the weight's. With a floating one they are
+        cast. With int8 every output column has a float32 scale, and its largest entry
+        becomes 127; a traced column that holds NaN or an infinity is NaN altogether.
       columns: for `NM`, how many consecutive outputs share their positions.
 
     Returns:
@@ -68,7 +70,8 @@ def pack(
 
     Raises:
       ValueError: a group of an N:M pattern keeps more than n entries; the mask
-        has another shape; a batch axis does not lead.
+        has another shape; a batch axis does not lead; `dtype` cannot hold the
+        entries kept (an integer other than int8, NaN in int8, 1e6 in float16).
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse as js
@@ -149,12 +152,9 @@ def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Pa
     matrix = xp.where(kept, matrix, xp.zeros((), matrix.dtype))
     batch, slice_view = matrix.shape[:-2], _slice_view(view)
     flat, kept = matrix.reshape(-1, *matrix.shape[-2:]), kept.reshape(-1, *matrix.shape[-2:])
-    scales = None
-    if dtype is not None and jnp.issubdtype(dtype, jnp.integer):
-        flat, scales = _quantize(flat, jnp.dtype(dtype), xp)
+    flat, scales = convert(flat, dtype, xp)
+    if scales is not None:
         scales = jnp.asarray(scales).reshape(*batch, -1)
-    elif dtype is not None:
-        flat = flat.astype(dtype)
     kind, arrays, static = _store(pattern, view, columns, flat, kept, xp)
     arrays = {name: jnp.asarray(a).reshape(*batch, *a.shape[1:]) for name, a in arrays.items()}
     return kind(**arrays, **static, view=slice_view, scales=scales)
@@ -185,15 +185,6 @@ def _store(pattern, view, columns, *operands) -> tuple[Callable[..., Packed], di
     if isinstance(pattern, Channel | Unstructured):
         return _singles(*operands)
     raise TypeError(f"{pattern!r} is not a pattern that a weight can be packed by.")
-
-
-def _quantize(flat, dtype, xp):
-    largest = float(jnp.iinfo(dtype).max)
-    flat = flat.astype(jnp.float32)
-    scales = xp.max(xp.abs(flat), axis=1, initial=0.0) / xp.float32(largest)
-    scales = xp.where(scales > 0, scales, xp.float32(1))
-    rounded = xp.round(flat / scales[:, None])
-    return xp.clip(rounded, -largest, largest).astype(dtype), scales
 
 
 def _blocks(flat, kept, xp, *, block):
