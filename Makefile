@@ -1,15 +1,17 @@
-# `make demo` and `make test` need only python3 (3.11 or later) and make: each
-# builds a private environment in $(VENV) first.
+# `make demo` and `make test` need only python3 (3.11 or later) and make: each makes a
+# private environment in $(VENV) first, with what it needs itself and no more.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal -q
 
+.NOTPARALLEL:
 .PHONY: demo test test-fast test-accelerators bench gpu tune tpu lint clean
 
-demo: $(READY)  ## train dense, prune to 90 % in 4x16 blocks, print the table
-	$(BIN)/python -m experiments.run --config experiments/configs/demo.py --workdir runs/demo --overwrite
+demo: $(DEMO)  ## train dense, prune to 90 % in 4x16 blocks, print the table
+	@$(BIN)/python -m experiments.run --config experiments/configs/demo.py --workdir runs/demo --overwrite
 
 test: $(READY)  ## the whole suite
 	$(PYTEST) tests
@@ -55,10 +57,13 @@ lint: $(READY)
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
-$(READY): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxsparse needs Python 3.11 or later, this is " + sys.version)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[experiments,test]' $(WITH)
+$(DEMO): pyproject.toml
+	@$(PYTHON) tools/environment.py $(VENV) -e '.[demo]' $(WITH)
+	@touch $@
+
+# By its name and not by its path, so that pip takes what is installed and compiles nothing.
+$(READY): $(DEMO)
+	@$(PYTHON) tools/environment.py $(VENV) 'jaxsparse[experiments,test]' $(WITH)
 	@touch $@
 
 clean:

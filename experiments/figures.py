@@ -9,7 +9,29 @@ from matplotlib.figure import Figure
 
 import jaxsparse as js
 
-_BLUE, _ORANGE, _GREY = "#2b6cb0", "#c05621", "#a0aec0"
+_BLUE, _ORANGE, _GREY = "#2b6cb0", "#c05621", "#718096"
+
+
+def losses(history: Sequence[Mapping[str, float]], unit: str, dense_until: int) -> Figure:
+    """Training and held-out loss against the step.
+
+    Args:
+      history: records of ``metrics.jsonl``.
+      unit: what the loss is, for the axis.
+      dense_until: where pruning begins, drawn as a line unless 0.
+    """
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    training, held_out = _series(history, "loss"), _series(history, "test_loss")
+    axes.plot(*training, color=_BLUE, label="training batch")
+    axes.plot(*held_out, color=_ORANGE, marker="o", markersize=3, label="held out")
+    if all(value > 0 for value in (*training[1], *held_out[1])):
+        axes.set_yscale("log")
+    _mark(axes, dense_until)
+    axes.set_xlabel("step")
+    axes.set_ylabel(unit)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3)
+    return figure
 
 
 def curves(history: Sequence[Mapping[str, float]], metric: str, dense_until: int) -> Figure:
@@ -23,18 +45,44 @@ def curves(history: Sequence[Mapping[str, float]], metric: str, dense_until: int
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     left = figure.add_subplot()
     right = left.twinx()
-    found = [(r["step"], r[f"test_{metric}"]) for r in history if f"test_{metric}" in r]
-    sparse = [(r["step"], r["sparsity"]) for r in history if "sparsity" in r]
-    if found:
-        left.plot(*zip(*found, strict=True), color=_BLUE, marker="o", markersize=3)
-    if sparse:
-        right.plot(*zip(*sparse, strict=True), color=_ORANGE)
-    if dense_until:
-        left.axvline(dense_until, color=_GREY, linestyle=":")
+    found, sparse = _series(history, f"test_{metric}"), _series(history, "sparsity")
+    lines = left.plot(*found, color=_BLUE, marker="o", markersize=3, label=f"held-out {metric}")
+    lines += right.plot(*sparse, color=_ORANGE, label="sparsity of the pruned leaves")
+    lines += _mark(left, dense_until)
     left.set_xlabel("step")
     left.set_ylabel(f"held-out {metric}", color=_BLUE)
-    right.set_ylabel("sparsity", color=_ORANGE)
+    right.set_ylabel("sparsity (fraction zero)", color=_ORANGE)
     right.set_ylim(-0.02, 1.02)
+    figure.legend(handles=lines, fontsize=8, loc="outside upper center", ncols=3)
+    return figure
+
+
+def latencies(spread: Mapping[str, Sequence[float]]) -> Figure:
+    """A box per model: median, quartiles, and the 5th and 95th percentile as whiskers.
+
+    Args:
+      spread: label -> the five percentiles in milliseconds, ascending.
+    """
+    figure = Figure(figsize=(7, 0.9 + 0.5 * len(spread)), layout="constrained")
+    axes = figure.add_subplot()
+    keys = ("whislo", "q1", "med", "q3", "whishi")
+    boxes = [
+        {"label": label, **dict(zip(keys, values, strict=True))} for label, values in spread.items()
+    ]
+    axes.bxp(
+        boxes,
+        orientation="horizontal",
+        showfliers=False,
+        widths=0.5,
+        patch_artist=True,
+        boxprops={"facecolor": "#bee3f8", "edgecolor": _BLUE},
+        medianprops={"color": _ORANGE, "linewidth": 2},
+    )
+    for position, (_, _, median, _, high) in enumerate(spread.values(), start=1):
+        axes.text(high, position, f"  {median:.3g}", va="center", color=_ORANGE, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12 * max(high for *_, high in spread.values()))
+    axes.set_xlabel("milliseconds a forward pass (orange: median)")
     return figure
 
 
@@ -49,20 +97,23 @@ def densities(leaves: Sequence[Mapping[str, Any]]) -> Figure:
     kept = [1.0 - leaf["sparsity"] for leaf in leaves]
     bars = axes.barh([leaf["path"] for leaf in leaves], kept, color=_BLUE)
     axes.bar_label(bars, [f" {100 * density:.1f} %" for density in kept])
-    axes.set_xlim(0, 1.15 * max(kept, default=1.0) or 1.0)
+    axes.set_xlim(0, 1.12)
     axes.invert_yaxis()
     axes.set_xlabel("density (fraction kept)")
     return figure
 
 
-def mask_pictures(masks: Mapping[str, np.ndarray], limit: int = 12) -> Figure:
+MASKS_SHOWN = 12
+
+
+def mask_pictures(masks: Mapping[str, np.ndarray]) -> Figure:
     """One picture per mask: dark where a weight is kept, the input axis downwards.
 
     Args:
-      masks: path -> mask; the axes before the last are folded into rows.
-      limit: the first so many are shown.
+      masks: path -> mask; the axes before the last are folded into rows. The first
+        ``MASKS_SHOWN`` are drawn.
     """
-    shown = list(masks.items())[:limit]
+    shown = list(masks.items())[:MASKS_SHOWN]
     columns = min(3, max(1, len(shown)))
     rows = max(1, math.ceil(len(shown) / columns))
     figure = Figure(figsize=(2.6 * columns, 2.4 * rows), layout="constrained")
@@ -73,4 +124,20 @@ def mask_pictures(masks: Mapping[str, np.ndarray], limit: int = 12) -> Figure:
         axes.set_title(f"{path}\n{' x '.join(map(str, mask.shape))}", fontsize=7)
         axes.set_xticks([])
         axes.set_yticks([])
+        axes.set_xlabel("outputs", fontsize=7)
+        axes.set_ylabel("inputs", fontsize=7)
     return figure
+
+
+def _series(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the records that hold ``name``."""
+    records = [record for record in history if name in record]
+    return [record["step"] for record in records], [record[name] for record in records]
+
+
+def _mark(axes: Any, dense_until: int) -> list[Any]:
+    """A dotted line where the masks begin, if they begin after the start."""
+    if not dense_until:
+        return []
+    label = f"first masks (step {dense_until:,})"
+    return [axes.axvline(dense_until, color=_GREY, linestyle=":", label=label)]

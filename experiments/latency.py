@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxsparse as js
 from experiments.bench.timing import interleave
 from experiments.experiment import Experiment, TrainState
 
 _EXAMPLES, _SECONDS = 1024, 0.5
+_PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def measure(experiment: Experiment, state: TrainState) -> dict[str, Any]:
@@ -27,8 +29,9 @@ def measure(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     Returns:
       ``latency_examples``, the size of the batch; ``dense_ms`` and ``sparse_ms``,
       medians over rounds that take turns; ``speedup``, the median ratio within a
-      round; ``max_abs_difference`` of the outputs; ``densified``, what could not
-      stay packed, in words.
+      round; ``latency``, the number of ``rounds`` and the 5th, 25th, 50th, 75th and
+      95th percentile of both; ``max_abs_difference`` of the outputs; ``densified``,
+      what could not stay packed, in words.
     """
     masks = experiment.masks(state)
     params = js.mask_params(state.params, masks)
@@ -48,12 +51,17 @@ def measure(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     jax.block_until_ready([run() for run in runs.values()])
     rounds = max(5, min(300, int(_SECONDS / (time.perf_counter() - begin))))
     times = interleave(runs, rounds)
+    percentiles = {
+        f"{name}_percentiles_ms": [1e3 * float(q) for q in np.percentile(seconds, _PERCENTILES)]
+        for name, seconds in times.items()
+    }
     pairs = zip(times["dense"], times["sparse"], strict=True)
     return {
         "latency_examples": min(_EXAMPLES, len(split)),
-        "dense_ms": 1e3 * statistics.median(times["dense"]),
-        "sparse_ms": 1e3 * statistics.median(times["sparse"]),
+        "dense_ms": percentiles["dense_percentiles_ms"][2],
+        "sparse_ms": percentiles["sparse_percentiles_ms"][2],
         "speedup": statistics.median(dense / sparse for dense, sparse in pairs),
+        "latency": {"rounds": rounds, **percentiles},
         "max_abs_difference": float(jnp.max(jnp.abs(outputs["dense"] - outputs["sparse"]))),
         "densified": [str(warning.message) for warning in caught],
     }

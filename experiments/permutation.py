@@ -1,6 +1,7 @@
 """Permuting the channels of a run's model, before n:m masks are chosen."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ import jaxsparse as js
 from experiments import workdir
 from jaxsparse.graph import PermutationReport
 from jaxsparse.trees import leaves_by_path, replace_by_path
+
+_LOG = logging.getLogger(__name__)
 
 PICTURE, TEXT, NUMBERS = "graph.png", "graph.txt", "permutation.json"
 
@@ -67,7 +70,10 @@ def _owner(path: str, shapes: Mapping[str, Any]) -> str:
 def write(report: PermutationReport, folder: pathlib.Path) -> None:
     """Writes the op graph as a picture and as text, and what every group gained."""
     sparse = [leaf.path for leaf in report.leaves]
-    js.graph.plot(report.channels, folder / PICTURE, sparse=sparse)
+    try:
+        js.graph.plot(report.channels, folder / PICTURE, sparse=sparse)
+    except ModuleNotFoundError as error:
+        _LOG.warning("%s is left out: %s", folder / PICTURE, error)
     js.graph.plot(report.channels, folder / TEXT, sparse=sparse)
     workdir.write_json(folder / NUMBERS, rows(report))
 

@@ -61,8 +61,9 @@ def main(argv: list[str]) -> None:
         report = train.run(_CONFIG.value, _WORKDIR.value, overwrite=_OVERWRITE.value)
     except (ValueError, KeyError, DownloadError) as error:
         sys.exit(f"error: {error}")
-    print(f"\n{report['recipe']} on {report['data']}, {report['model']}\n")
-    print(summary.as_text(summary.rows(report)))
+    heading = summary.as_paragraphs([f"{summary.title(report)}: {summary.lead(report)}"])
+    notes = summary.as_paragraphs(summary.notes(report))
+    print(f"\n{heading}\n\n{summary.as_text(summary.rows(report))}\n\n{notes}")
     print(f"\nDetails: {_WORKDIR.value}/report.html and report.json")
 
 

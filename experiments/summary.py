@@ -3,10 +3,10 @@
 import importlib.metadata
 import json
 import math
-import os
 import pathlib
 import platform
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,8 @@ import numpy as np
 
 import jaxsparse as js
 from experiments import config as configs
-from experiments import figures, html, latency, permutation, tasks, workdir
+from experiments import latency, permutation, tasks, workdir
+from experiments.bench import timing
 from experiments.experiment import Experiment, TrainState
 from jaxsparse.trees import leaves_by_path
 
@@ -50,24 +51,9 @@ def write(
     if experiment.permute is not None:
         report["permutation"] = json.loads((folder / permutation.NUMBERS).read_text())
     if with_html:
-        metric, _ = tasks.HEADLINE[experiment.dataset.task]
-        drawn: dict[str, Any] = {
-            f"Held-out {metric} and sparsity": figures.curves(
-                history, metric, experiment.recipe.dense_until
-            )
-        }
-        if masks:
-            drawn["Density of the pruned leaves"] = figures.densities(
-                [leaf for leaf in report["leaves"] if leaf["path"] in masks]
-            )
-            drawn["Masks"] = figures.mask_pictures(masks)
-        texts = {}
-        if experiment.permute is not None:
-            texts["Magnitude that the permutation keeps"] = permutation.table(report["permutation"])
-            drawn["Channels"] = (folder / permutation.PICTURE).read_bytes()
-        title = f"{report['recipe']} on {report['data']}"
-        page = html.render(title, rows(report), str(table), drawn, texts, report["config"])
-        (folder / "report.html").write_text(page)
+        from experiments import page  # late: matplotlib, which only this needs
+
+        (folder / "report.html").write_text(page.build(report, history, masks, str(table), folder))
     workdir.write_json(folder / "report.json", report)
 
 
@@ -84,6 +70,7 @@ def _report(
         "recipe": config.recipe.name,
         "data": config.data.name,
         "model": config.model.name,
+        "task": experiment.dataset.task,
         "headline": tasks.HEADLINE[experiment.dataset.task][0],
         **{f"dense_{name}": value for name, value in dense.items()},
         **{f"sparse_{name}": value for name, value in sparse.items()},
@@ -93,8 +80,9 @@ def _report(
         "sparse_parameters": counts["kept"],
         "dense_bytes": counts["dense_bytes"],
         "sparse_bytes": counts["stored_bytes"],
-        "dense_step_ms": _step_ms([r for r in history if r["step"] <= begin]),
-        "sparse_step_ms": _step_ms([r for r in history if r["step"] > begin]),
+        "dense_until": begin,
+        "unmasked_step_ms": _step_ms([r for r in history if r["step"] <= begin]),
+        "masked_step_ms": _step_ms([r for r in history if r["step"] > begin]),
         "seconds": history[-1]["seconds"],
         "steps": config.steps,
         "train_examples": len(experiment.dataset.train),
@@ -129,9 +117,23 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "jaxsparse": js.__version__,
         **versions,
-        "device": jax.devices()[0].device_kind,
-        "processor": f"{os.cpu_count()} cores, {platform.machine()}",
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "processor": f"{timing.cores()} cores, {timing.processor()}",
     }
+
+
+def title(report: Mapping[str, Any]) -> str:
+    """What was run, in a few words."""
+    return f"{report['recipe']} on {report['data']}, {report['model']}"
+
+
+def lead(report: Mapping[str, Any]) -> str:
+    """What was run, in a sentence."""
+    return (
+        f"{report['steps']:,} steps on {report['train_examples']:,} examples, "
+        f"{report['test_examples']:,} held out ({report['source']}), "
+        f"in {report['seconds']:.1f} seconds, compilation included."
+    )
 
 
 def rows(report: Mapping[str, Any]) -> list[list[str]]:
@@ -150,17 +152,40 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
         table.append(pair(f"held-out {name}", form, f"dense_{name}", f"sparse_{name}"))
     count = "{:,}".format
     table.append(pair("parameters", count, "dense_parameters", "sparse_parameters"))
-    table.append(pair("bytes", count, "dense_bytes", "sparse_bytes"))
+    table.append(pair("bytes, indices counted", count, "dense_bytes", "sparse_bytes"))
     table.append(["sparsity of the pruned leaves", "0.00%", f"{report['sparsity']:.2%}"])
     table.append(["sparsity of the model", "0.00%", f"{report['total_sparsity']:.2%}"])
-    table.append(pair("training step, ms", "{:.2f}".format, "dense_step_ms", "sparse_step_ms"))
     if "speedup" in report:
-        name = f"{report['latency_examples']} examples, ms"
+        name = f"forward pass of {report['latency_examples']} examples, ms"
         table.append(pair(name, "{:.3f}".format, "dense_ms", "sparse_ms"))
-        table.append(["speed-up, packed against dense", "", f"{report['speedup']:.2f}x"])
-        table.append(["largest difference of an output", "", f"{report['max_abs_difference']:.1e}"])
-    table.append(["seconds in all", "", f"{report['seconds']:.1f}"])
+        spread = (report["latency"][f"{side}_percentiles_ms"] for side in ("dense", "sparse"))
+        middle = (f"{low:.3f}-{high:.3f}" for _, low, _, high, _ in spread)
+        table.append(["  half of the passes within", *middle])
     return table
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """Sentences that belong under the table: what is compared, and what is not."""
+    found = []
+    if "speedup" in report:
+        found.append(
+            f"Packed, the sparse model is {report['speedup']:.2f} times as fast as dense; the two "
+            f"took turns in one process, and their outputs differ by "
+            f"{report['max_abs_difference']:.1e} at most."
+        )
+        found += [f"Not packed: {what}." for what in report["densified"]]
+    if report["unmasked_step_ms"] and report["masked_step_ms"]:
+        found.append(
+            f"Training is dense throughout, zeros multiplied like other numbers: a step took "
+            f"{report['unmasked_step_ms']:.2f} ms before the first masks and "
+            f"{report['masked_step_ms']:.2f} ms after, which is no measure of sparsity."
+        )
+    if report["dense_until"]:
+        found.append(
+            f'"Dense" is the model after {report["dense_until"]:,} steps, before its first masks; '
+            f'"sparse" has trained for {report["steps"] - report["dense_until"]:,} more.'
+        )
+    return found
 
 
 def as_text(table: Sequence[Sequence[str]]) -> str:
@@ -171,3 +196,8 @@ def as_text(table: Sequence[Sequence[str]]) -> str:
         for row in table
     ]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def as_paragraphs(sentences: Sequence[str], width: int = 79) -> str:
+    """One sentence below the other, broken into lines."""
+    return "\n".join(textwrap.fill(sentence, width) for sentence in sentences)

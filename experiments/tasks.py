@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn import metrics
 
 from experiments.data.base import Task
 
@@ -62,6 +61,8 @@ def evaluate(task: Task, outputs: np.ndarray, labels: np.ndarray) -> dict[str, f
     if task == "classification":
         found["accuracy"] = float(np.mean(outputs.argmax(axis=-1) == labels))
     elif task == "binary":
+        from sklearn import metrics  # late: it takes a second
+
         found["accuracy"] = float(np.mean((outputs > 0) == (labels > 0)))
         both = 0 < labels.sum() < len(labels)
         found["auc"] = float(metrics.roc_auc_score(labels, outputs)) if both else float("nan")

@@ -1,6 +1,9 @@
 """A functional sparsity toolkit for JAX and Flax."""
 
-from jaxsparse import checkpoint, graph, nn
+import importlib
+import typing
+
+from jaxsparse import graph, nn
 from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
@@ -41,6 +44,9 @@ from jaxsparse.sparse_dot import sparse_dot
 from jaxsparse.sparsify import sparsify
 from jaxsparse.storage import load_safetensors, save_safetensors
 from jaxsparse.trees import leaves_by_path
+
+if typing.TYPE_CHECKING:
+    from jaxsparse import checkpoint
 
 __version__ = "0.1.0"
 
@@ -113,3 +119,10 @@ __all__ = [
     "unpack",
     "unpack_params",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    # Orbax takes as long to import as all the rest, and most programs never ask for it.
+    if name == "checkpoint":
+        return importlib.import_module("jaxsparse.checkpoint")
+    raise AttributeError(f"module 'jaxsparse' has no attribute {name!r}")

@@ -65,10 +65,8 @@ def machine() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "commit": commit.stdout.strip(),
         "device": jax.devices()[0].device_kind,
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "processor": processor(),
+        "cores": cores(),
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
@@ -93,7 +91,15 @@ def _lines(result: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
-def _processor() -> str:
+def cores() -> int | None:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def processor() -> str:
+    """Returns the processor's name."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)

@@ -3,7 +3,6 @@
 import pathlib
 
 import numpy as np
-from sklearn import datasets
 
 from experiments.data.base import DATASETS, Dataset, Split, hold_out
 
@@ -28,6 +27,8 @@ def digits(path: str = "", test_fraction: float = 0.2) -> Dataset:
     if path:
         rows, source = _read(pathlib.Path(path)), path
     else:
+        from sklearn import datasets  # late: it takes a second
+
         pixels, labels = datasets.load_digits(return_X_y=True)
         rows = np.column_stack([pixels, labels])
         source = "handwritten digits of scikit-learn"

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
-import pyarrow.parquet
 
 from experiments.data import download
 from experiments.registry import near_misses
@@ -37,6 +36,13 @@ def read(file: pathlib.Path, columns: Iterable[str]) -> dict[str, np.ndarray]:
     """
     if not file.is_file():
         raise ValueError(f"data.path: no such file: {str(file)!r}")
+    try:
+        import pyarrow.parquet  # late: `make demo` installs none
+    except ImportError:
+        raise ValueError(
+            f"{file.name} is a parquet file, and reading it needs pyarrow: "
+            "pip install 'jaxsparse[experiments]', or .venv/bin/python -m pip install pyarrow"
+        ) from None
     known = pyarrow.parquet.read_schema(file).names
     columns = list(columns)
     for column in columns:

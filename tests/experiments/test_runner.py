@@ -62,15 +62,39 @@ def test_the_packed_model_computes_the_same(finished):
     assert report["densified"] == []
     assert report["latency_examples"] == report["test_examples"]
     assert report["dense_ms"] > 0 and report["sparse_ms"] > 0 and report["speedup"] > 0
-    assert "speed-up" in summary.as_text(summary.rows(report))
+    assert "forward pass of 32 examples, ms" in summary.as_text(summary.rows(report))
 
 
 def test_the_page_is_self_contained(finished):
-    folder, _ = finished
+    folder, report = finished
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 5
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "layers_0/kernel" in page and "sparsity of the pruned leaves" in page
+    # Every figure is explained, and the machine is named.
+    assert page.count("<figcaption>") == 1 + page.count("<img ")
+    assert "Training is dense throughout" in page and "one process" in page
+    for version in report["environment"].values():
+        assert version in page
+
+
+def test_the_spread_of_the_latency(finished):
+    _, report = finished
+    for side in ("dense", "sparse"):
+        percentiles = report["latency"][f"{side}_percentiles_ms"]
+        assert percentiles == sorted(percentiles) and percentiles[2] == report[f"{side}_ms"]
+    assert report["latency"]["rounds"] >= 5
+
+
+def test_what_is_said_of_a_run_is_what_was_measured(finished):
+    _, report = finished
+    slower = report | {"speedup": 0.5, "unmasked_step_ms": 2.0, "masked_step_ms": 1.0}
+    said = " ".join(summary.notes(slower))
+    assert "0.50 times as fast as dense" in said
+    assert "2.00 ms before the first masks and 1.00 ms after, which is no measure" in said
+    assert "after 6 steps" in said and "for 18 more" in said
+    sparse_from_the_start = slower | {"dense_until": 0, "unmasked_step_ms": None}
+    assert "before" not in " ".join(summary.notes(sparse_from_the_start))
 
 
 def test_the_table(finished):
