@@ -13,7 +13,7 @@ environment = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(environment)
 
 LINES = {
-    "Obtaining file:///home/me/jaxsparse": "2/3 fetching packages: some 250 MB, unless pip has them",
+    "Obtaining file:///jaxsparse": "2/3 fetching packages: some 250 MB, unless pip has them",
     "  Downloading jax-0.10.2-py3-none-any.whl.metadata (13 kB)": "",
     "  Downloading jax-0.10.2-py3-none-any.whl (3.1 MB)": "      jax 0.10.2 (3.1 MB)",
     "     ━━━━━━━━━━━━━━━━━━━━━━━━━ 3.1/3.1 MB 292.3 MB/s eta 0:00:00": "",
@@ -23,7 +23,7 @@ LINES = {
         "3/3 compiling the CPU kernels: a minute"
     ),
     "  Building editable for jaxsparse (pyproject.toml): finished with status 'done'": "",
-    "Installing collected packages: a, b": "unpacking",
+    "Installing collected packages: a, b": "unpacking what was fetched",
 }
 
 

@@ -17,7 +17,7 @@ _PHASES = (
     (r"Obtaining file:", "2/3 fetching packages: some 250 MB, unless pip has them"),
     (r"Requirement already satisfied: jaxsparse\[", "adding packages for the tests"),
     (r" *Building editable for jaxsparse.* started", "3/3 compiling the CPU kernels: a minute"),
-    (r"Installing collected packages", "unpacking"),
+    (r"Installing collected packages", "unpacking what was fetched"),
 )
 _WHEEL = re.compile(
     r" *(?:Processing|Downloading|Using cached) (?:\S*/)?"
@@ -37,7 +37,7 @@ def main(directory, *arguments):
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     lines = []
     with subprocess.Popen(pip, **options) as running:
-        for line in running.stdout:
+        for line in running.stdout or ():
             lines.append(line)
             tell(line.rstrip())
     if running.returncode:
