@@ -3,7 +3,7 @@
 import importlib
 import typing
 
-from jaxsparse import graph, nn
+from jaxsparse import activations, graph, nn
 from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
@@ -69,6 +69,7 @@ __all__ = [
     "Score",
     "ScoreContext",
     "Unstructured",
+    "activations",
     "add_group_lasso",
     "add_l1",
     "apply_masks",

@@ -43,7 +43,7 @@ def test_every_public_name_has_a_docstring(name):
 def test_the_top_level_names_are_listed():
     public = {n for n, x in vars(js).items() if not n.startswith("_") and inspect.isroutine(x)}
     public |= {n for n, x in vars(js).items() if inspect.isclass(x)}
-    assert public | {"checkpoint", "graph", "nn"} == set(js.__all__)
+    assert public | {"activations", "checkpoint", "graph", "nn"} == set(js.__all__)
 
 
 @pytest.mark.parametrize(
