@@ -1,8 +1,9 @@
 """Checks of index arrays written by hand, before a kernel reads them.
 
-The C++ refuses what would make it read outside its arrays; here the message
-names the entry, and rows out of order are found too. (Bitmaps name no row twice or out of
-order, and the C++ counts their bits.)
+Every product refuses the same: pointers that fall or end beyond what is stored, rows
+outside the weight, rows that do not ascend in their column. Here the message names the
+entry. (Bitmaps name no row twice or out of order, and every product counts their bits.
+Positions of n:m always lie in their group; one that is named twice counts twice.)
 """
 
 import numpy as np

@@ -43,6 +43,7 @@ bool inside(const BitmapWeights& w) {
 bool rows_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
   const Kernels& k = kernels();
   const long rows = x.rows, strips = w.strips(), chunks = w.chunks(), ld = strips * w.strip();
+  const long bytes = dtype_bytes(w.dtype);
   float* xs = scratch().get<float>(kInput, rows * ld);
   copy_columns(x, 0, (int)ld, xs);
   const long together = std::max<long>(1, std::min<long>(8, chunks / (pool.threads() * 4)));
@@ -57,9 +58,9 @@ bool rows_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
         const StripChunk here(w, s, c);
         const void* values = here.values;
         // The kernel would read past the end.
-        if (here.count > 0 && here.begin + here.count + 16 > w.nnz) {
-          const long bytes = here.count * dtype_bytes(w.dtype);
-          values = std::memcpy(scratch().get<char>(kWeights, bytes), values, bytes);
+        if ((here.begin + here.count) * bytes + kVectorBytes > w.nnz * bytes) {
+          const long size = here.count * bytes;
+          values = std::memcpy(scratch().get<char>(kWeights, size, kVectorBytes), values, size);
         }
         if (!k.bitmap_dot(w.dtype, (int)rows, here.columns, w.words, here.bits, values, here.count,
                           xs + s * w.strip(), ld, sums + (c * kTileColumns - n0) * rows)) {
@@ -89,7 +90,7 @@ class BitmapCutter {
       : w_(w),
         parts_(parts),
         chunk_(chunk),
-        rows_(scratch().get<uint8_t>(kRows, parts * kEntries)),
+        rows_(scratch().get<uint8_t>(kRows, parts * kEntries, kVectorBytes)),
         widened_(w.dtype == kF32 ? nullptr : scratch().get<float>(kWeights, kEntries)) {}
 
   bool cut(long t, TileColumns* tile, Soon* soon) {
@@ -173,9 +174,9 @@ struct BitmapTiles : Scattered {
     return true;
   }
 
-  bool sample(long n0, long, long t, const float* c, float* out) const override {
+  bool sample(long n0, long, long t, const float* c, float* out, long*) const override {
     const StripChunk here(w, t, n0 / kTileColumns);
-    uint8_t* rows = scratch().get<uint8_t>(kRows, kTileColumns * kMostTileRows);
+    uint8_t* rows = scratch().get<uint8_t>(kRows, kTileColumns * kMostTileRows, kVectorBytes);
     uint16_t counts[kTileColumns];
     const long found =
         kernels().bitmap_rows(here.columns, w.words, w.words, here.bits, counts, rows);

@@ -12,11 +12,17 @@ const char* check_pointers(const int32_t* indptr, long count, long nnz) {
 }
 
 const char* check_indices(const BlockWeights& w) {
-  // One pass without branches: negative numbers are large when unsigned.
-  const uint32_t rows = (uint32_t)w.block_rows();
-  uint32_t bad = 0;
-  for (long e = 0; e < w.nnz; e++) bad |= (uint32_t)w.indices[e] >= rows;
-  return bad ? "a block row is outside the kernel" : nullptr;
+  // Negative numbers are large when unsigned.
+  const auto at = [&](long e) { return (uint32_t)w.indices[e]; };
+  for (long j = 0; j < w.block_columns(); j++) {
+    const long begin = w.indptr[j], end = w.indptr[j + 1];
+    uint32_t falls = 0;
+    for (long e = begin + 1; e < end; e++) falls |= at(e) <= at(e - 1);
+    if (falls) return "block rows do not ascend in their column";
+    if (begin < end && (uint64_t)at(end - 1) >= (uint64_t)w.block_rows())
+      return "a block row is outside the kernel";
+  }
+  return nullptr;
 }
 
 }  // namespace jaxsparse

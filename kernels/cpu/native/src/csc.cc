@@ -88,24 +88,44 @@ struct CscTiles : Scattered {
     return std::equal(at, at + columns, end);
   }
 
-  bool sample(long n0, long n1, long t, const float* c, float* out) const override {
+  bool sample(long n0, long n1, long t, const float* c, float* out, long* at) const override {
     const long low = t * tile_rows, high = std::min(k, low + tile_rows);
+    if (t == 0) std::copy(w.indptr + n0, w.indptr + n1, at);
     for (long n = n0; n < n1; n++) {
-      for (long p = find(n, t); p < w.indptr[n + 1] && (long)index[p] < high; p++) {
-        const long row = (long)index[p] - low;
-        if (row < 0) return false;
-        out[p] = c[row * kTileColumns + (n - n0)];
+      const long end = w.indptr[n + 1];
+      long last = low - 1, p = at[n - n0];
+      for (long row; p < end && (row = (long)index[p]) < high; p++) {
+        if (row <= last) return false;
+        out[p] = c[(row - low) * kTileColumns + (n - n0)];
+        last = row;
       }
+      at[n - n0] = p;
     }
-    return true;
+    // What is left over lies below the last row.
+    return t + 1 < tiles() || std::equal(at, at + (n1 - n0), w.indptr + n0 + 1);
   }
 
   bool empty(long n0, long n1) const override { return w.indptr[n0] == w.indptr[n1]; }
 };
 
-bool rows_in_range(const CscWeights& w, long p0, long p1) {
-  const char* index = static_cast<const char*>(w.indices) + p0 * (w.wide_index ? 4 : 2);
-  return p0 == p1 || kernels().largest_row(w.wide_index, index, p1 - p0) < (uint64_t)w.k;
+// Whether the rows of columns [n0, n1) ascend to the last one: then a row may only be below the
+// one before where a column begins, and no column's last is beyond the kernel.
+template <class Row>
+bool rows_ascend(const CscWeights& w, const Row* index, long n0, long n1) {
+  const long p0 = w.indptr[n0], p1 = w.indptr[n1];
+  long expected = 0;
+  for (long n = n0; n < n1; n++) {
+    const long begin = w.indptr[n], end = w.indptr[n + 1];
+    if (begin == end) continue;
+    if ((uint64_t)(uint32_t)index[end - 1] >= (uint64_t)w.k) return false;
+    expected += begin > p0 && (uint32_t)index[begin] <= (uint32_t)index[begin - 1];
+  }
+  return kernels().descents(w.wide_index, index + p0, p1 - p0) == expected;
+}
+
+bool rows_ascend(const CscWeights& w, long n0, long n1) {
+  return w.wide_index ? rows_ascend(w, static_cast<const int32_t*>(w.indices), n0, n1)
+                      : rows_ascend(w, static_cast<const uint16_t*>(w.indices), n0, n1);
 }
 
 // Cuts the tiles of columns [n0, n1) one after another.
@@ -157,7 +177,7 @@ bool plain_dot(Pool& pool, const Matrix& x, const CscWeights& w, int width, floa
   std::atomic<bool> good{true};
   parallel_for(pool, (long)begins.size() - 1, [&](long g) {
     const long n0 = first(begins[g]), n1 = first(begins[g + 1]);
-    if (!rows_in_range(w, w.indptr[n0], w.indptr[n1])) {
+    if (!rows_ascend(w, n0, n1)) {
       good = false;
       return;
     }
@@ -168,7 +188,7 @@ bool plain_dot(Pool& pool, const Matrix& x, const CscWeights& w, int width, floa
     for (long p = 0; p < panels->count; p++) {
       for (long n = n0; n < n1; n += kTileColumns) {
         const long stop = std::min(n1, n + kTileColumns);
-        float* outs = scratch().get<float>(kOuts, (size_t)kTileColumns * width);
+        float* outs = scratch().get<float>(kOuts, (size_t)kTileColumns * width, kVectorBytes);
         k.csc_panel(w.dtype, w.wide_index, width, n, stop, w.indptr, w.indices, w.values,
                     (*panels)[p], outs);
         k.store_panel(outs, (int)(stop - n), width, panels->rows(p), y + p * width * w.n + n, w.n);
@@ -203,7 +223,7 @@ const char* csc_dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w
 
 const char* csc_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const CscWeights& w,
                         float* out) {
-  // Room to spare, and what an index out of order makes unreachable, stays zero.
+  // Room to spare stays zero.
   std::fill(out, out + w.nnz, 0.f);
   return with_tiles(
       w, [&](const Scattered& tiles) { return tiled_sampled(pool, x, dy, tiles, out); });

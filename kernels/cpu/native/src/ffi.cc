@@ -135,6 +135,7 @@ ffi::Error csc_weights(long nnz, int dtype, const void* values, const Ints& indp
   if (c.failed()) return fault(c.message);
   *w = {k, n, dtype, values, indptr.typed_data(), indices.untyped_data(), wide, nnz};
   if (const char* m = check_pointers(w->indptr, n, nnz)) return fault(m);
+  if (k == 0 && w->indptr[n] > 0) return fault("a kernel without rows stores no entries");
   return ffi::Error::Success();
 }
 

@@ -23,6 +23,10 @@ constexpr int kFmaChains = 12;
 // Rows of x that the bitmap kernel takes, at most.
 constexpr int kBitmapRows = 4;
 
+// Bytes of the widest vector: what a kernel may touch past the end of an array where its comment
+// below says so.
+constexpr long kVectorBytes = 64;
+
 // Columns cut into tiles at a time.
 constexpr int kTileColumns = 64;
 
@@ -31,11 +35,12 @@ constexpr int kTileColumns = 64;
 constexpr int kMostTileRows = 256;
 
 // Some groups of N:M weights: the stored rows [begin, begin + count), of which row
-// begin + e belongs to the group that starts base[e] rows into the tile. `last` is the
+// begin + e belongs to the group that starts base[e] rows into the tile: `quads` times four
+// entries of a column, the last ones perhaps beyond `count`. `last` is the
 // tile's last row of x, a row of zeros where the tile is not full.
 struct NmTile {
   long begin;
-  int count, bits, per_word, last;
+  int count, quads, bits, per_word, last;
   const uint8_t* base;
 };
 
@@ -61,6 +66,7 @@ struct Kernels {
   // which may write up to 2 * lanes floats past the end.
   void (*pack_panel)(const float* x, long ld, int rows, long depth, int width, float* panel);
   void (*pack_rows)(const float* x, long ld, int rows, long depth, int width, float* panel);
+  // Reads up to a vector past the end of outs where width is no multiple of lanes.
   void (*store_panel)(const float* outs, int columns, int width, int rows, float* y, long ld);
 
   // outs[0..count)[vectors * lanes] = sum over blocks b, depths r of
@@ -102,12 +108,13 @@ struct Kernels {
   void (*csc_cut)(bool wide_index, const void* index, int columns, long high, const long* at,
                   const long* end, uint16_t* counts);
   // Copies the entries of such a tile, counts[i] of column order[i] from at[order[i]] on:
-  // rows less `low`, values as floats. False where a row is not within kMostTileRows. Two vectors
-  // past the end are written too.
+  // rows less `low`, values as floats. False where a row is not within kMostTileRows, or rows do
+  // not ascend. A vector past the end of both is written too.
   bool (*csc_copy)(int dtype, bool wide_index, const void* index, const void* values, int columns,
                    const uint8_t* order, const uint16_t* counts, const long* at, long low,
                    uint8_t* rows, float* to);
-  uint32_t (*largest_row)(bool wide_index, const void* index, long count);
+  // How many of the rows, as unsigned numbers, are not above the one before.
+  long (*descents)(bool wide_index, const void* index, long count);
 
   // Straight from CSC for one panel of `width` rows: 1, 4, 8 or up to 4 times the lanes.
   // wide_index: int32 rows, else uint16. outs[column][width].

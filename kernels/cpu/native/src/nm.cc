@@ -56,7 +56,7 @@ struct NmTiles : Scattered {
     }
   }
 
-  bool sample(long n0, long n1, long t, const float* c, float* out) const override {
+  bool sample(long n0, long n1, long t, const float* c, float* out, long*) const override {
     const int per_word = w.per_word(), bits = w.bits(), whole = tile_entries();
     const uint32_t mask = (1u << bits) - 1;
     const long r0 = t * whole, r1 = std::min(stored_rows(), r0 + whole);
@@ -102,9 +102,10 @@ void many_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
   const long usual = w.n * 3 > w.m ? 64 : 128, all = (w.groups() * w.m + 16) / 16 * 16;
   const int tile_rows = (int)std::min(usual, all);
   const int width = k.tile_vectors * k.lanes, whole = tile_rows / w.m * w.n;
+  const auto quads_of = [](int entries) { return (entries + 3) / 4; };
   const long n = w.n_columns, stored = w.groups() * w.n, tiles = (stored + whole - 1) / whole;
   const Panels panels(pool, x, tiles * tile_rows, width);
-  uint8_t base[128];
+  uint8_t base[kMostTileRows];  // n of m rows are kept: no more entries than rows
   for (int e = 0; e < whole; e++) base[e] = (uint8_t)(e / w.n * w.m);
   const long chunks = (n + kTileColumns - 1) / kTileColumns;
   const long together = panels_together(pool, panels.count, chunks);
@@ -114,19 +115,21 @@ void many_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
     const long p0 = i % shares * together, p1 = std::min(panels.count, p0 + together);
     const int columns = (int)std::min<long>(kTileColumns, n - n0);
     const char* at = static_cast<const char*>(w.values) + n0 * dtype_bytes(w.dtype);
-    float* values = scratch().get<float>(kWeights, kTileColumns * whole);
-    uint32_t* rows = scratch().get<uint32_t>(kRows, kTileColumns * whole / 4);
+    const size_t most = (size_t)kTileColumns * quads_of(whole);
+    float* values = scratch().get<float>(kWeights, 4 * most);
+    uint32_t* rows = scratch().get<uint32_t>(kRows, most);
     const size_t size = (size_t)kTileColumns * width;
     float* outs = scratch().get<float>(kOuts, (p1 - p0) * size);
     std::memset(outs, 0, (p1 - p0) * size * sizeof(float));
     for (long t = 0; t < tiles; t++) {
-      const NmTile tile{t * whole, (int)std::min<long>(whole, stored - t * whole), w.bits(),
+      const int count = (int)std::min<long>(whole, stored - t * whole);
+      const NmTile tile{t * whole,    count,         quads_of(count), w.bits(),
                         w.per_word(), tile_rows - 1, base};
       k.nm_quads(w.dtype, tile, at, w.positions + n0, n, columns, values, rows);
       for (long p = p0; p < p1; p++) {
         const float* next = p + 1 < p1 ? panels[p + 1] + t * tile_rows * width
                                        : panels[p0] + (t + 1) * tile_rows * width;
-        k.quads_dot(columns, (tile.count + 3) / 4, values, rows,
+        k.quads_dot(columns, tile.quads, values, rows,
                     panels[p] + t * tile_rows * width, next, outs + (p - p0) * size);
       }
     }
@@ -139,8 +142,9 @@ void many_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
 }  // namespace
 
 void nm_dot(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
-  if (x.rows <= kFewRows) return few_rows(pool, x, w, y);
-  many_rows(pool, x, w, y);
+  if (w.groups() == 0) std::fill(y, y + x.rows * w.n_columns, 0.f);  // no band begins the sums
+  else if (x.rows <= kFewRows) few_rows(pool, x, w, y);
+  else many_rows(pool, x, w, y);
 }
 
 void nm_dot_transposed(Pool& pool, const Matrix& dy, const NmWeights& w, float* dx) {

@@ -6,6 +6,13 @@
 #include <cstdlib>
 #include <new>
 
+#ifdef JAXSPARSE_SANITIZE
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(at, bytes) ((void)(at), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(at, bytes) ((void)(at), (void)(bytes))
+#endif
+
 namespace jaxsparse {
 
 // kInput is filled by the calling thread and read by its helpers; the others belong to
@@ -26,11 +33,13 @@ class Scratch {
   ~Scratch() {
     for (void* p : at_) std::free(p);
   }
-  // At least `count` elements, aligned to a cache line, with room for two vectors to be
-  // read or written past the end.
+  // `count` elements, aligned to a cache line, and `past` bytes behind them for kernels that
+  // touch whole vectors. What lies behind those belongs to nobody: an AddressSanitizer that
+  // watches is told so, although an earlier call may have left a larger buffer.
   template <class T>
-  T* get(Slot slot, size_t count) {
-    const size_t bytes = (count * sizeof(T) + kSlack + 63) / 64 * 64;
+  T* get(Slot slot, size_t count, size_t past = 0) {
+    const size_t wanted = count * sizeof(T) + past, bytes = (wanted + 64) / 64 * 64;
+    ASAN_UNPOISON_MEMORY_REGION(at_[slot], size_[slot]);
     if (bytes > size_[slot]) {
       std::free(at_[slot]);
       size_[slot] = 0;
@@ -38,11 +47,11 @@ class Scratch {
       if (at_[slot] == nullptr) throw std::bad_alloc();
       size_[slot] = bytes;
     }
+    ASAN_POISON_MEMORY_REGION(static_cast<char*>(at_[slot]) + wanted, size_[slot] - wanted);
     return static_cast<T*>(at_[slot]);
   }
 
  private:
-  static constexpr size_t kSlack = 256;
   void* at_[kSlots] = {};
   size_t size_[kSlots] = {};
 };

@@ -52,7 +52,7 @@ bool tiled_dot_transposed(Pool& pool, const Matrix& dy, const Scattered& w, floa
   parallel_for(pool, (tiles + slab - 1) / slab, [&](long i) {
     const long t0 = i * slab, t1 = std::min(tiles, t0 + slab);
     const long size = (t1 - t0) * w.tile_rows * width;
-    float* outs = scratch().get<float>(kOuts, panels.count * size);
+    float* outs = scratch().get<float>(kOuts, panels.count * size, kVectorBytes);
     std::memset(outs, 0, panels.count * size * sizeof(float));
     for (long c = 0; c < chunks; c++) {
       const long n0 = c * kTileColumns, n1 = std::min(w.n, n0 + kTileColumns);
@@ -110,12 +110,13 @@ bool tiled_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const Scattere
     float* dys = scratch().get<float>(kWeights, batch * kTileColumns);
     float* c = scratch().get<float>(kOuts, w.tile_rows * kTileColumns);
     copy_columns(dy, n0, kTileColumns, dys);
+    long at[kTileColumns];
     for (long t = 0; t < tiles; t++) {
       for (long m = 0; m == 0 || m < batch; m += kStep)
         k.outer(std::min(kStep, batch - m), w.tile_rows, kTileColumns,
                 xs + (t * batch + m) * w.tile_rows, w.tile_rows, dys + m * kTileColumns,
                 kTileColumns, c, m > 0);
-      if (!w.sample(n0, n1, t, c, out)) good = false;
+      if (!w.sample(n0, n1, t, c, out, at)) good = false;
     }
   });
   return good;

@@ -22,9 +22,10 @@ struct Chunk {
   float* values;
 };
 
+// With what csc_copy and bitmap_rows write past the last entry.
 inline Chunk chunk_scratch(long tiles, long entries) {
-  return {scratch().get<Tile>(kTile, tiles), scratch().get<uint8_t>(kRows, entries),
-          scratch().get<float>(kWeights, entries)};
+  return {scratch().get<Tile>(kTile, tiles), scratch().get<uint8_t>(kRows, entries, kVectorBytes),
+          scratch().get<float>(kWeights, entries, kVectorBytes)};
 }
 
 // Panels that share what is cut of a chunk of columns: as many as hold their sums in
@@ -64,8 +65,9 @@ struct Scattered {
   int tile_rows;
   virtual ~Scattered() = default;
   virtual bool prepare(long n0, long n1, long t0, long t1, Chunk* chunk) const = 0;
-  // out[entry] = c[row within tile t][column], for the entries of columns [n0, n1).
-  virtual bool sample(long n0, long n1, long t, const float* c, float* out) const = 0;
+  // out[entry] = c[row within tile t][column], for the entries of columns [n0, n1). Called for
+  // one tile after another; `at` keeps a number for every column from one to the next.
+  virtual bool sample(long n0, long n1, long t, const float* c, float* out, long* at) const = 0;
   virtual bool empty(long n0, long n1) const = 0;
   long tiles() const { return (k + tile_rows - 1) / tile_rows; }
 };
@@ -93,7 +95,7 @@ bool tiled_dot(Pool& pool, const Matrix& x, int width, long n, int tile_rows, co
     const long n0 = i / shares * kTileColumns, n1 = std::min(n, n0 + kTileColumns);
     const long p0 = i % shares * together, p1 = std::min(panels.count, p0 + together);
     const size_t size = (size_t)kTileColumns * width;
-    float* outs = scratch().get<float>(kOuts, (p1 - p0) * size);
+    float* outs = scratch().get<float>(kOuts, (p1 - p0) * size, kVectorBytes);
     std::fill(outs, outs + (p1 - p0) * size, 0.f);
     auto cutter = begin(n0, n1);
     bool fine = true;

@@ -1,31 +1,50 @@
-// Every product on small random weights against plain loops in double, built with the
-// sanitizers: buffers are exactly as long as they may be, so a stray read is caught.
+// Every product of random weights against plain loops in double, built with the sanitizers:
+// buffers are exactly as long as they may be, so a stray access is caught.
+//
+//     products_test [cases [first]]
+//
+// Case i draws everything from the seed i; a failure names its case, and `products_test 1 i`
+// runs that one again.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <thread>
 #include <vector>
 
+#ifdef JAXSPARSE_SANITIZE
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 #include "products.h"
 
 namespace jaxsparse {
 namespace {
 
-std::mt19937 rng(0);
+std::mt19937 rng;
 int random_below(int n) { return (int)(rng() % (unsigned)n); }
+int random_between(int low, int high) { return low + random_below(high - low + 1); }
+bool one_in(int n) { return random_below(n) == 0; }
 float random_float() { return (float)(int)(rng() % 2001) / 1000.f - 1.f; }
+
+// What is being drawn, for messages.
+long number;
+char drawn[200];
 
 class Threads : public Pool {
  public:
-  int threads() const override { return 3; }
+  explicit Threads(int threads) : threads_(threads) {}
+  int threads() const override { return threads_; }
   void schedule(std::function<void()> task) override { running_.emplace_back(std::move(task)); }
   ~Threads() override {
     for (auto& thread : running_) thread.join();
   }
 
  private:
+  const int threads_;
   std::vector<std::thread> running_;
 };
 
@@ -38,6 +57,12 @@ struct Exact {
   size_t size;
   std::unique_ptr<T[]> at;
 };
+
+Exact<float> unwritten(size_t n) {
+  Exact<float> out(n);
+  std::fill(out.get(), out.get() + n, NAN);
+  return out;
+}
 
 Exact<float> random_matrix(long rows, long columns) {
   Exact<float> m(rows * columns);
@@ -75,6 +100,10 @@ struct Stored {
 };
 
 int failures = 0;
+void fail(const char* what) {
+  failures++;
+  std::printf("case %ld, %s: %s\n", number, drawn, what);
+}
 
 // got[rows][columns] against a(r, i) * b(i, c) summed over i.
 template <class A, class B>
@@ -85,15 +114,12 @@ void compare(const char* what, const float* got, long rows, long columns, long d
     for (long c = 0; c < columns; c++) {
       double sum = 0;
       for (long i = 0; i < depth; i++) sum += a(r, i) * b(i, c);
-      worst = std::fmax(worst, std::fabs(got[r * columns + c] - sum));
+      const double error = std::fabs(got[r * columns + c] - sum);
+      worst = std::isnan(error) ? INFINITY : std::fmax(worst, error);
       most = std::fmax(most, std::fabs(sum));
     }
   }
-  if (!(worst / most < 1e-5)) {
-    failures++;
-    std::printf("%s: relative error %g at %ld x %ld x %ld\n", what, worst / most, rows, depth,
-                columns);
-  }
+  if (!(worst / most < 1e-5)) fail(what);
 }
 
 // One weight's three products; entries(visit) calls visit(entry, row, column).
@@ -104,104 +130,150 @@ struct Problem {
 
   Problem(long batch, long k, long n)
       : batch(batch), k(k), n(n), dense(k * n), x(random_matrix(batch, k)),
-        dy(random_matrix(batch, n)), y(batch * n), dx(batch * k) {}
+        dy(random_matrix(batch, n)), y(unwritten(batch * n)), dx(unwritten(batch * k)) {}
 
   Matrix in() const { return {x.get(), batch, k}; }
   Matrix out() const { return {dy.get(), batch, n}; }
 
-  void check(const char* what) {
-    compare(what, y.get(), batch, n, k, [&](long r, long i) { return x.at[r * k + i]; },
+  void check() {
+    compare("y differs", y.get(), batch, n, k, [&](long r, long i) { return x.at[r * k + i]; },
             [&](long i, long c) { return dense[i * n + c]; });
-    compare(what, dx.get(), batch, k, n, [&](long r, long i) { return dy.at[r * n + i]; },
+    compare("dx differs", dx.get(), batch, k, n, [&](long r, long i) { return dy.at[r * n + i]; },
             [&](long i, long c) { return dense[c * n + i]; });
   }
-  void check_sampled(const char* what, long row, long column, float got) {
+  void check_sampled(long row, long column, float got) {
     double sum = 0;
     for (long m = 0; m < batch; m++) sum += (double)x.at[m * k + row] * dy.at[m * n + column];
-    if (!(std::fabs(got - sum) <= 1e-6 * (batch + 1))) {
-      failures++;
-      std::printf("%s: %g instead of %g\n", what, got, sum);
-    }
+    if (!(std::fabs(got - sum) <= 1e-6 * (batch + 1))) fail("a sampled value differs");
+  }
+  void check_spare(const Exact<float>& sampled, size_t kept) {
+    for (size_t e = kept; e < sampled.size; e++)
+      if (sampled.at[e] != 0) fail("a sampled value of spare room is not zero");
   }
 };
 
-void test_block(long batch, long k, long n, int bk, int bn, int dtype, int percent) {
-  Threads pool;
-  Problem p(batch, k, n);
-  const long down = (k + bk - 1) / bk, across = (n + bn - 1) / bn;
-  Exact<int32_t> indptr(across + 1);
-  std::vector<int32_t> rows;
-  for (long j = 0; j < across; j++) {
-    for (long i = 0; i < down; i++)
-      if (random_below(100) < percent) rows.push_back((int32_t)i);
-    indptr[j + 1] = (int32_t)rows.size();
+// Weights are kept with a probability; columns that keep none or all come up too.
+struct Density {
+  int percent = one_in(4) ? (one_in(2) ? 0 : 100) : one_in(2) ? random_below(10) : random_below(101);
+  bool keeps() const { return random_below(100) < percent; }
+};
+
+// Columns of ascending rows, with room to spare behind the last.
+template <class Row>
+struct Columns {
+  Columns(long down, long across, const Density& density)
+      : indptr(across + 1), rows(kept_of(down, across, density) + (one_in(2) ? 0 : random_below(9))) {
+    std::copy(kept.begin(), kept.end(), rows.get());
   }
-  Exact<int32_t> indices(rows.size());
-  std::copy(rows.begin(), rows.end(), indices.get());
-  const Stored values(rows.size() * bk * bn, dtype);
+  // Says what check_pointers and the products should say.
+  bool good(long down) const {
+    for (size_t j = 0; j + 1 < indptr.size; j++) {
+      long last = -1;
+      for (long e = indptr.at[j]; e < indptr.at[j + 1]; e++) {
+        const long row = (long)rows.at[e];
+        if (row <= last || row >= down) return false;
+        last = row;
+      }
+    }
+    return true;
+  }
+  // Something that may be wrong with the rows: another row, two rows exchanged, one repeated.
+  void damage(long down) {
+    if (kept.empty()) return;
+    const int e = random_below((int)kept.size()), other = random_below((int)kept.size());
+    switch (random_below(4)) {
+      case 0: rows[e] = (Row)random_below((int)down); break;
+      case 1: rows[e] = (Row)(one_in(2) ? -1 : random_between((int)down, (int)down + 60000)); break;
+      case 2: std::swap(rows[e], rows[other]); break;
+      default: rows[e] = rows[e > 0 ? e - 1 : e];
+    }
+  }
+
+  std::vector<Row> kept;
+  Exact<int32_t> indptr;
+  Exact<Row> rows;
+
+ private:
+  size_t kept_of(long down, long across, const Density& density) {
+    for (long j = 0; j < across; j++) {
+      for (long i = 0; i < down; i++)
+        if (density.keeps()) kept.push_back((Row)i);
+      indptr[j + 1] = (int32_t)kept.size();
+    }
+    return kept.size();
+  }
+};
+
+void test_block(Pool& pool, Problem& p, int dtype, const Density& density) {
+  const long k = p.k, n = p.n;
+  const int bk = one_in(3) ? 1 << random_below(6) : random_between(1, 70);
+  const int bn = 16 * (one_in(3) ? 1 << random_below(4) : random_between(1, 9));
+  std::snprintf(drawn + std::strlen(drawn), 40, ", blocks %dx%d", bk, bn);
+  const long down = (k + bk - 1) / bk, across = (n + bn - 1) / bn;
+  Columns<int32_t> index(down, across, density);
+  const auto &indptr = index.indptr, &rows = index.rows;
+  const Stored values(rows.size * bk * bn, dtype);
   const auto each = [&](const auto& visit) {
     for (long j = 0; j < across; j++)
-      for (long e = indptr[j]; e < indptr[j + 1]; e++)
+      for (long e = indptr.at[j]; e < indptr.at[j + 1]; e++)
         for (long r = 0; r < bk; r++)
           for (long c = 0; c < bn; c++) {
-            const long row = rows[e] * bk + r, column = j * bn + c;
+            const long row = rows.at[e] * bk + r, column = j * bn + c;
             if (row < k && column < n) visit((e * bk + r) * bn + c, row, column);
           }
   };
   each([&](long at, long row, long column) { p.dense[row * n + column] = values.say[at]; });
-  const BlockWeights w{k,  n, bk, bn, dtype, values.bytes.get(), indptr.get(), indices.get(),
-                       (long)rows.size()};
-  if (check_pointers(w.indptr, across, w.nnz) || check_indices(w)) failures++;
+  const BlockWeights w{k,  n, bk, bn, dtype, values.bytes.get(), indptr.get(), rows.get(),
+                       (long)rows.size};
+  if (check_pointers(w.indptr, across, w.nnz) || check_indices(w)) fail("a good index is refused");
   block_dot(pool, p.in(), w, p.y.get());
   block_dot_transposed(pool, p.out(), w, p.dx.get());
-  p.check("block");
-  Exact<float> sampled(rows.size() * bk * bn);
+  p.check();
+  Exact<float> sampled = unwritten(rows.size * bk * bn);
   block_sampled(pool, p.in(), p.out(), w, sampled.get());
   each([&](long at, long row, long column) {
-    if (at % 7 == 0) p.check_sampled("block sampled", row, column, sampled[at]);
+    if (at % 7 == 0) p.check_sampled(row, column, sampled[at]);
   });
+  p.check_spare(sampled, index.kept.size() * bk * bn);
+  for (int round = 0; round < 3; round++) {
+    index.damage(down);
+    if ((check_indices(w) == nullptr) != index.good(down)) fail("a damaged index");
+  }
 }
 
 template <class Row>
-void test_csc(long batch, long k, long n, int dtype, int percent) {
-  Threads pool;
-  Problem p(batch, k, n);
-  Exact<int32_t> indptr(n + 1);
-  std::vector<Row> rows;
-  for (long j = 0; j < n; j++) {
-    for (long i = 0; i < k; i++)
-      if (random_below(100) < percent) rows.push_back((Row)i);
-    indptr[j + 1] = (int32_t)rows.size();
-  }
-  Exact<Row> indices(rows.size());
-  std::copy(rows.begin(), rows.end(), indices.get());
-  const Stored values(rows.size(), dtype);
-  for (long j = 0; j < n; j++)
-    for (long e = indptr[j]; e < indptr[j + 1]; e++) p.dense[rows[e] * n + j] = values.say[e];
-  const CscWeights w{k, n, dtype, values.bytes.get(), indptr.get(), indices.get(),
-                     sizeof(Row) == 4, (long)rows.size()};
-  if (csc_dot(pool, p.in(), w, p.y.get())) failures++;
-  if (csc_dot_transposed(pool, p.out(), w, p.dx.get())) failures++;
-  p.check("csc");
-  Exact<float> sampled(rows.size());
-  if (csc_sampled(pool, p.in(), p.out(), w, sampled.get())) failures++;
-  for (long j = 0; j < n; j++)
-    for (long e = indptr[j]; e < indptr[j + 1]; e++)
-      p.check_sampled("csc sampled", rows[e], j, sampled[e]);
-  // Damaged indices: an error or a wrong result, but no stray access.
-  for (int round = 0; round < 4 && !rows.empty(); round++) {
-    for (int hits = 0; hits < 3; hits++)
-      indices[random_below((int)rows.size())] = (Row)random_below(round < 2 ? (int)k : 60000);
-    csc_dot(pool, p.in(), w, p.y.get());
-    csc_dot_transposed(pool, p.out(), w, p.dx.get());
-    csc_sampled(pool, p.in(), p.out(), w, sampled.get());
+void test_csc(Pool& pool, Problem& p, int dtype, const Density& density) {
+  const long k = p.k, n = p.n;
+  Columns<Row> index(k, n, density);
+  const auto &indptr = index.indptr, &rows = index.rows;
+  const Stored values(rows.size, dtype);
+  const auto each = [&](const auto& visit) {
+    for (long j = 0; j < n; j++)
+      for (long e = indptr.at[j]; e < indptr.at[j + 1]; e++) visit(e, rows.at[e], j);
+  };
+  each([&](long at, long row, long column) { p.dense[row * n + column] = values.say[at]; });
+  const CscWeights w{k, n, dtype, values.bytes.get(), indptr.get(), rows.get(), sizeof(Row) == 4,
+                     (long)rows.size};
+  Exact<float> sampled = unwritten(rows.size);
+  const auto products = [&](bool good) {
+    if ((csc_dot(pool, p.in(), w, p.y.get()) == nullptr) != good ||
+        (csc_dot_transposed(pool, p.out(), w, p.dx.get()) == nullptr) != good ||
+        (csc_sampled(pool, p.in(), p.out(), w, sampled.get()) == nullptr) != good)
+      fail(good ? "a good index is refused" : "a product takes a damaged index");
+  };
+  products(true);
+  p.check();
+  each([&](long at, long row, long column) { p.check_sampled(row, column, sampled[at]); });
+  p.check_spare(sampled, index.kept.size());
+  for (int round = 0; round < 3 && k > 0 && p.batch > 0; round++) {
+    index.damage(k);
+    products(index.good(k));
   }
 }
 
-void test_bitmap(long batch, long k, long n, int dtype, int percent) {
-  Threads pool;
-  Problem p(batch, k, n);
-  const int words = (int)std::min<long>(8, (k + 31) / 32);
+void test_bitmap(Pool& pool, Problem& p, int dtype, const Density& density) {
+  const long k = p.k, n = p.n;
+  const int words = (int)std::max<long>(1, std::min<long>(8, (k + 31) / 32));
   BitmapWeights w{k, n, dtype, nullptr, nullptr, nullptr, words, 0};
   Exact<uint32_t> bits(w.strips() * n * words);
   Exact<int32_t> starts(w.strips() * w.chunks() + 1);
@@ -209,42 +281,45 @@ void test_bitmap(long batch, long k, long n, int dtype, int percent) {
   for (long s = 0; s < w.strips(); s++)
     for (long c = 0; c < n; c++) {
       for (long r = 0; r < w.strip() && s * w.strip() + r < k; r++)
-        if (random_below(100) < percent) {
+        if (density.keeps()) {
           bits[(s * n + c) * words + r / 32] |= 1u << r % 32;
           rows.push_back(s * w.strip() + r);
           columns.push_back(c);
         }
       starts[s * w.chunks() + c / kTileColumns + 1] = (int32_t)rows.size();
     }
-  const Stored values(rows.size(), dtype);
+  const Stored values(rows.size() + (one_in(2) ? 0 : random_below(9)), dtype);
   for (size_t e = 0; e < rows.size(); e++) p.dense[rows[e] * n + columns[e]] = values.say[e];
   w.values = values.bytes.get();
   w.starts = starts.get();
   w.bits = bits.get();
-  w.nnz = (long)rows.size();
-  if (check_pointers(w.starts, w.strips() * w.chunks(), w.nnz)) failures++;
-  if (bitmap_dot(pool, p.in(), w, p.y.get())) failures++;
-  if (bitmap_dot_transposed(pool, p.out(), w, p.dx.get())) failures++;
-  p.check("bitmap");
-  Exact<float> sampled(rows.size());
-  if (bitmap_sampled(pool, p.in(), p.out(), w, sampled.get())) failures++;
-  for (size_t e = 0; e < rows.size(); e++)
-    p.check_sampled("bitmap sampled", rows[e], columns[e], sampled[e]);
-  // Damaged bits: always an error, where there is anything to multiply; and no stray access.
-  for (int round = 0; round < 4; round++) {
-    const int hit = random_below((int)(w.strips() * n * words));
-    bits[hit] ^= round % 2 ? ~0u : 1u << random_below(32);
-    const bool refused[] = {bitmap_dot(pool, p.in(), w, p.y.get()) != nullptr,
-                            bitmap_dot_transposed(pool, p.out(), w, p.dx.get()) != nullptr,
-                            bitmap_sampled(pool, p.in(), p.out(), w, sampled.get()) != nullptr};
-    for (bool one : refused)
-      if (!one && batch > 0 && round == 0) failures++;
+  w.nnz = (long)values.say.size();
+  if (check_pointers(w.starts, w.strips() * w.chunks(), w.nnz)) fail("good starts are refused");
+  Exact<float> sampled = unwritten(values.say.size());
+  const auto products = [&](bool good) {
+    if ((bitmap_dot(pool, p.in(), w, p.y.get()) == nullptr) != good ||
+        (bitmap_dot_transposed(pool, p.out(), w, p.dx.get()) == nullptr) != good ||
+        (bitmap_sampled(pool, p.in(), p.out(), w, sampled.get()) == nullptr) != good)
+      fail(good ? "good bits are refused" : "a product takes damaged bits");
+  };
+  products(true);
+  p.check();
+  for (size_t e = 0; e < rows.size(); e++) p.check_sampled(rows[e], columns[e], sampled[e]);
+  p.check_spare(sampled, rows.size());
+  if (bits.size == 0 || p.batch == 0) return;
+  // A bit more or less is counted, and where it goes elsewhere in its column it is not.
+  const int hit = random_below((int)bits.size);
+  const uint32_t before = bits[hit];
+  for (const uint32_t wrong : {before ^ 1u << random_below(32), ~before, 0u, ~0u}) {
+    bits[hit] = wrong;
+    if (__builtin_popcount(wrong) != __builtin_popcount(before)) products(false);
   }
 }
 
-void test_nm(long batch, long k, long n, int kept, int m, int dtype) {
-  Threads pool;
-  Problem p(batch, k, n);
+void test_nm(Pool& pool, Problem& p, int dtype) {
+  const long k = p.k, n = p.n;
+  const int m = 2 << random_below(4), kept = one_in(3) ? 1 : random_between(1, m);
+  std::snprintf(drawn + std::strlen(drawn), 40, ", %d:%d", kept, m);
   NmWeights w{k, n, kept, m, dtype, nullptr, nullptr};
   const long rows = w.groups() * kept;
   const Stored values(rows * n, dtype);
@@ -252,9 +327,9 @@ void test_nm(long batch, long k, long n, int kept, int m, int dtype) {
   std::vector<long> at(rows * n);
   for (long g = 0; g < w.groups(); g++) {
     for (long c = 0; c < n; c++) {
-      std::vector<int> order(m);
+      int order[16];
       for (int i = 0; i < m; i++) order[i] = i;
-      std::shuffle(order.begin(), order.end(), rng);
+      std::shuffle(order, order + m, rng);
       for (int z = 0; z < kept; z++) {
         const long r = g * kept + z, row = g * m + order[z];
         positions[r / w.per_word() * n + c] |= (uint32_t)order[z]
@@ -268,43 +343,59 @@ void test_nm(long batch, long k, long n, int kept, int m, int dtype) {
   w.positions = positions.get();
   nm_dot(pool, p.in(), w, p.y.get());
   nm_dot_transposed(pool, p.out(), w, p.dx.get());
-  p.check("nm");
-  Exact<float> sampled(rows * n);
+  p.check();
+  Exact<float> sampled = unwritten(rows * n);
   nm_sampled(pool, p.in(), p.out(), w, sampled.get());
   for (long e = 0; e < rows * n; e += 5)
-    if (at[e] < k) p.check_sampled("nm sampled", at[e], e % n, sampled[e]);
+    if (at[e] < k) p.check_sampled(at[e], e % n, sampled[e]);
+}
+
+// Small, or as large as `most`: edges lie near multiples of a vector and of a tile.
+int random_size(int most) {
+  if (one_in(20)) return 0;
+  const int size = one_in(3) ? random_between(1, 20) : random_between(1, most);
+  return one_in(3) ? std::max(1, size / 16 * 16 + random_between(-1, 1)) : size;
+}
+
+void run(long i) {
+  rng.seed((unsigned)i);
+  number = i;
+  const int storage = random_below(5), dtype = random_below(3);
+  const Density density;
+  // One case in ten is deep, so that weights are cut into tiles and few columns share a thread.
+  const bool deep = one_in(10);
+  const long k = deep ? random_size(9000) : random_size(330);
+  const long n = random_size(deep ? 40 : 150);
+  const long batch = one_in(10) ? random_between(100, 200) : random_size(80);
+  Threads pool(one_in(2) ? 1 : random_between(2, 6));
+  static const char* const kNames[] = {"block", "csc 16", "csc 32", "bitmap", "nm"};
+  std::snprintf(drawn, sizeof drawn, "%s, dtype %d, %ld x %ld x %ld, %d %%, %d threads",
+                kNames[storage], dtype, batch, k, n, density.percent, pool.threads());
+  Problem p(batch, k, n);
+  switch (storage) {
+    case 0: return test_block(pool, p, dtype, density);
+    case 1: return test_csc<uint16_t>(pool, p, dtype, density);
+    case 2: return test_csc<int32_t>(pool, p, dtype, density);
+    case 3: return test_bitmap(pool, p, dtype, density);
+    default: return test_nm(pool, p, dtype);
+  }
 }
 
 }  // namespace
 }  // namespace jaxsparse
 
-int main() {
+int main(int count, char** arguments) {
   using namespace jaxsparse;
   if (isa_error()) {
     std::printf("%s\n", isa_error());
     return 0;
   }
-  const int blocks[][2] = {{1, 16}, {4, 16}, {32, 32}, {5, 48}, {64, 64}};
-  const int groups[][2] = {{2, 4}, {1, 4}, {1, 2}, {4, 8}, {3, 16}};
-  const long batches[] = {0, 1, 2, 5, 8, 13, 16, 17, 40, 70};
-  const int percents[] = {0, 5, 40, 100};
-  for (int round = 0; round < 40; round++) {
-    const long batch = batches[round % 10], k = 1 + random_below(150), n = 1 + random_below(100);
-    const int dtype = random_below(3), percent = percents[random_below(4)];
-    const auto& block = blocks[random_below(5)];
-    const auto& group = groups[random_below(5)];
-    test_block(batch, k, n, block[0], block[1], dtype, percent);
-    if (round % 2) test_csc<uint16_t>(batch, k, n, dtype, percent);
-    else test_csc<int32_t>(batch, k, n, dtype, percent);
-    test_bitmap(batch, k, n, dtype, percent);
-    test_nm(batch, k, n, group[0], group[1], dtype);
-  }
-  // More of x than a cache holds: CSC is cut into tiles.
-  for (int dtype : {kF32, kBf16, kI8}) {
-    test_csc<uint16_t>(34, 8001, 70, dtype, 3);
-    test_csc<int32_t>(41, 7003, 65, dtype, 40);
-    for (long batch : {1, 3, 7, 20, 70}) test_bitmap(batch, 520, 70, dtype, 50);
-  }
-  std::printf("%s: %s\n", kernels().name, failures ? "FAILED" : "passed");
+#ifdef JAXSPARSE_SANITIZE
+  __sanitizer_set_death_callback([] { std::fprintf(stderr, "case %ld, %s\n", number, drawn); });
+#endif
+  const long cases = count > 1 ? std::atol(arguments[1]) : 300;
+  const long first = count > 2 ? std::atol(arguments[2]) : 0;
+  for (long i = first; i < first + cases; i++) run(i);
+  std::printf("%s: %ld cases %s\n", kernels().name, cases, failures ? "FAILED" : "passed");
   return failures != 0;
 }
