@@ -1,8 +1,10 @@
-"""A walk over a traced program: what `sparsify` and the channel graph stand on."""
+"""A walk over a traced program: what `sparsify`, `products` and the channel graph stand on."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+from jax import lax
 from jax.extend import core
 
 Visit = Callable[[Any, list[Any]], Sequence[Any]]
@@ -82,3 +84,129 @@ def split_while(equation, operands: Sequence[Any]) -> tuple[list[Any], list[Any]
     first = equation.params["cond_nconsts"]
     second = first + equation.params["body_nconsts"]
     return list(operands[:first]), list(operands[first:second]), list(operands[second:])
+
+
+# An array that a loop carries or takes slices of, and what it stands for inside.
+Entry = tuple[Any, Callable[[Any], Any]]
+
+
+class Evaluator:
+    """Evaluates programs with values of a kind of its own among the arrays.
+
+    Equations without such values are computed as they are. Control flow is rebuilt around
+    programs that are evaluated in the same way. A value that a loop hands on as it came is
+    the same value inside. These values are pytrees.
+    """
+
+    def special(self, value: Any) -> bool:
+        """Whether a value is of the kind that `apply` knows."""
+        raise NotImplementedError
+
+    def apply(self, equation, operands: Sequence[Any]) -> Sequence[Any]:
+        """The results of an equation, other than control flow, on such values."""
+        raise NotImplementedError
+
+    def array(self, value: Any, operation: str) -> Any:
+        """The array that a value stands for, which an operation needs."""
+        raise NotImplementedError
+
+    def carried(self, value: Any, operation: str) -> Entry:
+        """How a value goes through a loop that may change it."""
+        return self.array(value, operation), lambda array: array
+
+    def sliced(self, value: Any) -> Entry:
+        """How `scan` takes slices of a value."""
+        return self.array(value, "scan"), lambda array: array
+
+    def rebuilt(self, results: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+        """The results of control flow, where they are not values that went through."""
+        del operands
+        return list(results)
+
+    def run(self, jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """The results of a program."""
+        return walk(jaxpr, consts, args, self.visit)
+
+    def visit(self, equation, operands: Sequence[Any]) -> Sequence[Any]:
+        """The results of an equation."""
+        if not any(map(self.special, operands)):
+            return bind(equation, operands)
+        name = equation.primitive.name
+        if inner := inner_program(equation):
+            if name in ("checkpoint", "remat2"):
+                options = {k: equation.params[k] for k in ("policy", "prevent_cse")}
+                return jax.checkpoint(lambda *o: self.run(*inner, o), **options)(*operands)
+            return self.run(*inner, operands)
+        control = {"scan": self._scan, "while": self._while, "cond": self._cond}.get(name)
+        return (control or self.apply)(equation, operands)
+
+    def _arrays(self, jaxpr, consts, args):
+        return [self.array(r, "being returned") for r in self.run(jaxpr, consts, args)]
+
+    def _scan(self, equation, operands):
+        params = equation.params
+        jaxpr, closed = open_jaxpr(params["jaxpr"])
+        consts, carry, xs = split_scan(equation, operands)
+        loop = _Loop(self, "the carry of scan", jaxpr, len(consts), carry)
+        entries = [self.sliced(x) for x in xs]
+
+        def body(arrays, slices):
+            slices = [inside(part) for (_, inside), part in zip(entries, slices, strict=True)]
+            results = self.run(jaxpr, closed, (*consts, *loop.inside(arrays), *slices))
+            ys = [self.array(r, "being returned") for r in results[len(carry) :]]
+            return loop.next(results[: len(carry)]), ys
+
+        options = {k: params[k] for k in ("length", "reverse", "unroll")}
+        arrays, ys = lax.scan(body, loop.start, [array for array, _ in entries], **options)
+        return [*loop.end(arrays, operands), *self.rebuilt(ys, operands)]
+
+    def _while(self, equation, operands):
+        params = equation.params
+        cond, cond_closed = open_jaxpr(params["cond_jaxpr"])
+        body, body_closed = open_jaxpr(params["body_jaxpr"])
+        cond_consts, body_consts, carry = split_while(equation, operands)
+        loop = _Loop(self, "the carry of while", body, len(body_consts), carry)
+        arrays = lax.while_loop(
+            lambda a: self._arrays(cond, cond_closed, (*cond_consts, *loop.inside(a)))[0],
+            lambda a: loop.next(self.run(body, body_closed, (*body_consts, *loop.inside(a)))),
+            loop.start,
+        )
+        return loop.end(arrays, operands)
+
+    def _cond(self, equation, operands):
+        def branch(jaxpr):
+            return lambda *operands: self._arrays(*open_jaxpr(jaxpr), operands)
+
+        which, *rest = operands
+        branches = [branch(jaxpr) for jaxpr in equation.params["branches"]]
+        results = lax.switch(self.array(which, "cond"), branches, *rest)
+        return self.rebuilt(results, operands)
+
+
+class _Loop:
+    """What a loop carries: arrays that change, and values that go round as they came."""
+
+    def __init__(self, evaluator, operation, body, consts, carry):
+        self.evaluator, self.carry = evaluator, carry
+        variables = body.invars[consts:]
+        self.still = [body.outvars[i] is variables[i] for i in range(len(carry))]
+        moving = [value for value, still in zip(carry, self.still, strict=True) if not still]
+        self.entries = [evaluator.carried(value, operation) for value in moving]
+        self.start = [array for array, _ in self.entries]
+
+    def inside(self, arrays):
+        """The values that the body takes."""
+        return self._whole([e(a) for (_, e), a in zip(self.entries, arrays, strict=True)])
+
+    def next(self, results):
+        """The arrays of the next turn."""
+        moving = (r for r, still in zip(results, self.still, strict=True) if not still)
+        return [self.evaluator.array(r, "being returned") for r in moving]
+
+    def end(self, arrays, operands):
+        """What comes out of the loop."""
+        return self._whole(self.evaluator.rebuilt(arrays, operands))
+
+    def _whole(self, moving):
+        moving = iter(moving)
+        return [c if s else next(moving) for c, s in zip(self.carry, self.still, strict=True)]

@@ -15,6 +15,7 @@ from jax import lax
 import jaxsparse.kernels as kernels
 from jaxsparse import jaxprs
 from jaxsparse.convolution import convolution
+from jaxsparse.factors import VIEWS
 from jaxsparse.packed import is_packed
 from jaxsparse.standins import StandIn
 from jaxsparse.trees import flatten
@@ -92,7 +93,7 @@ def sparsify(
             for i in dynamic
         ]
         run = _Run(implementation, on_dense)
-        outputs = jaxprs.walk(program.jaxpr, program.consts, operands, run.visit)
+        outputs = run.run(program.jaxpr, program.consts, operands)
         return jax.tree.unflatten(output_tree, [run.returned(output) for output in outputs])
 
     return wrapped
@@ -108,7 +109,7 @@ def _name(path):
     return rest[0] if rest else f"argument {argument}"
 
 
-class _Run:
+class _Run(jaxprs.Evaluator):
     """One evaluation of a program with stand-ins among its values."""
 
     def __init__(self, implementation, on_dense):
@@ -116,31 +117,26 @@ class _Run:
         self.on_dense = on_dense
         self.named = set()
 
-    def visit(self, equation, operands):
-        if not any(isinstance(o, StandIn) for o in operands):
-            return jaxprs.bind(equation, operands)
+    def special(self, value):
+        return isinstance(value, StandIn)
+
+    def sliced(self, value):
+        if isinstance(value, StandIn) and value.axes[0] and value.axes[0] == value.batch[:1]:
+            return value.packed, value.slice_of
+        return super().sliced(value)
+
+    def apply(self, equation, operands):
         name = equation.primitive.name
-        if inner := jaxprs.inner_program(equation):
-            jaxpr, consts = inner
-            if name in ("checkpoint", "remat2"):
-                options = {k: equation.params[k] for k in ("policy", "prevent_cse")}
-                walk = jax.checkpoint(lambda *o: self.inside(jaxpr, consts, o), **options)
-                return walk(*operands)
-            return jaxprs.walk(jaxpr, consts, operands, self.visit)
-        rule = getattr(self, f"_{name}", None)
-        results = rule(equation, *operands) if rule else None
+        if name in VIEWS:
+            results = VIEWS[name](operands[0], equation.params)
+        else:
+            rule = getattr(self, f"_{name}", None)
+            results = rule(equation, *operands) if rule else None
         if results is None:
-            results = jaxprs.bind(equation, [self.dense(o, name) for o in operands])
+            results = jaxprs.bind(equation, [self.array(o, name) for o in operands])
         return results if isinstance(results, list) else [results]
 
-    def inside(self, jaxpr, consts, operands):
-        """The results of a program inside another one, where they must be arrays."""
-        return [
-            self.dense(r, "being returned")
-            for r in jaxprs.walk(jaxpr, consts, operands, self.visit)
-        ]
-
-    def dense(self, value, operation):
+    def array(self, value, operation):
         if not isinstance(value, StandIn):
             return value
         if (value.name, operation) not in self.named:
@@ -156,31 +152,13 @@ class _Run:
         if not isinstance(value, StandIn):
             return value
         original = StandIn.of(value.packed, value.name)
-        return value.packed if value.axes == original.axes else self.dense(value, "being returned")
+        return value.packed if value.axes == original.axes else self.array(value, "being returned")
 
     # What a stand-in can be without being made dense. None means it cannot.
 
     def _convert_element_type(self, equation, w):
         dtype = equation.params["new_dtype"]
         return w.cast(dtype) if jnp.issubdtype(dtype, jnp.floating) else None
-
-    def _transpose(self, equation, w):
-        return w.transpose(equation.params["permutation"])
-
-    def _reshape(self, equation, w):
-        return (
-            w.reshape(equation.params["new_sizes"]) if not equation.params["dimensions"] else None
-        )
-
-    def _squeeze(self, equation, w):
-        return w.reshape(
-            [s for i, s in enumerate(w.shape) if i not in equation.params["dimensions"]]
-        )
-
-    def _broadcast_in_dim(self, equation, w, *dynamic):
-        del dynamic
-        params = equation.params
-        return w.with_unit_axes(params["shape"], params["broadcast_dimensions"])
 
     def _copy(self, equation, w):
         del equation
@@ -276,70 +254,6 @@ class _Run:
         if isinstance(x, StandIn) or groups != 1:
             return None
         return convolution(x, w, params, equation.outvars[0].aval, self.implementation)
-
-    # Control flow: rebuilt around programs that know of stand-ins.
-
-    def _scan(self, equation, *operands):
-        params = equation.params
-        jaxpr, closed = jaxprs.open_jaxpr(params["jaxpr"])
-        consts, carry, xs = jaxprs.split_scan(equation, operands)
-        carry = [self.dense(c, "the carry of scan") for c in carry]
-        xs = [self._scanned(x) for x in xs]
-
-        def body(carry, xs):
-            xs = [x.unscanned() if isinstance(x, _Scanned) else x for x in xs]
-            results = self.inside(jaxpr, closed, (*consts, *carry, *xs))
-            return results[: len(carry)], results[len(carry) :]
-
-        options = {k: params[k] for k in ("length", "reverse", "unroll")}
-        carry, ys = lax.scan(body, carry, xs, **options)
-        return [*carry, *ys]
-
-    def _scanned(self, x):
-        if isinstance(x, StandIn):
-            stacked = x.axes[0] and x.axes[0] == x.batch[:1]
-            return _Scanned(x) if stacked else self.dense(x, "scan")
-        return x
-
-    def _while(self, equation, *operands):
-        params = equation.params
-        cond, cond_closed = jaxprs.open_jaxpr(params["cond_jaxpr"])
-        body, body_closed = jaxprs.open_jaxpr(params["body_jaxpr"])
-        cond_consts, body_consts, carry = jaxprs.split_while(equation, operands)
-        carry = [self.dense(c, "the carry of while") for c in carry]
-        return list(
-            lax.while_loop(
-                lambda c: self.inside(cond, cond_closed, (*cond_consts, *c))[0],
-                lambda c: self.inside(body, body_closed, (*body_consts, *c)),
-                carry,
-            )
-        )
-
-    def _cond(self, equation, which, *operands):
-        branches = [jaxprs.open_jaxpr(branch) for branch in equation.params["branches"]]
-        run = [functools.partial(lambda j, c, *o: self.inside(j, c, o), *b) for b in branches]
-        return list(lax.switch(which, run, *operands))
-
-
-@jax.tree_util.register_pytree_node_class
-class _Scanned:
-    """A stack of kernels on its way through `lax.scan`, which takes slices of its arrays."""
-
-    def __init__(self, whole, packed=None):
-        self.whole, self.packed = whole, whole.packed if packed is None else packed
-
-    def tree_flatten(self):
-        shell = {k: v for k, v in vars(self.whole).items() if k != "packed"}
-        return (self.packed,), tuple(shell.items())
-
-    @classmethod
-    def tree_unflatten(cls, shell, children):
-        return cls(StandIn(packed=children[0], **dict(shell)), children[0])
-
-    def unscanned(self):
-        fields = dict(vars(self.whole))
-        fields |= {"axes": self.whole.axes[1:], "batch": self.whole.batch[1:]}
-        return StandIn(**fields)
 
 
 def _one_of_stack(w, starts, sizes):

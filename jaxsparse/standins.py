@@ -1,11 +1,9 @@
 """Packed weights that stand in for dense arrays while a program runs.
 
 A `StandIn` is a packed weight together with how the program sees it at the
-moment: cast, transposed, reshaped. Each axis of the array it stands for is made
-of *factors*, pieces of the weight's own axes. Transposing permutes axes,
-reshaping regroups and splits factors, and a product is possible whenever the
-factors summed over are exactly those of the inputs (or of the outputs, for the
-transposed product), in any order.
+moment: cast, transposed, reshaped. A product is possible whenever the factors
+summed over (see `factors`) are exactly those of the inputs (or of the outputs,
+for the transposed product), in any order.
 """
 
 import dataclasses
@@ -18,27 +16,25 @@ import numpy as np
 from jax import lax
 
 from jaxsparse.arrays import CSC, Bitmap, NMSparse
+from jaxsparse.factors import Factor, Factored, split
 from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, BlockLayout
 from jaxsparse.packed import Packed
 from jaxsparse.sparse_dot import matrix_product
 
-Factor = tuple[tuple[int, ...], int]  # a name and a size above 1
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StandIn:
+class StandIn(Factored):
     """A packed weight seen through casts, transposes and reshapes.
 
     Attributes:
-      packed: the weight.
       axes: factors of every axis of the array it stands for, major to minor.
+      packed: the weight.
       batch, inputs, outputs: the same factors, by what they mean to the weight.
       name: the path of the weight in the arguments.
     """
 
     packed: Packed
-    axes: tuple[tuple[Factor, ...], ...]
     batch: tuple[Factor, ...]
     inputs: tuple[Factor, ...]
     outputs: tuple[Factor, ...]
@@ -54,8 +50,8 @@ class StandIn:
             return tuple(axes[i] for i in numbers if axes[i][1] != 1)
 
         return cls(
-            packed,
             tuple(part([i]) for i in range(len(axes))),
+            packed,
             tuple(axes[i] for i in range(stacked)),
             part(axis + stacked for axis in packed.view.inputs),
             part(axis + stacked for axis in packed.view.outputs),
@@ -63,15 +59,8 @@ class StandIn:
         )
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(_size(axis) for axis in self.axes)
-
-    @property
     def dtype(self):
         return self.packed.dtype
-
-    def _seen(self, **changes) -> Self:
-        return dataclasses.replace(self, **changes)
 
     def todense(self) -> jax.Array:
         """The array that it stands for."""
@@ -98,48 +87,18 @@ class StandIn:
             return self._seen(packed=packed.replace(scales=packed.scales * factor))
         return self._seen(packed=packed.replace(values=packed.learned * factor))
 
-    def transpose(self, permutation) -> Self:
-        """Axes in another order."""
-        return self._seen(axes=tuple(self.axes[i] for i in permutation))
+    def _seen(self, **changes) -> Self:
+        return dataclasses.replace(self, **changes)
 
-    def reshape(self, shape) -> Self | None:
-        """Another shape; None where an axis would be cut across a factor."""
-        left = [factor for axis in self.axes for factor in axis]
-        axes, splits = [], {}
-        for size in shape:
-            axis, filled = [], 1
-            while filled < size:
-                name, have = left.pop(0)
-                need = size // filled
-                if have > need:
-                    if size % filled or have % need:
-                        return None
-                    major, minor = ((*name, 0), need), ((*name, 1), have // need)
-                    splits[name, have] = (major, minor)
-                    left.insert(0, minor)
-                    name, have = major
-                axis.append((name, have))
-                filled *= have
-            if filled != size:
-                return None
-            axes.append(tuple(axis))
-
-        def split(factors):
-            return tuple(
-                part for f in factors for part in (split(splits[f]) if f in splits else (f,))
-            )
-
-        parts = {k: split(getattr(self, k)) for k in ("batch", "inputs", "outputs")}
+    def seen(self, axes, splits) -> Self:
+        parts = {k: split(getattr(self, k), splits) for k in ("batch", "inputs", "outputs")}
         return self._seen(axes=tuple(axes), **parts)
 
-    def with_unit_axes(self, shape, places) -> Self | None:
+    def broadcast(self, shape, places) -> Self | None:
         """`broadcast_in_dim` where it only adds axes of size 1."""
         if math.prod(shape) != math.prod(self.shape):
             return None
-        axes: list[tuple[Factor, ...]] = [()] * len(shape)
-        for place, axis in zip(places, self.axes, strict=True):
-            axes[place] = axis
-        return self._seen(axes=tuple(axes))
+        return super().broadcast(shape, places)
 
     def index(self, axis, position, keep=True) -> Self | None:
         """One kernel of a stack; None if the axis does not number kernels."""
@@ -154,6 +113,10 @@ class StandIn:
         return self._seen(
             packed=packed, axes=axes, batch=self.batch[:number] + self.batch[number + 1 :]
         )
+
+    def slice_of(self, packed: Packed) -> Self:
+        """What a slice of the packed stack, along its first axis, stands for."""
+        return self._seen(packed=packed, axes=self.axes[1:], batch=self.batch[1:])
 
     def product(self, x, summed, batched, dtype, implementation) -> jax.Array | None:
         """x, of shape (*batched, rows, *summed), by this array.
