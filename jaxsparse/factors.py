@@ -10,13 +10,18 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
-# A name and a size above 1. The name begins with the axis of the weight, and goes on with
+# A name and a size. The name begins with the axis of the weight, and goes on with
 # which part of it this is; axes that are none of the weight's are numbered below 0.
 Factor = tuple[tuple[int, ...], int]
 Axis = tuple[Factor, ...]  # major to minor
 Role = Literal["in", "out", "batch"]
 
 _strangers = itertools.count(-1, -1)
+
+
+def stranger(size: int) -> Axis:
+    """An axis that is none of the weight's."""
+    return (((next(_strangers),), size),) if size != 1 else ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +54,7 @@ class Factored:
 
     def reshape(self, shape: Sequence[int]) -> Self | None:
         """Another shape; None where an axis would be cut across a factor."""
-        left = [factor for axis in self.axes for factor in axis]
+        left = [factor for axis in self.axes for factor in axis if factor[1] != 1]
         if 0 in shape or not all(isinstance(size, int) for size in shape):
             return None
         axes, splits = [], {}
@@ -72,15 +77,15 @@ class Factored:
             axes.append(tuple(axis))
         return self.seen(axes, splits)
 
-    def squeeze(self, dimensions: Sequence[int]) -> Self | None:
+    def squeeze(self, dimensions: Sequence[int]) -> Self:
         """Without some axes of size 1."""
-        return self.reshape([n for i, n in enumerate(self.shape) if i not in dimensions])
+        return self.seen((axis for i, axis in enumerate(self.axes) if i not in dimensions), {})
 
     def broadcast(self, shape: Sequence[int], places: Sequence[int]) -> Self | None:
         """`broadcast_in_dim`; what it repeats are axes that are none of the weight's."""
         if not all(isinstance(size, int) for size in shape):
             return None
-        axes: list[Axis] = [((((next(_strangers)),), n),) if n != 1 else () for n in shape]
+        axes = [stranger(size) for size in shape]
         for place, axis, size in zip(places, self.axes, self.shape, strict=True):
             if size == shape[place]:
                 axes[place] = axis

@@ -22,6 +22,21 @@ _INNER = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
 
+# Primitives that map every entry alike: operands are of one shape, or scalars.
+ELEMENTWISE = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
+    clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf
+    erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to
+    lgamma log log1p log2 logistic lt lt_to max min mul mulhi name ne neg nextafter not
+    one_minus_square or polygamma polynomial population_count pow real reduce_precision
+    regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
+    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
+"""
+# One result for every operand, each as its operand is.
+IDENTITIES = """
+    device_put optimization_barrier reshard sharding_constraint layout_constraint pvary
+"""
+
 
 def walk(jaxpr, consts: Sequence[Any], args: Sequence[Any], visit: Visit) -> list[Any]:
     """Evaluates a jaxpr with values of any kind.

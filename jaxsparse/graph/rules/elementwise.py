@@ -2,20 +2,8 @@
 
 from jaxsparse.graph.rules.registry import drop, rule, sizes
 from jaxsparse.graph.values import Origin, Value
+from jaxsparse.jaxprs import ELEMENTWISE, IDENTITIES
 
-_ELEMENTWISE = """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
-    clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf
-    erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le le_to
-    lgamma log log1p log2 logistic lt lt_to max min mul mulhi name ne neg nextafter not
-    one_minus_square or polygamma polynomial population_count pow real reduce_precision
-    regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
-    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
-"""
-# One result for every operand, each as its operand is.
-_IDENTITIES = """
-    device_put optimization_barrier reshard sharding_constraint layout_constraint pvary
-"""
 _REDUCTIONS = """
     reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
 """
@@ -23,7 +11,7 @@ _REDUCTIONS = """
 _ORDERED = "cumlogsumexp cummax cummin cumprod cumsum"
 
 
-@rule(_ELEMENTWISE)
+@rule(ELEMENTWISE)
 def elementwise(graph, equation, *operands):
     """Axes of equal size are the same channels; axes of size 1 broadcast."""
     shape = sizes(equation.outvars[0])
@@ -50,7 +38,7 @@ def _common_origin(values):
     return Origin(origins[0].path, tuple(frozenset().union(*axes) for axes in merged))
 
 
-@rule(_IDENTITIES)
+@rule(IDENTITIES)
 def identity(graph, equation, *operands):
     """Hands through."""
     del graph, equation

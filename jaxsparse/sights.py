@@ -1,0 +1,131 @@
+"""What an array in a traced program shows of the weights that it is made of."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+
+from jaxsparse.factors import Axis, Factored, Role, roles, stranger
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """What one product of a program makes of a weight.
+
+    Attributes:
+      path: of the weight.
+      shape: of the weight.
+      primitive: JAX's name of the product.
+      in_axis: axes of the weight that it sums over, major to minor; of a convolution the
+        window comes first.
+      out_axis: axes that it ends in. The groups of a convolution are part of these.
+      batch_axis: axes along which every slice is a weight of its own.
+      partial: axes that it sums over in part, which makes them none of the three.
+      sums: False of a lookup by position. It sums over nothing; the axis looked up is one
+        that the product of a head with the same table would end in.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    primitive: str
+    in_axis: tuple[int, ...]
+    out_axis: tuple[int, ...]
+    batch_axis: tuple[int, ...]
+    partial: tuple[int, ...] = ()
+    sums: bool = True
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sight(Factored):
+    """One weight as an array shows it.
+
+    Attributes:
+      axes: factors of every axis of the array.
+      path, whole: of the weight, its path and shape.
+      taken: what is no axis any more: taken apart as a batch, or summed.
+    """
+
+    path: str
+    whole: tuple[int, ...]
+    taken: tuple[tuple[Role, Axis], ...] = ()
+
+    @classmethod
+    def of(cls, path: str, shape: Sequence[int]) -> Self:
+        """The weight as it is."""
+        shape = tuple(shape)
+        return cls(tuple((((i,), size),) for i, size in enumerate(shape)), path, shape)
+
+    def without(self, gone: Sequence[int], role: Role) -> Self:
+        """The array after some axes were taken apart or summed."""
+        taken = tuple((role, self.axes[i]) for i in gone)
+        axes = tuple(axis for i, axis in enumerate(self.axes) if i not in gone)
+        return dataclasses.replace(self, axes=axes, taken=self.taken + taken)
+
+    def resized(self, shape: Sequence[int]) -> Self | None:
+        """Cut, padded or concatenated to another shape; None if that cannot be told apart."""
+        if not all(isinstance(size, int) and size for size in shape):
+            return None
+        axes, taken = [], list(self.taken)
+        for axis, have, size in zip(self.axes, self.shape, shape, strict=True):
+            if size == have:
+                axes.append(axis)
+            elif size == 1:
+                taken.append(("batch", axis))
+                axes.append(())
+            elif len(axis) > 1:
+                return None
+            else:
+                axes.append(((axis[0][0], size),) if axis else stranger(size))
+        return dataclasses.replace(self, axes=tuple(axes), taken=tuple(taken))
+
+    @property
+    def ends(self) -> set[int]:
+        """The axes of the weight that are still axes."""
+        factors = (factor for axis in self.axes for factor in axis)
+        return {name[0] for name, size in factors if name[0] >= 0 and size != 1}
+
+    def product(self, primitive: str, summed: Sequence[int], batched: Sequence[int]) -> Product:
+        """What a product makes of the weight that sums over some axes of the array."""
+        free = [i for i in range(len(self.axes)) if i not in (*summed, *batched)]
+        taken = {role: [axis for r, axis in self.taken if r == role] for role in ("in", "batch")}
+        parts = [[self.axes[i] for i in part] for part in (summed, free, batched)]
+        found = roles(parts[0] + taken["in"], parts[1], parts[2] + taken["batch"])
+        # Axes of size 1 are lost in reshapes.
+        lost = [axis for axis in range(len(self.whole)) if axis not in found]
+        if lost and "out" not in found.values():
+            found[lost.pop()] = "out"
+        found |= dict.fromkeys(lost, "in")
+        axes = {
+            role: tuple(axis for axis in range(len(self.whole)) if found[axis] == role)
+            for role in ("in", "out", "batch", None)
+        }
+        if primitive == "conv_general_dilated":  # channels are minor, wherever they are
+            channels = [name[0] for name, _ in self.axes[summed[-1]]]
+            axes["in"] = tuple(sorted(axes["in"], key=lambda axis: axis in channels))
+        return Product(
+            self.path, self.whole, primitive, axes["in"], axes["out"], axes["batch"], axes[None]
+        )
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Value:
+    """An array of the program.
+
+    Attributes:
+      array: its numbers.
+      sights: the weights that it shows.
+      data: whether it depends on the data, and so is no version of any weight.
+    """
+
+    array: Any
+    sights: tuple[Sight, ...] = ()
+    data: bool = False
+
+    def tree_flatten(self):
+        return (self.array,), (self.sights, self.data)
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        return cls(children[0], *aux)
