@@ -24,6 +24,8 @@ from jaxsparse.views import View
 Tree = Any
 WORD = 32  # bits of a word of `held`
 PackedKind = TypeVar("PackedKind", bound="Packed")
+MAX_AXIS = 2**31 - 1  # indices are int32
+MAX_SIZE = 2**45  # beyond any memory; far below where sizes in bytes overflow
 
 
 class Packed:
@@ -52,6 +54,19 @@ class Packed:
         )
 
     def _check(self):
+        self.check_shapes()
+        stack = math.prod(self.batch_shape)
+        flat = [np.asarray(a).reshape(stack, *a.shape[len(self.batch_shape) :]) for a in self.index]
+        for arrays in zip(*flat, strict=True):
+            self._check_index(*arrays)
+
+    def check_shapes(self) -> None:
+        """Raises ValueError unless the arrays, or abstract ones, have the shapes they need."""
+        if max(self.matrix_shape) > MAX_AXIS or self.size > MAX_SIZE:
+            raise ValueError(
+                f"{type(self).__name__} of shape {self.shape}: a matrix has at most {MAX_AXIS} "
+                f"rows and columns, a weight {MAX_SIZE} entries"
+            )
         layout, batch = self.layout, self.batch_shape
         expected = {
             "values": layout.values_shape,
@@ -67,10 +82,6 @@ class Packed:
                     f"{type(self).__name__} of shape {self.shape}: {name} has shape "
                     f"{array.shape}, needs {batch + shape}."
                 )
-        stack = math.prod(batch)
-        flat = [np.asarray(a).reshape(stack, *a.shape[len(batch) :]) for a in self.index]
-        for arrays in zip(*flat, strict=True):
-            self._check_index(*arrays)
 
     def _check_index(self, *arrays: np.ndarray) -> None:
         """Raises unless these index arrays of one kernel are in range and in order."""

@@ -1,42 +1,49 @@
-"""Packed weights in safetensors files.
+"""Trees of arrays and packed weights in safetensors files.
 
 A packed weight at the path `up/kernel` becomes the tensors `up/kernel.values`,
-`up/kernel.indptr` and so on; what is not an array (the kind, the block, the
-shape) is JSON in the file's metadata. With orbax no code of ours is needed:
-packed weights are pytrees, and `checkpoint.Checkpointer` takes them as they are.
+`up/kernel.indptr` and so on; its fields that are no arrays (the kind, the block, the
+shape) are JSON in the file's metadata, under `jaxsparse`. What a tensor cannot say is
+under `jaxsparse.tree`: Python numbers, None, the kind of a PRNG key, dtypes that the
+format lacks, keys with slashes in them. With orbax no code of ours is needed: packed
+weights are pytrees, and `checkpoint.Checkpointer` takes them as they are.
 
 A file holds what the weights are, not what multiplies by them: it loads on a
 machine without native kernels and gives the same numbers there.
 """
 
-import dataclasses
-import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
-from jaxsparse.packed import as_tuples, is_packed
-from jaxsparse.trees import leaves_by_path
-from jaxsparse.views import View
+from jaxsparse import tensorfile
+from jaxsparse.packed import is_packed
+from jaxsparse.treefile import Contents, Plan, Refused
+from jaxsparse.trees import flatten_keys, leaves_by_path, near_misses, replace_by_path
 
 Tree = Any
-_KINDS = {kind.__name__: kind for kind in (Bitmap, BlockSparse, CSC, NMSparse)}
-_METADATA = "jaxsparse"
+MAX_DEPTH = 256  # of what is nested by the slashes of a path
 
 
 def save_safetensors(path: str | pathlib.Path, params: Tree) -> None:
     """Writes a tree of arrays and packed weights, all of them by slash path.
 
+    Every leaf comes back from `load_safetensors`: arrays of any shape, bfloat16, fp8,
+    four-bit integers and complex numbers among them, typed PRNG keys, Python's bool, int
+    and float, and None. Functions, which Equinox modules have for leaves, are left
+    out. The file is written beside the old one and takes its place when it is
+    whole: a full disk or a kill leaves what was there.
+
     Args:
       path: the file.
-      params: nested dicts and lists of arrays and packed weights.
+      params: any tree: nested dicts and lists, `nnx.State`, linen's boxes, modules.
 
     Raises:
-      ImportError: safetensors is not installed.
-      ValueError: two tensors would have the same name.
+      TypeError: a leaf that cannot be stored, such as a string; its path is quoted.
+      ValueError: two tensors would have the same name; a packed weight has no
+        values, or arrays that do not fit each other. Nothing is written then.
+      OSError: the file cannot be written; it is named.
 
     Example:
       >>> import os, tempfile, jax.numpy as jnp, jaxsparse as js
@@ -47,61 +54,119 @@ def save_safetensors(path: str | pathlib.Path, params: Tree) -> None:
       ...     js.load_safetensors(file)["kernel"]
       BlockSparse[4x4, 50.0%](shape=(8, 8), float32)
     """
-    from safetensors.numpy import save_file
-
-    tensors, packed = {}, {}
-
-    def add(name, array):
-        if name in tensors:
-            raise ValueError(f"two tensors would be called {name!r}")
-        tensors[name] = np.ascontiguousarray(array)
-
-    for name, leaf in leaves_by_path(params, is_packed).items():
-        if not is_packed(leaf):
-            add(name, leaf)
-            continue
-        fields = {f.name: getattr(leaf, f.name) for f in dataclasses.fields(leaf)}
-        for part in leaf.array_names:
-            if (array := fields.pop(part)) is not None:
-                add(f"{name}.{part}", array)
-        fields["view"] = dataclasses.asdict(fields["view"])
-        packed[name] = {"kind": type(leaf).__name__, **fields}
-    save_file(tensors, str(path), metadata={_METADATA: json.dumps(packed)})
+    plan = Plan()
+    leaves_by_path(params, is_packed)  # two leaves of one path are an error
+    for keys, leaf in flatten_keys(params, lambda node: node is None or is_packed(node)):
+        plan.add(keys, leaf)
+    tensorfile.write(path, plan.tensors, plan.metadata)
 
 
-def load_safetensors(path: str | pathlib.Path) -> dict[str, Any]:
-    """Reads what `save_safetensors` wrote.
+def load_safetensors(path: str | pathlib.Path, like: Tree = None) -> Any:
+    """Reads what `save_safetensors` wrote, or any other safetensors file.
+
+    Everything in the file is checked before an array is made, so that a file from
+    elsewhere may be wrong but does no harm.
 
     Args:
-      path: the file; one without packed weights will do.
+      path: the file.
+      like: a tree to put the leaves into: an `nnx.State`, boxed linen parameters, a
+        Haiku or Equinox tree, of arrays or `jax.ShapeDtypeStruct`. Every leaf must be
+        there with its shape and dtype, and no other; functions stay those of `like`.
+        Whether a weight is packed, and how, is for the file to say.
 
     Returns:
-      Nested dicts; lists come back as dicts with the keys "0", "1" and so on.
+      A tree like `like`; without it nested dicts, in which lists are dicts with the
+      keys "0", "1" and so on. Arrays of 64 bits that JAX would truncate are NumPy's.
 
     Raises:
-      ImportError: safetensors is not installed.
-      ValueError: the indices in the file are not valid, or a kind of packed
-        weight is unknown.
-    """
-    from safetensors import safe_open
+      ValueError: the file is damaged, or no safetensors file, or does not fit `like`;
+        names the file, the tensor and the field.
 
-    with safe_open(str(path), framework="numpy") as file:
-        packed = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-        arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    flat = {}
-    for name, fields in packed.items():
-        fields = as_tuples(fields)
-        kind = _KINDS.get(fields.pop("kind"))
-        if kind is None:
-            raise ValueError(f"{name!r} in {path} is of a kind that this version does not know")
-        fields["view"] = View(**fields["view"])
-        parts = {p: arrays.pop(f"{name}.{p}", None) for p in kind.array_names}
-        flat[name] = kind(**parts, **fields)
-    tree = {}
-    for name, leaf in {**arrays, **flat}.items():
-        *parents, last = name.split("/")
+    Example:
+      >>> import os, tempfile, jax.numpy as jnp, jaxsparse as js
+      >>> from flax import nnx
+      >>> model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+      >>> params = nnx.state(model, nnx.Param)
+      >>> packed = js.pack_params(params, {}, [js.Rule("kernel", js.Block(4, 4), 0.5)])
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     file = os.path.join(folder, "model.safetensors")
+      ...     js.save_safetensors(file, packed)
+      ...     loaded = js.load_safetensors(file, like=params)
+      >>> type(loaded).__name__, js.is_packed(loaded["kernel"].get_value())
+      ('State', True)
+    """
+    with open(path, "rb") as file:
+        header = tensorfile.read_header(path, file)
+        leaves, keys = Contents(path, header).leaves()
+        if like is not None:
+            _check_fit(path, {name: leaf.abstract for name, leaf in leaves.items()}, like)
+        try:
+            read = {
+                name: leaf.read(lambda tensor, entry: tensorfile.read(path, file, tensor, entry))
+                for name, leaf in leaves.items()
+            }
+        except Refused as error:
+            raise ValueError(f"{path}: {error}") from error
+    if like is None:
+        return _nested(path, read, keys)
+    return replace_by_path(like, {n: x for n, x in read.items() if x is not None}, is_packed)
+
+
+def _check_fit(path, found: Mapping[str, Any], like: Tree) -> None:
+    """Raises ValueError unless the leaves are those of `like`."""
+    wanted = {p: x for p, x in leaves_by_path(like, is_packed).items() if not _is_code(x)}
+    found = {p: x for p, x in found.items() if x is not None}
+    for name in wanted:
+        if name not in found:
+            close = near_misses(name, found)
+            raise ValueError(f"{path} has no {name!r}, which `like` has; {close}")
+    for name in found:
+        if name not in wanted:
+            close = near_misses(name, wanted)
+            raise ValueError(f"{path} has {name!r}, which `like` lacks; {close}")
+    for name, leaf in found.items():
+        here, there = _describe(leaf), _describe(wanted[name])
+        if any(a != b for a, b in zip(here, there, strict=True) if None not in (a, b)):
+            raise ValueError(f"{path}: {name!r} is {_words(here)} there, {_words(there)} in `like`")
+
+
+def _is_code(leaf: Any) -> bool:
+    return callable(leaf) and not hasattr(leaf, "dtype")
+
+
+def _describe(leaf: Any) -> tuple[Any, ...]:
+    """What must agree: the type of a number, shape and dtype of others; None is anything."""
+    if not hasattr(leaf, "shape"):
+        return type(leaf).__name__, None
+    # A structure has no dtype yet; that of quantized values is that of their scales.
+    free = is_packed(leaf) and (leaf.values is None or leaf.scales is not None)
+    return tuple(leaf.shape), None if free else _native(leaf.dtype)
+
+
+def _native(dtype: Any) -> Any:
+    return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
+
+
+def _words(description: tuple[Any, ...]) -> str:
+    return " ".join(str(part) for part in description if part is not None)
+
+
+def _nested(path, leaves: Mapping[str, Any], keys: Mapping[str, list[str]]) -> Any:
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        parts = keys.get(name, name.split("/"))
+        if len(parts) > MAX_DEPTH:
+            raise ValueError(f"{path}: tensor {tensorfile.shorten(name)} is {len(parts)} deep")
+        if not parts:  # the tree is one leaf
+            return leaf
         node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
+        for parent in parts[:-1]:
+            if isinstance(node, dict):
+                node = node.setdefault(parent, {})
+        if not isinstance(node, dict) or parts[-1] in node:
+            raise ValueError(
+                f"{path}: the path {name!r} goes through another tensor, or ends where others go "
+                f"on; `like=` says which tree to put both into"
+            )
+        node[parts[-1]] = leaf
     return tree

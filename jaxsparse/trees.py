@@ -60,14 +60,22 @@ def replace_by_path(
 
 def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> Iterator[tuple[str, Any]]:
     """Yields (slash path, leaf) as `jax.tree.leaves` orders them; paths may repeat."""
+    for keys, leaf in flatten_keys(tree, is_leaf):
+        yield "/".join(keys), leaf
+
+
+def flatten_keys(
+    tree: Tree, is_leaf: Callable[[Any], bool] | None = None
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """`flatten` with the parts of a path apart: a key may have slashes of its own."""
     whole = is_leaf or (lambda node: False)
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, lambda n: _is_box(n) or whole(n))
     for outer, node in nodes:
         if not _is_box(node) or whole(node):
-            yield _slash(outer), node
+            yield _names(outer), node
             continue
         for inner, leaf in jax.tree_util.tree_flatten_with_path(node, is_leaf)[0]:
-            yield _slash((*outer, *inner[1:])), leaf  # the box's own key says nothing
+            yield _names((*outer, *inner[1:])), leaf  # the box's own key says nothing
 
 
 def near_misses(name: str, known: Iterable[str], limit: int = 5) -> str:
@@ -84,8 +92,8 @@ def _is_box(node: Any) -> bool:
     return isinstance(node, nnx.Variable | meta.AxisMetadata)
 
 
-def _slash(key_path: Iterable[Any]) -> str:
-    return "/".join(str(_key(entry)) for entry in key_path)
+def _names(key_path: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(str(_key(entry)) for entry in key_path)
 
 
 def _key(entry: Any) -> Any:

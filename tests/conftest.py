@@ -42,6 +42,7 @@ SAMPLED = {
     "test_shrink.py": 6,
     "test_sparse_dot.py": 24,
     "test_sparsify.py": 10,
+    "test_storage.py": 3,
 }
 
 

@@ -216,7 +216,6 @@ def test_orbax_saves_packed_weights(storage, tmp_path):
 @every_storage
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_safetensors_saves_packed_weights(storage, dtype, tmp_path):
-    pytest.importorskip("safetensors")
     packed, _ = draw(storage, 20, 24, 0.5, dtype=dtype)
     params = {"layers": [{"kernel": packed, "bias": jnp.ones(3)}]}
     js.save_safetensors(tmp_path / "model.safetensors", params)
@@ -232,7 +231,6 @@ def test_safetensors_saves_packed_weights(storage, dtype, tmp_path):
 
 
 def test_safetensors_checks_what_it_reads(tmp_path):
-    pytest.importorskip("safetensors")
     packed, _ = draw(BY_NAME["block4x16"], 16, 32, 1)
     file = tmp_path / "model.safetensors"
     js.save_safetensors(file, {"w": packed.replace(rows=packed.rows + 7)})
