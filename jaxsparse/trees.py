@@ -72,10 +72,10 @@ def flatten_keys(
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, lambda n: _is_box(n) or whole(n))
     for outer, node in nodes:
         if not _is_box(node) or whole(node):
-            yield _names(outer), node
+            yield names(outer), node
             continue
         for inner, leaf in jax.tree_util.tree_flatten_with_path(node, is_leaf)[0]:
-            yield _names((*outer, *inner[1:])), leaf  # the box's own key says nothing
+            yield names((*outer, *inner[1:])), leaf  # the box's own key says nothing
 
 
 def near_misses(name: str, known: Iterable[str], limit: int = 5) -> str:
@@ -92,7 +92,8 @@ def _is_box(node: Any) -> bool:
     return isinstance(node, nnx.Variable | meta.AxisMetadata)
 
 
-def _names(key_path: Iterable[Any]) -> tuple[str, ...]:
+def names(key_path: Iterable[Any]) -> tuple[str, ...]:
+    """The parts of a path as JAX gives it: keys, attributes and numbers, as text."""
     return tuple(str(_key(entry)) for entry in key_path)
 
 
