@@ -7,10 +7,12 @@ from jaxsparse import activations, graph, nn
 from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
+from jaxsparse.forward import masked
 from jaxsparse.kernels import implementations
 from jaxsparse.masking import apply_masks, mask_params
 from jaxsparse.movement import importance_threshold, movement
 from jaxsparse.nm import NM
+from jaxsparse.overlap import MaskOverlap, mask_overlap
 from jaxsparse.packed import is_packed, merge_packed, split_packed
 from jaxsparse.packing import pack, pack_params, unpack, unpack_params
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
@@ -59,6 +61,7 @@ __all__ = [
     "Channel",
     "Distribution",
     "LeafReport",
+    "MaskOverlap",
     "NMSparse",
     "Pattern",
     "PruneState",
@@ -92,8 +95,10 @@ __all__ = [
     "linear",
     "load_safetensors",
     "magnitude",
+    "mask_overlap",
     "mask_params",
     "mask_picture",
+    "masked",
     "masks",
     "merge_packed",
     "movement",

@@ -1,7 +1,7 @@
 """From scores to masks: how a budget of groups is spent."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -14,9 +14,10 @@ from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.schedules import Schedule
 from jaxsparse.scores import Leaves, Score, ScoreContext
 from jaxsparse.selection import Candidates, count, top_k_masks
-from jaxsparse.trees import Tree, leaves_by_path
+from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
 Groups = dict[str, Bool[Array, "..."]]
+MOST_UNITS = 2**31 - 1
 
 
 class Budget(NamedTuple):
@@ -108,13 +109,18 @@ def pool_scores(found: Leaves, specs: Mapping[str, LeafSpec]) -> dict[str, Float
     """Pools scores of the weights' shapes; scores of the groups' shapes pass as they are.
 
     Raises:
-      ValueError: on a missing leaf or a third shape.
+      ValueError: on a missing leaf, complex scores or a third shape.
     """
     pooled = {}
     for path, spec in specs.items():
         if path not in found:
             raise ValueError(f"the score returned nothing for leaf {path!r}")
         shape = found[path].shape
+        if jnp.iscomplexobj(found[path]):
+            raise ValueError(
+                f"the score of leaf {path!r} is {found[path].dtype}, which has no order; its "
+                "modulus, jnp.abs(score), would work"
+            )
         if shape == spec.view.shape:
             pooled[path] = spec.pool(found[path])
         elif shape == spec.group_shape:
@@ -127,9 +133,57 @@ def pool_scores(found: Leaves, specs: Mapping[str, LeafSpec]) -> dict[str, Float
     return pooled
 
 
+def check_countable(specs: Mapping[str, LeafSpec]) -> None:
+    """Raises ValueError on a leaf with more units than 32 bits count."""
+    for path, spec in specs.items():
+        if spec.units > MOST_UNITS:
+            raise ValueError(
+                f"leaf {path!r} of shape {spec.view.shape}: {spec.pattern} would choose among "
+                f"{spec.units} groups in one slice, and counts go to {MOST_UNITS}; larger groups, "
+                "such as Block(4, 16), or a batch_axis in its rule would work"
+            )
+
+
 def hold(groups: Mapping[str, Bool[Array, "..."]], specs: Mapping[str, LeafSpec]):
     """Returns the group arrays as GroupMasks."""
     return {p: GroupMask(groups[p], spec.pattern, spec.view) for p, spec in specs.items()}
+
+
+def leaves_of(params: Tree, specs: Mapping[str, LeafSpec]) -> Leaves:
+    """The weights that rules name, as arrays."""
+    return {path: jnp.asarray(w) for path, w in leaves_by_path(params).items() if path in specs}
+
+
+def gradients_of(grads: Tree, specs: Mapping[str, LeafSpec]) -> Leaves:
+    """The gradients of the weights that rules name.
+
+    Raises:
+      ValueError: if one is missing or has another shape than its weight.
+    """
+    given = leaves_by_path(grads)
+    for path, spec in specs.items():
+        if path not in given:
+            raise ValueError(f"no gradient for leaf {path!r}; {near_misses(path, given)}")
+        if jnp.shape(given[path]) != spec.view.shape:
+            raise ValueError(
+                f"the gradient of {path!r} has shape {jnp.shape(given[path])}, "
+                f"the leaf {spec.view.shape}"
+            )
+    return {path: given[path] for path in specs}
+
+
+class _NoGradients(dict):
+    """Stands where gradients would, and says so as soon as a score looks at it."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            "the score looks at gradients, and compute_masks was given none: "
+            "compute_masks(params, rules, score=..., grads=jax.grad(loss)(params)) would work, so "
+            "would a score of the weights alone, such as magnitude()"
+        )
+
+    __getitem__ = __iter__ = __len__ = __contains__ = __or__ = __ror__ = __eq__ = _refuse
+    get = items = keys = values = copy = pop = _refuse
 
 
 def compute_masks(
@@ -149,13 +203,14 @@ def compute_masks(
       sparsity: overall target of the leaves whose rules name none.
       score: default `magnitude()`.
       distribution: default `uniform()`.
-      grads: gradients, for scores that look at them.
+      grads: gradients like `params`, for scores that look at them.
 
     Returns:
       `{"slash/path": mask}`, True is kept, in the shape of the weights.
 
     Raises:
-      ValueError: on bad rules or sparsities, quoting path and shape.
+      ValueError: on bad rules or sparsities, on a score that looks at gradients when
+        none are given, and on gradients that do not fit, quoting path and shape.
 
     >>> from jaxsparse.patterns import Unstructured
     >>> compute_masks({"w": jnp.array([1.0, -2.0])}, [Rule("w", Unstructured(), 0.5)])["w"].tolist()
@@ -164,8 +219,9 @@ def compute_masks(
     score = score or scores.magnitude()
     distribution = distribution or uniform()
     specs = resolve(check_rules(rules), params)
-    weights = {path: w for path, w in leaves_by_path(params).items() if path in specs}
-    slopes = leaves_by_path(params if grads is None else grads)
+    check_countable(specs)
+    weights = leaves_of(params, specs)
+    slopes = _NoGradients() if grads is None else gradients_of(grads, specs)
     context = ScoreContext(jnp.zeros((), jnp.int32), jnp.zeros(()), specs)
     found, _ = score.update(slopes, score.init(weights, specs), weights, context)
     budget = Budget(

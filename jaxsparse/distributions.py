@@ -197,15 +197,22 @@ def targets_of(
             f"no sparsity for leaf {rest[0].path!r}: neither its rule names one nor prune; "
             "Rule(..., sparsity=0.9) or prune(..., sparsity=0.9) would work"
         )
-    for path, spec in specs.items():
-        if path not in found:
-            limit = spec.pattern.max_sparsity
-            found[path] = limit if spec.sparsity is None else spec.sparsity
-    return found
+    return found | {
+        path: known
+        for path, spec in specs.items()
+        if (known := known_target(spec)) is not None and path not in found
+    }
+
+
+def known_target(spec: LeafSpec) -> float | None:
+    """The final sparsity that a rule says itself, None if a distribution is to fill it in."""
+    if spec.sparsity is None and isinstance(spec.pattern, NM):
+        return spec.pattern.max_sparsity
+    return spec.sparsity
 
 
 def _fillable(spec: LeafSpec) -> bool:
-    return spec.sparsity is None and not isinstance(spec.pattern, NM)
+    return known_target(spec) is None
 
 
 def _check_sizes(specs: Sequence[LeafSpec]) -> None:
@@ -226,7 +233,7 @@ def _own(schedule: Schedule, step: Array, target: float, spec: LeafSpec) -> Int[
 
 def _relative_density(spec: LeafSpec) -> float:
     dims = [size for axis, size in enumerate(spec.view.shape) if axis not in spec.view.batch]
-    return sum(dims) / math.prod(dims)
+    return sum(dims) / math.prod(dims) if math.prod(dims) else 0.0
 
 
 def _sum(counts: list[Array]) -> Wide:

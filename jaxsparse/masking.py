@@ -1,15 +1,21 @@
 """Where masks meet weights: exact zeros in what the model sees and in what is stored."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, Shaped
 
+from jaxsparse.rules import describe
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
 NEED_PARAMS = "{name} needs the parameters: call update(grads, state, params)"
+
+# Leaves (path and shape) whose masks a forward pass has seen in this process. It
+# decides whether `prune` warns, and nothing else.
+_seen: set[tuple[str, tuple[int, ...]]] = set()
 
 
 def next_count(count: Int[Array, ""]) -> Int[Array, ""]:
@@ -20,8 +26,9 @@ def next_count(count: Int[Array, ""]) -> Int[Array, ""]:
 def mask_params(params: Tree, masks: Tree) -> Tree:
     """Returns the parameters with exact zeros where a mask is False: what the model sees.
 
-    where(mask, w, 0), so a masked NaN or infinity is zero too. Gradients with
-    respect to *its result* are dense, which is what `prune` wants.
+    where(mask, w, 0), so a masked NaN or infinity is zero too, which no update can
+    make of it. Gradients with respect to *its result* are dense, which is what
+    `prune` wants; `masked(loss, masks)` takes them for you.
 
     Args:
       params: any Flax or plain tree.
@@ -29,18 +36,37 @@ def mask_params(params: Tree, masks: Tree) -> Tree:
 
     Raises:
       KeyError: if a mask names a leaf that is not there.
-      ValueError: if shapes differ.
+      ValueError: if shapes differ, or the leaf is no array of numbers.
     """
+    given = leaves_by_path(masks)
+    note_masked((path, jnp.shape(mask)) for path, mask in given.items())
+    return mask_tree(params, given)
+
+
+def mask_tree(tree: Tree, masks: Mapping[str, Bool[Array, "..."]]) -> Tree:
+    """`mask_params` of gradients or of anything else that no forward pass sees."""
+    pairs = pair_masks(tree, masks)
+    return replace_by_path(tree, {p: select(mask, leaf, 0) for p, (mask, leaf) in pairs.items()})
+
+
+def pair_masks(
+    params: Tree, masks: Mapping[str, Bool[Array, "..."]]
+) -> dict[str, tuple[Bool[Array, "..."], Array]]:
+    """Returns {path: (mask, leaf)} for every mask; what does not fit is an error that says so."""
     leaves = leaves_by_path(params)
-    masked = {}
-    for path, mask in leaves_by_path(masks).items():
+    pairs = {}
+    for path, mask in masks.items():
         if path not in leaves:
             raise KeyError(f"mask for {path!r}, but no such leaf; {near_misses(path, leaves)}")
-        leaf = leaves[path]
-        if mask.shape != leaf.shape:
-            raise ValueError(f"the mask of {path!r} has shape {mask.shape}, the leaf {leaf.shape}")
-        masked[path] = select(mask, leaf, 0)
-    return replace_by_path(params, masked)
+        leaf = describe(leaves[path])
+        if isinstance(leaf, str):
+            raise ValueError(f"mask for {path!r}, {leaf}: only arrays of numbers are masked")
+        if jnp.shape(mask) != leaf.shape:
+            raise ValueError(
+                f"the mask of {path!r} has shape {jnp.shape(mask)}, the leaf {leaf.shape}"
+            )
+        pairs[path] = jnp.asarray(mask, bool), jnp.asarray(leaves[path])
+    return pairs
 
 
 def apply_masks() -> optax.GradientTransformationExtraArgs:
@@ -49,7 +75,7 @@ def apply_masks() -> optax.GradientTransformationExtraArgs:
     u <- where(mask, u, -w), in the weight's dtype. `update` takes the keyword
     `masks=`, the `masks(opt_state)` of the state passed in; so the stored weights
     follow the masks that were in force during the step. Finish with
-    `mask_params`.
+    `mask_params`, which alone makes zeros of masked NaN and infinities.
 
     Raises:
       ValueError: at update, without parameters or masks.
@@ -80,13 +106,33 @@ def select(
 
 
 def zero_masked(updates: Tree, params: Tree, masks: Mapping[str, Bool[Array, "..."]]) -> Tree:
-    """Returns updates u that leave w + u at exactly +0 where a mask is False.
+    """Returns updates u that leave w + u at exactly +0 where a mask is False and w is finite.
 
     u <- where(mask, u, -w), in the weight's dtype; adding it turns -0 into +0, too.
     """
-    weights, changes = leaves_by_path(params), leaves_by_path(updates)
+    weights, changes = pair_masks(params, masks), pair_masks(updates, masks)
     new = {
-        path: select(mask, changes[path].astype(weights[path].dtype), -weights[path])
-        for path, mask in masks.items()
+        path: select(mask, changes[path][1].astype(weight.dtype), -weight)
+        for path, (mask, weight) in weights.items()
     }
     return replace_by_path(updates, new)
+
+
+def note_masked(leaves: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    """Notes that a forward pass sees these leaves masked."""
+    _seen.update(leaves)
+
+
+def warn_unless_masked(leaves: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    """Warns, once for each leaf, if no forward pass has seen it masked."""
+    unseen = sorted(set(leaves) - _seen)
+    if not unseen:
+        return
+    _seen.update(unseen)
+    warnings.warn(
+        f"prune: no forward pass has seen {unseen[0][0]!r} masked, so the model trains dense and "
+        "will be cut untrained. Differentiate js.masked(loss, opt_state) instead of loss, or loss "
+        "at js.mask_params(params, js.masks(opt_state)); js.pruned(optimizer, pruner) needs "
+        "neither, but takes no straight_through() and no importance_threshold()",
+        stacklevel=3,
+    )

@@ -79,7 +79,9 @@ def movement(
 
         def gradient(path):
             spec, score = context.specs[path], state.scores[path]
-            moved = spec.pool(widen(grads[path]) * widen(weights[path]), "sum")
+            # Of complex weights: the change of the loss with dW' = W is Re(dL/dW' W).
+            moved = jnp.real(widen(grads[path]) * widen(weights[path]))
+            moved = spec.pool(moved, "sum")
             size = spec.pattern.group_size(spec.view)
             slope = jax.nn.sigmoid(score) * jax.nn.sigmoid(-score)
             weight = regularization * 0.5 * size / (score.size * layers)

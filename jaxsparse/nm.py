@@ -7,14 +7,22 @@ arXiv 2102.08124 (transposable masks).
 import dataclasses
 import functools
 import itertools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from jaxsparse.patterns import Pattern, check_divides, pad_end, tile, untile, widen
+from jaxsparse.patterns import (
+    Pattern,
+    check_divides,
+    cuts_tiles,
+    pad_end,
+    real,
+    tile,
+    untile,
+)
 from jaxsparse.selection import ordered_bits
 from jaxsparse.views import View
 
@@ -45,6 +53,7 @@ class NM(Pattern):
     0.5
     """
 
+    tiled: ClassVar[bool] = True
     n: int
     m: int
     method: Literal["1d", "best", "greedy"] = "1d"
@@ -74,7 +83,7 @@ class NM(Pattern):
 
     def pool(self, entries, view, reduce=None):
         del reduce  # every entry has a bit of its own
-        return self._pad(view.matrix(widen(entries)), -jnp.inf)
+        return self._pad(view.matrix(real(entries)), -jnp.inf)
 
     def expand(self, groups, view):
         k, n = view.matrix_shape
@@ -82,6 +91,9 @@ class NM(Pattern):
 
     def group_size(self, view: View) -> int:
         return 1
+
+    def cut_by(self, view, shard):
+        return cuts_tiles(view, shard, self.m, self._columns)
 
     def units(self, view: View) -> int:
         k, n = self._padded(view)

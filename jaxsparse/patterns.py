@@ -10,7 +10,7 @@ not free to choose; it overrides the second half of the interface.
 import dataclasses
 import functools
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,29 @@ Reduce = Literal["mean", "sum", "max", "l2"]
 REDUCES = ("mean", "sum", "max", "l2")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # without fields all instances would be equal
 class Pattern:
-    """Base of the patterns: one group for every entry unless overridden."""
+    """Base of the patterns; `str` is the call that makes it, `Block(4, 16)`.
+
+    Your own is best a frozen dataclass: instances of other classes are equal to
+    themselves alone, and each compiles programs of its own.
+
+    Attributes:
+      tiled: whether pooling reshapes the matrix view, which whole groups in every
+        shard make possible under explicit axes of a mesh.
+    """
+
+    tiled: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        shown = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING:
+                shown.append(repr(value))
+            elif value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def check(self, path: str, view: View) -> None:
         """Raises ValueError, naming path, shape and what would work, if the view does not fit."""
@@ -38,8 +58,8 @@ class Pattern:
     ) -> Float[Array, "*groups"]:
         """Reduces entries of the weight's shape to one number a group.
 
-        Accumulates in float32 (float64 for float64 entries). `reduce` None takes
-        the pattern's own.
+        Accumulates in float32 (float64 for float64 entries); a complex entry counts
+        by its modulus. `reduce` None takes the pattern's own.
         """
         raise NotImplementedError
 
@@ -50,6 +70,11 @@ class Pattern:
     def group_size(self, view: View) -> int:
         """Entries in one whole group."""
         raise NotImplementedError
+
+    def cut_by(self, view: View, shard: tuple[int, ...]) -> bool:
+        """Whether shards of this shape cut groups, so that pooling must gather."""
+        del view, shard
+        return False
 
     # What selection counts. For a free pattern the units are the groups.
 
@@ -97,7 +122,7 @@ class Unstructured(Pattern):
 
     def pool(self, entries, view, reduce=None):
         # A group of one entry is its own mean, sum and maximum.
-        entries = jnp.abs(widen(entries)) if reduce == "l2" else widen(entries)
+        entries = jnp.abs(real(entries)) if reduce == "l2" else real(entries)
         return jnp.moveaxis(entries, view.batch, range(len(view.batch)))
 
     def expand(self, groups, view):
@@ -125,6 +150,7 @@ class Block(Pattern):
     (16, 2)
     """
 
+    tiled: ClassVar[bool] = True
     rows: int
     columns: int
     reduce: Reduce = "mean"
@@ -149,7 +175,7 @@ class Block(Pattern):
 
     def pool(self, entries, view, reduce=None):
         reduce = reduce or self.reduce
-        matrix = self._pad(view.matrix(widen(entries)), -jnp.inf if reduce == "max" else 0)
+        matrix = self._pad(view.matrix(real(entries)), -jnp.inf if reduce == "max" else 0)
         tiles = tile(matrix, self.rows, self.columns)
         if reduce == "max":
             return jnp.max(tiles, axis=(-3, -1))
@@ -168,6 +194,9 @@ class Block(Pattern):
 
     def group_size(self, view: View) -> int:
         return self.rows * self.columns
+
+    def cut_by(self, view, shard):
+        return cuts_tiles(view, shard, self.rows, self.columns)
 
     def _pad(self, matrix: Array, value) -> Array:
         k, n = matrix.shape[-2:]
@@ -223,11 +252,13 @@ class Channel(Pattern):
         return (*view.batch_shape, view.shape[self.axis])
 
     def pool(self, entries, view, reduce=None):
-        entries, axes, reduce = widen(entries), self._pooled(view), reduce or self.reduce
+        entries, axes, reduce = real(entries), self._pooled(view), reduce or self.reduce
         if reduce == "l2":
             pooled = jnp.sqrt(jnp.sum(jnp.square(entries), axis=axes))
+        elif reduce == "max":
+            pooled = jnp.max(entries, axis=axes, initial=-jnp.inf)
         else:
-            pooled = {"mean": jnp.mean, "sum": jnp.sum, "max": jnp.max}[reduce](entries, axis=axes)
+            pooled = {"mean": jnp.mean, "sum": jnp.sum}[reduce](entries, axis=axes)
         return jnp.moveaxis(pooled, *self._batch_first(view))
 
     def expand(self, groups, view):
@@ -237,6 +268,10 @@ class Channel(Pattern):
 
     def group_size(self, view: View) -> int:
         return math.prod(view.shape[axis] for axis in self._pooled(view))
+
+    def cut_by(self, view, shard):
+        split = {axis for axis, size in enumerate(shard) if size != view.shape[axis]}
+        return not split <= {self.axis % len(view.shape), *view.batch}
 
     def _pooled(self, view: View) -> tuple[int, ...]:
         kept = (self.axis % len(view.shape), *view.batch)
@@ -270,9 +305,30 @@ class GroupMask:
         return self.pattern.expand(self.groups, self.view)
 
 
-def widen(entries: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """Casts to at least float32, the type in which scores are computed."""
-    return entries.astype(jnp.float64 if entries.dtype == jnp.float64 else jnp.float32)
+def widen(entries: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """Casts to at least float32 (complex64), in which scores and penalties are computed."""
+    double = entries.dtype in (jnp.float64, jnp.complex128)
+    if jnp.issubdtype(entries.dtype, jnp.complexfloating):
+        return entries.astype(jnp.complex128 if double else jnp.complex64)
+    return entries.astype(jnp.float64 if double else jnp.float32)
+
+
+def real(entries: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    """`widen`, and the modulus of what is complex: numbers that have an order."""
+    entries = widen(entries)
+    return jnp.abs(entries) if jnp.iscomplexobj(entries) else entries
+
+
+def cuts_tiles(view: View, shard: tuple[int, ...], rows: int, columns: int) -> bool:
+    """Whether shards of this shape cut tiles of rows x columns on the view."""
+
+    def whole(axes: tuple[int, ...], block: int) -> bool:
+        split = [axis for axis in axes if shard[axis] != view.shape[axis]]
+        # Only the major one of the merged axes may be split, in multiples of the block.
+        major = split == list(axes[:1])
+        return not split or (major and math.prod(shard[axis] for axis in axes) % block == 0)
+
+    return not (whole(view.inputs, rows) and whole(view.outputs, columns))
 
 
 def tile(matrix: Shaped[Array, "*batch K N"], rows: int, columns: int) -> Array:

@@ -19,12 +19,22 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse import schedules, scores
-from jaxsparse.choosing import Budget, Groups, choose, drop_and_grow, hold, pool_scores
+from jaxsparse.choosing import (
+    Budget,
+    Groups,
+    check_countable,
+    choose,
+    drop_and_grow,
+    gradients_of,
+    hold,
+    leaves_of,
+    pool_scores,
+)
 from jaxsparse.distributions import Distribution, targets_of, uniform
-from jaxsparse.masking import NEED_PARAMS, mask_params, next_count
+from jaxsparse.masking import NEED_PARAMS, mask_tree, next_count, warn_unless_masked
 from jaxsparse.movement import ImportanceThreshold
 from jaxsparse.nm import NM
-from jaxsparse.patterns import GroupMask, Unstructured, widen
+from jaxsparse.patterns import GroupMask, Unstructured, real, widen
 from jaxsparse.regrowth import DropAndGrow, Regrowth, StraightThrough
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.schedules import Schedule
@@ -71,14 +81,20 @@ def prune(
     W' = `mask_params(params, masks(state))` and the stored weights. If the schedule
     says so it scores them and chooses masks, which are in force from step t + 1;
     then it passes on the gradients, zero where the masks of step t are. Without
-    `schedule` the masks are static: the `masks` given, or all kept.
+    `schedule` the masks are static: the `masks` given.
+
+    Gradients at the masked weights are what `masked(loss, opt_state)` returns when
+    it is differentiated. Inside `pruned` the stored weights are masked already;
+    in any other form `prune` warns, once, if nothing in this process has masked
+    the weights for a forward pass.
 
     Args:
       rules: which leaves, with which pattern. None takes the paths of `masks`, one
         bit an entry.
       score: what each entry is worth; default `magnitude()`.
       schedule: when to update and how sparse to be; a float or an array is the
-        sparsity itself, of every leaf and at every step.
+        sparsity itself, of every leaf and at every step. May be left out only where
+        `masks` are given.
       sparsity: overall target of the leaves whose rules name none.
       distribution: how they share it; default `uniform()`.
       regrowth: None never brings back what is masked; else `regrow_random()`,
@@ -92,8 +108,9 @@ def prune(
       to `pruned`.
 
     Raises:
-      ValueError: at init, on rules that match nothing, overlap or do not fit, and
-        on sparsities out of reach; at update, without parameters.
+      ValueError: without schedule and masks; at init, on rules that match nothing,
+        overlap or do not fit, on sparsities out of reach and on weights that are
+        not finite; at update, without parameters, and on gradients that do not fit.
       TypeError: on arguments of the wrong kind.
 
     >>> tx = prune([Rule(".*kernel", Unstructured(), 0.5)], schedule=schedules.one_shot())
@@ -111,12 +128,14 @@ def prune(
             "prune: sparsity must be static: inject_hyperparams(prune, static_args=('sparsity',)) "
             "would work, so would a float schedule, which may be traced"
         )
+    _check_arguments(schedule, masks, regrowth, sparsity)
     free_choice = isinstance(regrowth, StraightThrough) or isinstance(when, ImportanceThreshold)
     dense_gradients = regrowth == StraightThrough("dense")
 
     def plan(params) -> tuple[dict[str, LeafSpec], Budget | None]:
         specs = resolve(rules, params)
         _check_pairs(specs, when, regrowth)
+        check_countable(specs)
         if not isinstance(when, Schedule):
             return specs, None
         if schedules.is_given(when):
@@ -128,6 +147,7 @@ def prune(
             return MAP_PARAMS
         specs, budget = plan(params)
         weights = {path: _array(w) for path, w in leaves_by_path(params).items() if path in specs}
+        _check_finite(weights)
         if masks is not None:
             groups = _given_groups(masks, specs)
         elif isinstance(regrowth, DropAndGrow) and budget is not None:
@@ -137,26 +157,28 @@ def prune(
             groups = {path: _all_kept(specs[path].pool(w)) for path, w in weights.items()}
         threshold = ()
         if isinstance(when, ImportanceThreshold):
-            dtype = jnp.result_type(*map(widen, weights.values()))
+            dtype = jnp.result_type(*(jax.eval_shape(real, w) for w in weights.values()))
             threshold = jnp.asarray(jnp.nan if when.initial is None else when.initial, dtype)
         return PruneState(
             jnp.zeros((), jnp.int32), hold(groups, specs), score.init(weights, specs), threshold
         )
 
     def update(updates, state, params=None, *, exact_zeros: bool = False, **extra) -> Any:
-        del extra
         if params is None:
             raise ValueError(NEED_PARAMS.format(name="prune"))
         if exact_zeros and free_choice:
             raise ValueError(
                 "pruned(...) stores exact zeros, but this pruner needs the raw weights "
-                "(straight_through or importance_threshold): optax.chain(pruner, optimizer), and "
-                "mask_params at the end, would work"
+                "(straight_through or importance_threshold): optax.chain(pruner, optimizer) with "
+                "gradients of js.masked(loss, opt_state) in every step, and js.mask_params at the "
+                "end, would work"
             )
         specs, budget = plan(params)
+        # `apply_masks`, which is told the masks, stores what a forward pass sees masked.
+        if not exact_zeros and "masks" not in extra and (free_choice or _is_traced(updates)):
+            warn_unless_masked((path, spec.view.shape) for path, spec in specs.items())
         step, groups = state.count, {path: state.masks[path].groups for path in specs}
-        weights = {path: w for path, w in leaves_by_path(params).items() if path in specs}
-        grads = {path: g for path, g in leaves_by_path(updates).items() if path in specs}
+        weights, grads = leaves_of(params, specs), gradients_of(updates, specs)
         context = ScoreContext(step, _ramp(when, step), specs)
         memory, threshold, found = state.score, state.threshold, None
         if jax.tree.leaves(memory):  # it learns at every step
@@ -183,7 +205,7 @@ def prune(
         if when is not None:
             chosen = lax.cond(when.updates_at(step), rechoose, lambda: (groups, threshold))
         if not dense_gradients:
-            updates = mask_params(updates, {p: mask.expand() for p, mask in state.masks.items()})
+            updates = mask_tree(updates, {p: mask.expand() for p, mask in state.masks.items()})
         return updates, PruneState(next_count(step), hold(chosen[0], specs), memory, chosen[1])
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -194,7 +216,7 @@ def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
 
     Args:
       opt_state: any optax state with one or more PruneStates in it, however deep;
-        an `nnx.Optimizer`'s `opt_state` too.
+        an `nnx.Optimizer`, its `opt_state` and a `TrainState` too.
       params: give them to get a tree like them, None where dense.
 
     Returns:
@@ -203,8 +225,7 @@ def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
     Raises:
       ValueError: without a PruneState, and on a leaf in two of them.
     """
-    found = {}
-    states = [s for s in jax.tree.leaves(opt_state, is_leaf=_is_prune_state) if _is_prune_state(s)]
+    found, states = {}, _prune_states(opt_state)
     if not states:
         raise ValueError(
             "no PruneState in the optimizer's state; a chain that begins with prune(...), or "
@@ -225,6 +246,26 @@ def _implied_rules(masks: Tree | None) -> tuple[Rule, ...]:
     if masks is None:
         raise TypeError("prune needs rules, or the masks to keep to")
     return tuple(Rule(re.escape(path), Unstructured(), 0.0) for path in leaves_by_path(masks))
+
+
+def _check_arguments(schedule: Any, masks: Any, regrowth: Regrowth, sparsity: Any) -> None:
+    """Raises ValueError on arguments that would prune nothing, or be ignored."""
+    if schedule is None and masks is None:
+        raise ValueError(
+            "prune: neither schedule nor masks, so nothing would ever be pruned; "
+            "schedule=one_shot(), schedule=cubic(begin=0, end=1000) or "
+            "masks=compute_masks(params, rules) would work"
+        )
+    if schedule is None and isinstance(regrowth, DropAndGrow):
+        raise ValueError(
+            f"prune: {regrowth} moves groups when the schedule says so, and there is none; "
+            "schedule=constant(end=1000, every=100) would work"
+        )
+    if sparsity is not None and schedules.is_given(_as_schedule(schedule)):
+        raise ValueError(
+            f"prune: the schedule is the sparsity itself, but sparsity={sparsity} is given too; "
+            "schedule=cubic(begin=0, end=1000), or no sparsity, would work"
+        )
 
 
 def _as_schedule(schedule: Any) -> Schedule | ImportanceThreshold | None:
@@ -282,13 +323,40 @@ def _given_groups(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
         groups[path] = spec.pool(mask, "max") > 0
         if not isinstance(mask, Tracer) and (spec.expand(groups[path]) != mask).any():
             raise ValueError(f"the mask of {path!r} splits groups of {spec.pattern}")
+    for path in given:
+        if path not in specs:
+            raise ValueError(f"mask for {path!r}, but no rule for it; {near_misses(path, specs)}")
     return groups
 
 
 def _array(weight: Any) -> Array:
     """A weight to pool; optimizers are initialised with bare shapes, too."""
     bare = isinstance(weight, jax.ShapeDtypeStruct)
-    return jnp.zeros(weight.shape, weight.dtype) if bare else weight
+    return jnp.zeros(weight.shape, weight.dtype) if bare else jnp.asarray(weight)
+
+
+def _check_finite(weights: Mapping[str, Array]) -> None:
+    """Raises ValueError on NaN and infinities, where values are at hand.
+
+    An update is added, and nothing that is added to a NaN makes it zero.
+    """
+    for path, weight in weights.items():
+        bad = 0 if isinstance(weight, Tracer) else int(_not_finite(weight))
+        if bad:
+            raise ValueError(
+                f"{bad} of the weights of {path!r}, of shape {weight.shape}, are NaN or infinite: "
+                "no update would make zeros of them when they are masked; jnp.nan_to_num of this "
+                "leaf would work, and where masks hide them already js.mask_params(params, masks)"
+            )
+
+
+@jax.jit
+def _not_finite(weight: Array) -> Int[Array, ""]:
+    return jnp.sum(~jnp.isfinite(widen(weight)))
+
+
+def _is_traced(tree: Tree) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _all_kept(pooled: Float[Array, "..."]) -> Bool[Array, "..."]:
@@ -296,5 +364,11 @@ def _all_kept(pooled: Float[Array, "..."]) -> Bool[Array, "..."]:
     return jnp.isnan(pooled) | ~jnp.isnan(pooled)
 
 
-def _is_prune_state(node: Any) -> bool:
-    return isinstance(node, PruneState)
+def has_masks(tree: Tree) -> bool:
+    """Whether `masks` finds something to read in a tree."""
+    return bool(_prune_states(tree))
+
+
+def _prune_states(tree: Tree) -> list[PruneState]:
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, PruneState))
+    return [node for node in nodes if isinstance(node, PruneState)]

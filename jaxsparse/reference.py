@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool
 
 from jaxsparse.masking import NEED_PARAMS, select, zero_masked
 from jaxsparse.pruning import masks
-from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
+from jaxsparse.rules import describe
+from jaxsparse.trees import Tree, flatten, leaves_by_path, replace_by_path
 
 FIRST_MOMENTS = ("mu", "m", "trace", "momentum", "ema")
 
@@ -35,18 +36,23 @@ def pruned(
     optimizer's updates become where(new mask, u, -w). It needs no `masks=`. Wrap it
     outermost: `pruned(schedule_free(...), pruner)`.
 
+    Updates are added, and no sum with a NaN or an infinity is zero: weights that
+    are not finite are refused at init, and what becomes so in training is zero only
+    in `mask_params(params, masks(state))`; `report` counts it.
+
     Args:
       optimizer: any optax transformation, regularizers included.
       pruner: a `prune(...)`, or partitions and wraps of it.
       reset: what is zeroed of the optimizer's state where a weight regrows:
-        "first" moments (leaves under mu, m, trace, momentum, ema), "all" that have
-        the weight's path and shape, or "none". Fresh second moments at a large
-        count would overshoot several learning rates.
+        "first" moments (the trees like the parameters that are called mu, m, trace,
+        momentum or ema), "all" trees like the parameters, or "none". Fresh second
+        moments at a large count would overshoot several learning rates.
       replace_update: skip the optimizer on steps where something regrows, as RigL
         does: the change of masks is that step's update.
 
     Raises:
       ValueError: on a pruner that needs raw weights, or without parameters.
+      TypeError: at init, if the optimizer fails on a leaf that is no array.
     """
     if reset not in ("first", "all", "none"):
         raise ValueError(f"pruned: reset={reset!r} is none of 'first', 'all', 'none'")
@@ -54,7 +60,19 @@ def pruned(
     pruner = optax.with_extra_args_support(pruner)
 
     def init(params):
-        return PrunedState(pruner.init(params), optimizer.init(params))
+        pruner_state = pruner.init(params)
+        try:
+            return PrunedState(pruner_state, optimizer.init(params))
+        except TypeError as error:
+            odd = {path: describe(leaf) for path, leaf in leaves_by_path(params).items()}
+            odd = [f"{path!r}, {kind}" for path, kind in odd.items() if isinstance(kind, str)]
+            if not odd:
+                raise
+            raise TypeError(
+                f"the optimizer takes arrays alone, and the parameters hold {'; '.join(odd)}: "
+                "parameters with None there (equinox.partition, nnx.split) or optax.masked around "
+                "the optimizer would work"
+            ) from error
 
     def update(updates, state, params=None, **extra):
         if params is None:
@@ -75,7 +93,7 @@ def pruned(
         else:
             changes, inner = step()
         if reset != "none":
-            inner = _reset(inner, regrown, reset)
+            inner = _reset(inner, params, regrown, reset)
         # What regrows starts at exactly 0, whatever was stored there.
         stays = {path: mask & before[path] for path, mask in after.items()}
         return zero_masked(changes, params, stays), PrunedState(pruner_state, inner)
@@ -83,13 +101,48 @@ def pruned(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _reset(state: Tree, regrown: dict[str, Bool[Array, "..."]], which: str) -> Tree:
-    """Zeroes moments of regrown weights: leaves whose path ends with the weight's."""
-    cleared = {}
-    for path, leaf in leaves_by_path(state).items():
+def _reset(state: Tree, params: Tree, regrown: dict[str, Bool[Array, "..."]], which: str) -> Tree:
+    """Zeroes moments of regrown weights, in the trees of the state that are like the parameters."""
+    leaves, cleared = leaves_by_path(state), {}
+    for tree in _trees_like(params, state):
+        if which == "first" and tree.rpartition("/")[2] not in FIRST_MOMENTS:
+            continue
         for target, mask in regrown.items():
-            field = path.removesuffix("/" + target)
-            is_moment = field != path and jnp.shape(leaf) == mask.shape
-            if is_moment and (which == "all" or field.rpartition("/")[2] in FIRST_MOMENTS):
-                cleared[path] = select(~mask, leaf, 0)
+            path = _join(tree, target)
+            if path in leaves and jnp.shape(leaves[path]) == mask.shape:
+                cleared[path] = select(~mask, leaves[path], 0)
     return replace_by_path(state, cleared)
+
+
+def _trees_like(params: Tree, state: Tree) -> list[str]:
+    """Paths of the subtrees of `state` whose leaves are at the paths of the parameters.
+
+    All of the paths and no others: `mu/ema`, where a copy of `encoder` lies at
+    `ema/encoder`, has no moments of `encoder`. Only the holes that `optax.masked`
+    and `partition` leave may stand for leaves.
+    """
+    wanted = set(leaves_by_path(params))
+    below: dict[str, list[tuple[str, bool]]] = {}
+    for path, node in flatten(state, lambda node: isinstance(node, optax.MaskedNode)):
+        parts, hole = path.split("/"), isinstance(node, optax.MaskedNode)
+        for depth in range(len(parts) + 1):
+            inside = "/".join(parts[depth:])
+            below.setdefault("/".join(parts[:depth]), []).append((inside, hole))
+
+    def like(entries: list[tuple[str, bool]]) -> bool:
+        found = {path for path, hole in entries if not hole}
+        holes = {path for path, hole in entries if hole}
+        missing = wanted - found
+        # A hole may stand for a whole subtree.
+        return found <= wanted and all(not holes.isdisjoint(_prefixes(p)) for p in missing)
+
+    return [tree for tree, entries in below.items() if like(entries)]
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+
+
+def _join(tree: str, path: str) -> str:
+    return "/".join(part for part in (tree, path) if part)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from jaxsparse.choosing import gradients_of, leaves_of
 from jaxsparse.masking import NEED_PARAMS, next_count
 from jaxsparse.nm import NM
 from jaxsparse.patterns import widen
@@ -24,9 +25,10 @@ def add_group_lasso(alpha: float, rules: Sequence[Rule]) -> optax.GradientTransf
     """Adds the gradient of alpha * sum over groups of ||w_b||_2.
 
     g <- g + alpha w_b / ||w_b||_2 with the Frobenius norm of the weights of group
-    b, then g <- 0 where w = 0, so what is pruned stays pruned (Intel Neural
-    Compressor's step order). A subgradient never reaches exact zero, and before an
-    optimizer such as Adam it is preconditioned: `prox_group_lasso` does neither.
+    b, and the subgradient 0 for a group of zeros: nothing is kept from growing, and
+    what is pruned stays so by its mask alone. A subgradient never reaches exact
+    zero, and before an optimizer such as Adam it is preconditioned:
+    `prox_group_lasso` does neither.
 
     Args:
       alpha: strength, at least 0; 6e-3 in the published recipes.
@@ -43,11 +45,11 @@ def add_group_lasso(alpha: float, rules: Sequence[Rule]) -> optax.GradientTransf
         norms = spec.expand(spec.pool(weight, "l2"))
         return jnp.where(norms > 0, weight / jnp.where(norms > 0, norms, 1), 0)
 
-    return _add(alpha, rules, penalty, "add_group_lasso", zeros_stay=True)
+    return _add(alpha, rules, penalty, "add_group_lasso", _grouped)
 
 
 def add_l1(alpha: float, rules: Sequence[Rule]) -> optax.GradientTransformationExtraArgs:
-    """Adds the gradient of alpha * sum |w|: g <- g + alpha sign(w).
+    """Adds the gradient of alpha * sum |w|: g <- g + alpha sign(w), w / |w| if w is complex.
 
     Args:
       alpha: strength, at least 0.
@@ -57,7 +59,7 @@ def add_l1(alpha: float, rules: Sequence[Rule]) -> optax.GradientTransformationE
       ValueError: on a negative alpha, bad rules, and at update without parameters.
     """
     _check(alpha, "add_l1")
-    return _add(alpha, rules, lambda w, spec: jnp.sign(widen(w)), "add_l1", zeros_stay=False)
+    return _add(alpha, rules, lambda w, spec: jnp.sign(widen(w)), "add_l1", _any_pattern)
 
 
 def prox_group_lasso(
@@ -94,13 +96,13 @@ def prox_group_lasso(
         if params is None:
             raise ValueError(NEED_PARAMS.format(name="prox_group_lasso"))
         specs = _grouped(rules, params, "prox_group_lasso")
-        weights, changes = leaves_by_path(params), leaves_by_path(updates)
+        weights, changes = leaves_of(params, specs), gradients_of(updates, specs)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
         def shrunk(path, spec):
             proposed = widen(weights[path]) + widen(changes[path])
             norms = spec.pool(proposed, "l2")
-            size = spec.pool(jnp.ones_like(proposed), "sum")
+            size = spec.pool(jnp.ones_like(proposed, norms.dtype), "sum")
             # A norm of zero divides into infinity, and the group stays at zero.
             factor = jnp.maximum(0, 1 - rate * alpha * jnp.sqrt(size) / norms)
             factor = spec.expand(jnp.where(norms > 0, factor, 0))
@@ -118,10 +120,9 @@ def _add(
     rules: Sequence[Rule],
     penalty: Callable[[Array, LeafSpec], Array],
     name: str,
-    zeros_stay: bool,
+    find: Callable[[tuple[Rule, ...], Tree, str], dict[str, LeafSpec]],
 ) -> optax.GradientTransformationExtraArgs:
     rules = check_rules(rules)
-    find = _grouped if zeros_stay else lambda rules, params, name: resolve(rules, params)
 
     def init(params):
         if leaves_by_path(params):  # optax.tree.map_params passes none
@@ -132,15 +133,20 @@ def _add(
         del extra
         if params is None:
             raise ValueError(NEED_PARAMS.format(name=name))
-        weights, grads = leaves_by_path(params), leaves_by_path(updates)
-        new = {}
-        for path, spec in find(rules, params, name).items():
-            weight = weights[path]
-            total = grads[path] + (alpha * penalty(weight, spec)).astype(grads[path].dtype)
-            new[path] = jnp.where(weight == 0, 0, total) if zeros_stay else total
+        specs = find(rules, params, name)
+        weights, grads = leaves_of(params, specs), gradients_of(updates, specs)
+        new = {
+            path: grads[path] + (alpha * penalty(weights[path], spec)).astype(grads[path].dtype)
+            for path, spec in specs.items()
+        }
         return replace_by_path(updates, new), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _any_pattern(rules: tuple[Rule, ...], params: Tree, name: str) -> dict[str, LeafSpec]:
+    del name
+    return resolve(rules, params)
 
 
 def _grouped(rules: tuple[Rule, ...], params: Tree, name: str) -> dict[str, LeafSpec]:

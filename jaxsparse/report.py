@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.nm import NM
+from jaxsparse.distributions import known_target
+from jaxsparse.masking import pair_masks
 from jaxsparse.packing import pack_view
-from jaxsparse.patterns import Block, Channel, Unstructured
-from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
-from jaxsparse.trees import Tree, leaves_by_path, near_misses
+from jaxsparse.patterns import Unstructured, widen
+from jaxsparse.rules import LeafSpec, Rule, check_rules, describe, resolve
+from jaxsparse.trees import Tree, leaves_by_path
 from jaxsparse.views import view_of
 
 
@@ -23,7 +24,7 @@ class LeafReport:
 
     Attributes:
       path, shape, dtype: of the leaf.
-      pattern: "Block(4, 16) on (64, 32)", or "dense".
+      pattern: "Block(4, 16) on (64, 32)", or "dense"; a pattern names itself, by `str`.
       target: sparsity asked for, None if unknown or dense.
       kept, size: entries kept and entries in all.
       dense_bytes: as a plain array.
@@ -144,37 +145,39 @@ def report(
     """Counts what masks leave of the parameters.
 
     Args:
-      params: any Flax or plain tree.
+      params: any tree; what is no number in it (functions, random keys) has no row.
       masks: `masks(opt_state)`, or a tree like `params` with None where dense.
-      rules: the rules of the pruner, for patterns; without them masks are taken
-        as unstructured.
-      targets: sparsity asked for by path, `targets(rules, params, sparsity)`.
+      rules: the rules of the pruner, for patterns and targets; without them masks
+        are taken as unstructured.
+      targets: sparsity asked for by path, `targets(rules, params, sparsity)`; of the
+        leaves that it leaves out what the rule says, and 1 - n/m for n:m.
 
     Raises:
       KeyError: if a mask names a leaf that is not there.
+      ValueError: if a mask has another shape than its leaf.
 
     >>> r = report({"w": jnp.ones((4, 4))}, {"w": jnp.eye(4, dtype=bool)})
     >>> r.sparsity, r.kept
     (0.75, 4)
     """
-    leaves, by_path = leaves_by_path(params), leaves_by_path(masks)
-    for path in by_path:
-        if path not in leaves:
-            raise KeyError(f"mask for {path!r}, but no such leaf; {near_misses(path, leaves)}")
+    pairs = pair_masks(params, leaves_by_path(masks))
     specs = resolve(check_rules(rules), params) if rules else {}
+    asked = {path: known_target(spec) for path, spec in specs.items()} | dict(targets or {})
     rows = []
-    for path, leaf in leaves.items():
-        size, itemsize = math.prod(leaf.shape), leaf.dtype.itemsize
+    for path, leaf in leaves_by_path(params).items():
+        kind = describe(leaf)
+        if isinstance(kind, str):
+            continue
+        size, itemsize = math.prod(kind.shape), kind.dtype.itemsize
         kept, stored, bad, pattern, note = size, size * itemsize, 0, "dense", ""
-        if path in by_path:
-            spec = specs.get(path) or _unstructured(path, leaf.shape)
-            mask = np.asarray(by_path[path])
-            kept, stored = int(mask.sum()), int(min(stored, _stored_bytes(spec, mask, leaf.dtype)))
-            bad = int(jnp.sum(~jnp.isfinite(leaf) & ~by_path[path]))
-            pattern, note = f"{_short(spec)} on {spec.view}", _note(spec, leaf, bad)
-        target = (targets or {}).get(path)
+        if path in pairs:
+            spec = specs.get(path) or _unstructured(path, kind.shape)
+            mask = np.asarray(pairs[path][0])
+            kept, stored = int(mask.sum()), int(min(stored, _stored_bytes(spec, mask, kind.dtype)))
+            bad = _not_finite(leaf, mask)
+            pattern, note = f"{spec.pattern} on {spec.view}", _note(spec, leaf, bad)
         rows.append(
-            LeafReport(path, tuple(leaf.shape), str(leaf.dtype), pattern, target, kept, size,
+            LeafReport(path, kind.shape, str(kind.dtype), pattern, asked.get(path), kept, size,
                        size * itemsize, stored, bad, note)
         )  # fmt: skip
     return Report(tuple(rows))
@@ -207,50 +210,23 @@ def _stored_bytes(spec: LeafSpec, mask: np.ndarray, dtype: Any) -> int | float:
     for pattern in (spec.pattern, Unstructured()):
         try:
             return pack_view(places, pattern, mask, spec.view).nbytes
-        except ValueError:
+        except (TypeError, ValueError):  # TypeError: a user's own pattern, which none stores
             continue
     return math.inf
 
 
-def _short(spec: LeafSpec) -> str:
-    pattern = spec.pattern
-    if isinstance(pattern, Block):
-        return f"Block({pattern.rows}, {pattern.columns})"
-    if isinstance(pattern, NM):
-        return f"NM({pattern.n}, {pattern.m})"
-    return f"Channel({pattern.axis})" if isinstance(pattern, Channel) else "Unstructured()"
+def _not_finite(leaf: Any, mask: np.ndarray) -> int:
+    """NaN and infinite entries under the mask."""
+    finite = np.asarray(jnp.isfinite(widen(jnp.asarray(leaf))))
+    return int(np.sum(~finite & ~mask))
 
 
 def _note(spec: LeafSpec, leaf: Any, non_finite: int) -> str:
-    notes = [f"{non_finite} NaN or inf under the mask"] if non_finite else []
+    bad = f"{non_finite} NaN or inf under the mask: mask_params makes zeros of them"
+    notes = [bad] if non_finite else []
     sharding = getattr(leaf, "sharding", None)
     if isinstance(leaf, jax.Array) and sharding is not None and not sharding.is_fully_replicated:
         shard = sharding.shard_shape(leaf.shape)
-        if not _whole_groups(spec, shard):
+        if spec.pattern.cut_by(spec.view, shard):
             notes.append(f"shards of {'x'.join(map(str, shard))} cut groups: pooling gathers")
     return "; ".join(notes)
-
-
-def _whole_groups(spec: LeafSpec, shard: tuple[int, ...]) -> bool:
-    """Whether every shard holds whole groups, so that pooling moves nothing."""
-    pattern, view = spec.pattern, spec.view
-    if isinstance(pattern, Channel):
-        split = {axis for axis, size in enumerate(shard) if size != view.shape[axis]}
-        return split <= {pattern.axis % len(view.shape), *view.batch}
-    rows, columns = 1, 1
-    if isinstance(pattern, Block):
-        rows, columns = pattern.rows, pattern.columns
-    elif isinstance(pattern, NM):
-        rows, columns = pattern.m, 1 if pattern.method == "1d" else pattern.m
-    return _whole(view.shape, shard, view.inputs, rows) and _whole(
-        view.shape, shard, view.outputs, columns
-    )
-
-
-def _whole(
-    shape: tuple[int, ...], shard: tuple[int, ...], axes: tuple[int, ...], block: int
-) -> bool:
-    """Only the major one of the merged axes may be split, in multiples of the block."""
-    if any(shard[axis] != shape[axis] for axis in axes[1:]):
-        return False
-    return math.prod(shard[axis] for axis in axes) % block == 0

@@ -2,15 +2,20 @@
 
 import dataclasses
 import functools
+import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from jaxsparse.patterns import Pattern, Reduce, check_sparsity
 from jaxsparse.trees import Tree, leaves_by_path, near_misses
 from jaxsparse.views import Axes, View, view_of
+
+Predicate = Callable[[str, jax.ShapeDtypeStruct], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,41 +24,75 @@ class Rule:
 
     Attributes:
       path: regular expression that the whole slash-joined path must match
-        (`re.fullmatch`), for example `r"encoder/.*/mlp/.*/kernel"`.
-      pattern: an instance of Unstructured, Block, NM or Channel.
+        (`re.fullmatch`), for example `r"encoder/.*/mlp/.*/kernel"`; or a function
+        of (path, leaf) that says whether the rule is meant. It sees the shape and
+        the dtype of the leaf alone, is asked about numbers and arrays of them only,
+        and must answer the same every time.
+      pattern: an instance of Unstructured, Block, NM or Channel. None keeps the
+        leaves dense, in a rule that overrides.
       sparsity: fraction of zeros in [0, 1); None leaves it to the distribution
         (n:m: to the pattern).
       in_axis, out_axis, batch_axis: how the leaf is a matrix, as in
         `jax.nn.initializers`; None infers it (see `views.view_of`).
+      override: take leaves from the rules before this one. Without it two rules
+        for one leaf are an error.
 
-    >>> from jaxsparse.patterns import Unstructured
-    >>> Rule(r".*/kernel", Unstructured(), sparsity=0.9).sparsity
-    0.9
+    >>> from jaxsparse.patterns import Block, Unstructured
+    >>> rules = [
+    ...     Rule(lambda path, leaf: len(leaf.shape) == 2, Unstructured(), sparsity=0.9),
+    ...     Rule("up/.*", Block(4, 4), sparsity=0.5, override=True),
+    ...     Rule("head/.*", None, override=True),
+    ... ]
+    >>> params = {name: {"w": jnp.ones((8, 8))} for name in ("up", "down", "head")}
+    >>> {path: str(spec.pattern) for path, spec in resolve(rules, params).items()}
+    {'down/w': 'Unstructured()', 'up/w': 'Block(4, 4)'}
     """
 
-    path: str
-    pattern: Pattern
+    path: str | Predicate
+    pattern: Pattern | None
     sparsity: float | None = None
     in_axis: Axes = None
     out_axis: Axes = None
     batch_axis: Axes = None
+    override: bool = False
 
     def __post_init__(self):
         for name in ("in_axis", "out_axis", "batch_axis"):
             axes = getattr(self, name)
             if isinstance(axes, Sequence):  # a list would not hash
                 object.__setattr__(self, name, tuple(axes))
-        try:
-            re.compile(self.path)
-        except re.error as error:
-            raise ValueError(f"rule {self.path!r} is no regular expression: {error}") from error
-        if not isinstance(self.pattern, Pattern):
+        _check_path(self.path)
+        if self.pattern is None and self.override:
+            if self.sparsity is not None:
+                raise ValueError(
+                    f"rule {self.label}: a pattern of None keeps leaves dense, but sparsity is "
+                    f"{self.sparsity}; a pattern, or no sparsity, would work"
+                )
+        elif not isinstance(self.pattern, Pattern):
+            dense = "; None, to keep leaves dense, needs override=True" * (self.pattern is None)
             raise TypeError(
-                f"rule {self.path!r}: {self.pattern!r} is no pattern; an instance such as "
-                "Unstructured(), Block(4, 16), NM(2, 4) or Channel(-1) would work"
+                f"rule {self.label}: {self.pattern!r} is no pattern; an instance such as "
+                f"Unstructured(), Block(4, 16), NM(2, 4) or Channel(-1) would work{dense}"
             )
         if self.sparsity is not None:
-            check_sparsity(f"rule {self.path!r}", self.sparsity, self.pattern)
+            check_sparsity(f"rule {self.label}", self.sparsity, self.pattern)
+
+    @property
+    def label(self) -> str:
+        """How messages name the rule: its expression in quotes, or its function."""
+        if isinstance(self.path, str):
+            return repr(self.path)
+        return getattr(self.path, "__qualname__", repr(self.path))
+
+    def matches(self, path: str, leaf: jax.ShapeDtypeStruct) -> bool:
+        """Whether the rule is meant for this leaf."""
+        if isinstance(self.path, str):
+            return re.fullmatch(self.path, path) is not None
+        try:
+            return bool(self.path(path, leaf))
+        except Exception as error:
+            error.add_note(f"in rule {self.label}, asked about {path!r} of shape {leaf.shape}")
+            raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +127,21 @@ class LeafSpec:
     def pool(
         self, entries: Shaped[Array, "..."], reduce: Reduce | None = None
     ) -> Float[Array, "..."]:
-        """Reduces entries of the weight's shape to one number a group."""
+        """Reduces entries of the weight's shape to one number a group.
+
+        Raises:
+          ValueError: if explicit axes of a mesh cut groups that a reshape makes.
+        """
+        sharding = jax.typeof(entries).sharding
+        shard = sharding.shard_shape(self.view.shape)
+        # Automatic axes, which the type does not show, are gathered along instead.
+        if self.pattern.tiled and self.pattern.cut_by(self.view, shard):
+            raise ValueError(
+                f"{self.pattern} on {self.path!r} of shape {self.view.shape}, seen as {self.view}: "
+                f"the explicit sharding {sharding.spec} leaves shards of {shard}, which cut its "
+                "groups; a sharding of whole groups, such as PartitionSpec(), would work, so "
+                "would a pattern that divides the shards, or a mesh of AxisType.Auto, which gathers"
+            )
         return self.pattern.pool(entries, self.view, reduce)
 
     def expand(self, groups: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
@@ -99,46 +152,101 @@ class LeafSpec:
 def resolve(rules: Sequence[Rule], params: Tree) -> dict[str, LeafSpec]:
     """Returns the spec of every leaf that a rule names, sorted by path.
 
-    Needs shapes only: arrays, tracers and `jax.ShapeDtypeStruct` will do.
+    Needs shapes only: arrays, tracers and `jax.ShapeDtypeStruct` will do. What is no
+    array (a function, a string, a random key) may be in the tree, but no rule may
+    name it.
 
     Raises:
-      ValueError: on a rule that matches no leaf, a leaf that two rules match and
-        a shape that the pattern does not fit; path, shape and near misses are
-        quoted.
+      ValueError: on a rule that matches no leaf or loses all of them, a leaf that
+        two rules match, a leaf that is no array of numbers, and a shape that the
+        pattern does not fit; path, shape and near misses are quoted.
     """
-    leaves = leaves_by_path(params)
-    shapes = {path: tuple(getattr(leaf, "shape", ())) for path, leaf in leaves.items()}
-    return dict(_resolve(tuple(rules), tuple(sorted(shapes.items()))))
+    leaves = {path: describe(leaf) for path, leaf in leaves_by_path(params).items()}
+    return dict(_resolve(tuple(rules), tuple(sorted(leaves.items(), key=lambda item: item[0]))))
 
 
 @functools.lru_cache(maxsize=64)  # every trace of a training step asks again
 def _resolve(
-    rules: tuple[Rule, ...], shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    rules: tuple[Rule, ...], leaves: tuple[tuple[str, jax.ShapeDtypeStruct | str], ...]
 ) -> tuple[tuple[str, LeafSpec], ...]:
-    matches: dict[str, list[Rule]] = {}
-    for rule in rules:
-        paths = [path for path, _ in shapes if re.fullmatch(rule.path, path)]
-        if not paths:
-            raise ValueError(
-                f"rule {rule.path!r} matches no leaf; {near_misses(rule.path, dict(shapes))}"
-            )
-        for path in paths:
-            matches.setdefault(path, []).append(rule)
-    specs = []
-    for path, shape in shapes:
-        if path not in matches:
+    specs, by_path = [], dict(leaves)
+    for path, rule in _choose(rules, by_path).items():
+        if rule.pattern is None:
             continue
-        if len(matches[path]) > 1:
-            both = " and ".join(repr(rule.path) for rule in matches[path])
+        leaf = by_path[path]
+        if isinstance(leaf, str):
             raise ValueError(
-                f"leaf {path!r} of shape {shape} is matched by the rules {both}; "
-                "one rule a leaf would work"
+                f"rule {rule.label} matches {path!r}, {leaf}: only arrays of numbers are pruned; "
+                "an expression that leaves it out would work"
             )
-        rule = matches[path][0]
-        view = view_of(path, shape, rule.in_axis, rule.out_axis, rule.batch_axis)
+        view = view_of(path, leaf.shape, rule.in_axis, rule.out_axis, rule.batch_axis)
         rule.pattern.check(path, view)
         specs.append((path, LeafSpec(path, rule.pattern, view, rule.sparsity)))
-    return tuple(specs)
+    return tuple(sorted(specs, key=lambda item: item[0]))
+
+
+def _choose(
+    rules: tuple[Rule, ...], leaves: dict[str, jax.ShapeDtypeStruct | str]
+) -> dict[str, Rule]:
+    """Which rule each leaf goes by."""
+    chosen: dict[str, Rule] = {}
+    for rule in rules:
+        paths = [path for path, leaf in leaves.items() if _meant(rule, path, leaf)]
+        if not paths:
+            name = rule.path if isinstance(rule.path, str) else ""
+            raise ValueError(f"rule {rule.label} matches no leaf; {near_misses(name, leaves)}")
+        for path in paths:
+            if path in chosen and not rule.override:
+                raise ValueError(
+                    f"leaf {path!r}, {_kind(leaves[path])}, is matched by the rules "
+                    f"{chosen[path].label} and {rule.label}; one rule a leaf would work, so would "
+                    "override=True in the one that wins, put after the other"
+                )
+            chosen[path] = rule
+    for rule in rules:
+        if not any(winner is rule for winner in chosen.values()):
+            raise ValueError(
+                f"rule {rule.label} loses every leaf to later rules with override=True; without "
+                "it, or put after them and with override=True itself, the rules would work"
+            )
+    return chosen
+
+
+def _meant(rule: Rule, path: str, leaf: jax.ShapeDtypeStruct | str) -> bool:
+    if isinstance(leaf, str):  # a function of (path, leaf) expects an array
+        return isinstance(rule.path, str) and re.fullmatch(rule.path, path) is not None
+    return rule.matches(path, leaf)
+
+
+def _kind(leaf: jax.ShapeDtypeStruct | str) -> str:
+    return leaf if isinstance(leaf, str) else f"of shape {leaf.shape}"
+
+
+def describe(leaf: Any) -> jax.ShapeDtypeStruct | str:
+    """Shape and dtype of a number or an array of numbers; what anything else is, in words."""
+    if isinstance(leaf, bool | int | float | complex):
+        return jax.ShapeDtypeStruct((), jnp.result_type(leaf))
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        return f"a {type(leaf).__name__}"
+    if jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.bool_):
+        return jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
+    return f"an array of {leaf.dtype}"  # random keys, strings, float0
+
+
+def _check_path(path: Any) -> None:
+    if isinstance(path, str):
+        try:
+            re.compile(path)
+        except re.error as error:
+            raise ValueError(f"rule {path!r} is no regular expression: {error}") from error
+        return
+    try:
+        inspect.signature(path).bind("path", "leaf")
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"rule {path!r}: neither a regular expression nor a function of (path, leaf); "
+            "lambda path, leaf: path.endswith('kernel') would work"
+        ) from error
 
 
 def check_rules(rules: Iterable[Any]) -> tuple[Rule, ...]:

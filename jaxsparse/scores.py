@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxsparse.patterns import widen
+from jaxsparse.patterns import real, widen
 from jaxsparse.rules import LeafSpec
 
 Leaves = dict[str, Array]
@@ -43,7 +43,8 @@ class Score(NamedTuple):
       update: (grads, state, weights, context) -> (scores, state). All but state
         are dicts by slash path over the leaves that rules name. A score has the
         shape of its weight, or `specs[path].group_shape` where it is one number a
-        group already. Larger is kept.
+        group already, and is real. Larger is kept. Look at `grads` only if you need
+        them: `compute_masks` without `grads=` refuses a score that does.
 
     >>> oldest = Score(lambda weights, specs: (),
     ...                lambda grads, state, weights, context: (weights, state))
@@ -55,7 +56,12 @@ class Score(NamedTuple):
 
 def magnitude() -> Score:
     """|w|: Han et al. 2015, arXiv 1506.02626."""
-    return _stateless(lambda g, w: jnp.abs(w))
+
+    def update(grads, state, weights, context):
+        del grads, context
+        return {path: jnp.abs(widen(w)) for path, w in weights.items()}, state
+
+    return Score(_no_state, update)
 
 
 def gradient() -> Score:
@@ -86,7 +92,7 @@ def saliency_momentum(decay: float = 0.9) -> Score:
 
     def init(weights, specs):
         del specs
-        return {path: jnp.zeros_like(widen(w)) for path, w in weights.items()}
+        return {path: jnp.zeros_like(real(w)) for path, w in weights.items()}
 
     def update(grads, state, weights, context):
         del context

@@ -13,6 +13,10 @@ W = {"w": jnp.arange(1.0, 17.0).reshape(4, 4)}
 HALF = [js.Rule("w", js.Unstructured(), 0.5)]
 
 
+def one_shot():
+    return js.prune(HALF, schedule=js.one_shot())
+
+
 @pytest.mark.parametrize("pattern,regrowth", REFUSED)
 def test_pairs_that_cannot_work_say_why(pattern, regrowth):
     tx = js.prune(rules_for(pattern), schedule=js.constant(end=5), regrowth=REGROWTHS[regrowth])
@@ -36,7 +40,17 @@ def test_nm_takes_no_threshold():
         (lambda: js.prune(HALF, schedule="cubic"), TypeError, "is no schedule"),
         (lambda: js.prune(HALF, schedule=1.5), ValueError, r"1\.5 is not in \[0, 1\)"),
         (lambda: js.prune(HALF, sparsity=jnp.float32(0.5)), TypeError, "must be static"),
-        (lambda: js.pruned(optax.sgd(1.0), js.prune(HALF), reset="second"), ValueError, "none of"),
+        (lambda: js.pruned(optax.sgd(1.0), one_shot(), reset="second"), ValueError, "none of"),
+        (lambda: js.prune(HALF), ValueError, r"neither schedule nor masks.*masks=compute_masks"),
+        (lambda: js.prune([js.Rule("w", js.NM(2, 4))]), ValueError, "neither schedule nor masks"),
+        (lambda: js.prune(sparsity=0.9, rules=HALF), ValueError, "nothing would ever be pruned"),
+        (lambda: js.prune(HALF, distribution=js.erk()), ValueError, "neither schedule nor masks"),
+        (
+            lambda: js.prune(masks=W, regrowth=js.regrow_random()),
+            ValueError,
+            "when the schedule says so",
+        ),
+        (lambda: js.prune(HALF, schedule=0.5, sparsity=0.9), ValueError, "sparsity=0.9 is given"),
     ],
 )
 def test_bad_arguments(build, error, message):
@@ -71,10 +85,10 @@ def test_missing_params_and_masks():
 def test_masks_of_a_state():
     with pytest.raises(ValueError, match="no PruneState"):
         js.masks(optax.sgd(1.0).init(W))
-    twice = optax.chain(js.prune(HALF), js.prune(HALF)).init(W)
+    twice = optax.chain(one_shot(), one_shot()).init(W)
     with pytest.raises(ValueError, match="leaf 'w' is pruned twice"):
         js.masks(twice)
-    state = js.prune(HALF).init(W)
+    state = one_shot().init(W)
     tree = js.masks(state, {"w": W["w"], "b": jnp.zeros(4)})
     assert tree["b"] is None and tree["w"].all()
 
@@ -90,6 +104,31 @@ def test_masked_nan_and_inf_are_zero():
     bad = {"w": jnp.full((4, 4), jnp.nan).at[0].set(jnp.inf)}
     seen = js.mask_params(bad, {"w": jnp.zeros((4, 4), bool)})
     assert not np.asarray(seen["w"]).any()
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_weights_that_no_update_can_clear_are_refused(bad):
+    """w + u is no zero for any u, so `pruned` could not keep its promise."""
+    params = {"w": W["w"].at[0, 1].set(bad)}
+    for tx in (one_shot(), js.pruned(optax.sgd(0.1), one_shot())):
+        with pytest.raises(ValueError, match=r"1 of the weights of 'w', of shape.*nan_to_num"):
+            tx.init(params)
+    mask = {"w": jnp.ones((4, 4), bool).at[0, 1].set(False)}
+    for cure in (js.mask_params(params, mask), {"w": jnp.nan_to_num(params["w"])}):
+        tx = js.pruned(optax.sgd(0.1), js.prune(masks=mask))
+        after, state = step_of(tx)(cure, tx.init(cure))
+        assert after["w"][0, 1] == 0 and np.isfinite(after["w"]).all(), state
+
+
+def test_what_becomes_infinite_in_training_is_zero_where_it_is_masked():
+    """The sum of an infinity and an update is no zero; `mask_params` is, and says so."""
+    tx = js.pruned(optax.sgd(1.0), js.prune(masks={"w": jnp.ones((4, 4), bool).at[0].set(False)}))
+    state, params = tx.init(W), {"w": W["w"].at[0, 0].set(jnp.inf)}
+    params, state = jax.jit(step_of(tx))(params, state)
+    masks = js.masks(state)
+    assert (js.mask_params(params, masks)["w"][0] == 0).all()
+    leaf = js.report(params, masks).leaves[0]
+    assert leaf.non_finite == 1 and "mask_params" in leaf.note
 
 
 def test_static_masks_need_no_rules():
@@ -109,6 +148,8 @@ def test_given_masks_must_fit_the_pattern():
         js.prune([js.Rule("w", js.Block(2, 2), 0.5)], masks={"w": mask}).init(W)
     with pytest.raises(ValueError, match="no mask given for leaf 'w'"):
         js.prune(HALF, masks={"v": mask}).init(W)
+    with pytest.raises(ValueError, match=r"mask for 'v', but no rule for it; known: 'w'"):
+        js.prune(HALF, masks={"w": mask, "v": mask}).init(W)
     with pytest.raises(ValueError, match=r"mask of 'w' has shape"):
         js.prune(HALF, masks={"w": mask[:2]}).init(W)
 
@@ -237,3 +278,127 @@ def test_sharded_training(pattern, explicit):
         assert params["w"].sharding.spec == spec
     np.testing.assert_array_equal(js.masks(state)["w"], js.masks(reference)["w"])
     np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-5)
+
+
+NAMES = ["ema", "teacher", "m", "momentum", "mu", "teacher/m/momentum"]
+
+
+@pytest.mark.parametrize(
+    "name,reset,split",
+    [(name, "first", "whole") for name in NAMES]
+    + [("ema", "all", "whole"), ("ema", "first", "partition"), ("mu", "all", "partition")],
+)
+def test_a_copy_beside_the_pruned_branch_keeps_its_moments(name, reset, split):
+    """Moments belong to a leaf by its whole path, not by the end of it."""
+    a, b, c = jax.random.normal(jax.random.key(0), (3, 8, 8))
+    params = {"encoder": {"kernel": a}, name: {"encoder": {"kernel": b}}, "head": c}
+    rules = [js.Rule("encoder/kernel", js.Unstructured(), 0.5)]
+    pruner = js.prune(rules, schedule=js.constant(end=20), regrowth=js.regrow_random(0.5))
+    inner = plain = optax.adam(1e-2)
+    if split == "partition":  # whose holes stand for the leaves of the other half
+        labels = {"encoder": "x", name: "y", "head": "x"}
+        inner = optax.partition({"x": plain, "y": optax.adam(1e-2)}, labels)
+    steps, states, trained = [], [], []
+    for tx in (js.pruned(inner, pruner, reset=reset), plain):
+
+        @jax.jit
+        def step(params, state, tx=tx):
+            updates, state = tx.update(jax.tree.map(jnp.cos, params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        steps.append(step)
+        states.append(tx.init(params))
+        trained.append(params)
+    grown = 0
+    for _ in range(3):
+        before = js.masks(states[0])["encoder/kernel"]
+        for at in (0, 1):
+            trained[at], states[at] = steps[at](trained[at], states[at])
+        regrown = np.asarray(js.masks(states[0])["encoder/kernel"] & ~before)
+        moments = js.leaves_by_path(states[0].optimizer)
+        own = min((path for path in moments if path.endswith("mu/encoder/kernel")), key=len)
+        assert not np.asarray(moments[own])[regrown].any()
+        grown += regrown.sum()
+    assert grown
+    for path in (f"{name}/encoder/kernel", "head"):
+        ours, theirs = (js.leaves_by_path(params)[path] for params in trained)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def explicit(shape, *axes):
+    kind = jax.sharding.AxisType.Explicit
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    spec = jax.sharding.PartitionSpec(*axes)
+    weight = jax.random.normal(jax.random.key(0), shape)
+    return mesh, jax.device_put(weight, jax.sharding.NamedSharding(mesh, spec))
+
+
+CUT = [
+    ((32, 16), (None, "x"), js.Block(4, 8)),
+    ((32, 16), ("x", None), js.Block(16, 4)),
+    ((8, 8), ("x", "y"), js.NM(2, 4)),
+    ((8, 8), ("y", "x"), js.NM(2, 4, method="best")),
+    ((30, 32), (None, ("x", "y")), js.Block(4, 16, pad=True)),
+    ((2, 2, 8, 16), (None, None, "x", None), js.Block(4, 4)),  # a minor one of merged axes
+]
+
+
+@pytest.mark.parametrize("shape,axes,pattern", CUT)
+def test_explicit_axes_that_cut_groups_say_path_and_cure(shape, axes, pattern):
+    mesh, weight = explicit(shape, *axes)
+    params, rules = {"conv": {"kernel": weight}}, [js.Rule(".*kernel", pattern)]
+    pruner = js.prune(rules, sparsity=0.5, schedule=js.one_shot())
+    message = r"on 'conv/kernel' of shape .*explicit sharding P.*PartitionSpec\(\).*AxisType\.Auto"
+    with jax.set_mesh(mesh):
+        for call in (pruner.init, lambda p: js.compute_masks(p, rules, sparsity=0.5)):
+            with pytest.raises(ValueError, match=message):
+                call(params)
+
+
+def test_the_cure_of_a_cut_works():
+    mesh, weight = explicit((32, 16), None, "x")
+    rules = [js.Rule("w", js.Block(4, 8))]
+    with jax.set_mesh(mesh):
+        whole = {"w": jax.sharding.reshard(weight, jax.sharding.PartitionSpec())}
+        masks = js.compute_masks(whole, rules, sparsity=0.5)
+    plain = {"w": jnp.asarray(np.asarray(weight))}
+    np.testing.assert_array_equal(masks["w"], js.compute_masks(plain, rules, sparsity=0.5)["w"])
+
+
+WHOLE = [
+    ((30, 32), (None, ("x", "y")), js.Block(4, 4, pad=True)),
+    ((16, 8), ("x", "y"), js.NM(2, 4, method="greedy")),
+    ((2, 2, 8, 16), (None, None, None, "x"), js.Block(4, 4)),
+    ((4, 8, 16), ("x", None, "y"), js.Block(4, 4)),
+    ((16, 16), ("x", "y"), js.Channel(0, reduce="max")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape,axes,pattern", WHOLE)
+def test_explicit_axes_that_leave_groups_whole_change_nothing(shape, axes, pattern):
+    mesh, weight = explicit(shape, *axes)
+    rules = [js.Rule("w", pattern)]
+    tx = js.pruned(optax.adam(1e-2), js.prune(rules, sparsity=0.5, schedule=js.one_shot()))
+
+    def train(params):
+        state = tx.init(params)
+        for _ in range(2):
+            params, state = jax.jit(step_of_sine(tx))(params, state)
+        return params, js.masks(state)
+
+    with jax.set_mesh(mesh):
+        params, masks = train({"w": weight})
+        assert params["w"].sharding == weight.sharding
+    expected, expected_masks = train({"w": jnp.asarray(np.asarray(weight))})
+    np.testing.assert_array_equal(masks["w"], expected_masks["w"])
+    np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-5)
+
+
+def step_of_sine(tx):
+    def step(params, state):
+        grads = jax.tree.map(jnp.sin, js.mask_params(params, js.masks(state)))
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step

@@ -51,8 +51,61 @@ def test_group_lasso_is_the_gradient_of_the_norms(name, weights):
         tx = js.add_group_lasso(alpha, rules)
         got = np.asarray(jax.jit(tx.update)(grads, tx.init(params), params)[0]["w"])
         expected = grad + np.asarray(jax.grad(penalty)(params["w"]))
-    np.testing.assert_allclose(got[weights != 0], expected[weights != 0], atol=1e-14)
-    assert (got[weights == 0] == 0).all()
+    np.testing.assert_allclose(got, expected, atol=1e-14)
+    assert (got[weights == 0] == grad[weights == 0]).all()  # the subgradient at zero is zero
+
+
+def test_zero_initialised_weights_train_under_every_penalty():
+    target, rules = {"w": jnp.ones((4, 4))}, [js.Rule("w", js.Block(2, 2))]
+    for penalty in (js.add_group_lasso(1e-9, rules), js.add_l1(1e-9, rules)):
+        tx, params = optax.chain(penalty, optax.sgd(0.5)), {"w": jnp.zeros((4, 4))}
+        updates, _ = tx.update(jax.tree.map(jnp.subtract, params, target), tx.init(params), params)
+        np.testing.assert_allclose(updates["w"], 0.5)
+
+
+def test_masked_weights_stay_zero_beside_a_group_lasso():
+    """By the mask alone: gradients pull at every weight, also at those in living groups."""
+    rules = [js.Rule("w", js.Unstructured(), 0.5)]
+    lasso = js.add_group_lasso(1e-2, [js.Rule("w", js.Block(2, 2))])
+    tx = js.pruned(optax.chain(lasso, optax.adam(0.1)), js.prune(rules, schedule=js.one_shot()))
+    params = {"w": jax.random.normal(jax.random.key(0), (8, 8))}
+    state = tx.init(params)
+    for _ in range(4):
+        updates, state = tx.update({"w": jnp.ones((8, 8))}, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_array_equal(params["w"] != 0, js.masks(state)["w"])
+        assert (params["w"] == 0).sum() == 32
+
+
+COMPLEX = jnp.array([[0.1 + 10j, 1 + 0j, 0j], [-2 + 0j, 3 + 4j, 0j]], jnp.complex64)
+
+
+@pytest.mark.parametrize("pattern", [js.Block(1, 1), js.Block(2, 3), js.Channel(0)], ids=str)
+def test_complex_weights_are_penalised_by_modulus(pattern):
+    params, still = {"w": COMPLEX}, {"w": jnp.zeros_like(COMPLEX)}
+    w, rules = np.asarray(COMPLEX, np.complex128), [js.Rule("w", pattern)]
+    axes = {"Block(1, 1)": (), "Block(2, 3)": (0, 1), "Channel(0)": (1,)}[str(pattern)]
+    norms = np.sqrt((np.abs(w) ** 2).sum(axis=axes, keepdims=True)) * np.ones(w.shape)
+    safe = np.where(norms > 0, norms, 1)
+
+    def update(tx):
+        return np.asarray(tx.update(still, tx.init(params), params)[0]["w"])
+
+    lasso = update(js.add_group_lasso(1.0, rules))
+    np.testing.assert_allclose(lasso, w / safe, rtol=1e-5)
+    size = np.prod([w.shape[axis] for axis in axes])
+    shrunk = np.maximum(0, 1 - 0.5 * np.sqrt(size) / safe) * w
+    np.testing.assert_allclose(w + update(js.prox_group_lasso(1.0, 0.5, rules)), shrunk, rtol=1e-4)
+    l1 = update(js.add_l1(1.0, rules))
+    np.testing.assert_allclose(l1, w / np.where(w == 0, 1, np.abs(w)), rtol=1e-5)
+
+
+def test_gradients_that_do_not_fit_are_named():
+    params, tx = {"w": jnp.ones((4, 4))}, js.add_l1(1.0, [js.Rule("w", js.Unstructured())])
+    with pytest.raises(ValueError, match=r"gradient of 'w' has shape \(4,\), the leaf \(4, 4\)"):
+        tx.update({"w": jnp.ones(4)}, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"no gradient for leaf 'w'; known: 'v'"):
+        tx.update({"v": jnp.ones(4)}, tx.init(params), params)
 
 
 def test_group_lasso_of_bf16_and_leaves_without_rule():

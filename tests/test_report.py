@@ -1,5 +1,6 @@
 """What the report counts, against counting by hand."""
 
+import dataclasses
 import json
 
 import jax
@@ -158,3 +159,73 @@ def test_note_on_shards_that_cut_groups(kind, pattern, spec, cut):
     w = {"w": jax.device_put(np.ones((16, 32), np.float32), NamedSharding(mesh, spec))}
     leaf = js.report(w, {"w": np.ones((16, 32), bool)}, rules=[js.Rule("w", pattern)]).leaves[0]
     assert leaf.note == ("" if cut is None else f"shards of {cut} cut groups: pooling gathers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagonal(js.Pattern):
+    """A user's own: the diagonals of a square kernel live and die together."""
+
+    step: int
+    wrap: bool = True
+
+    def group_shape(self, view):
+        return (view.shape[0],)
+
+    def pool(self, entries, view, reduce=None):
+        rows = jnp.arange(view.shape[0])
+        return jnp.stack([jnp.abs(entries)[rows, (rows + d) % len(rows)].mean() for d in rows])
+
+    def expand(self, groups, view):
+        rows = jnp.arange(view.shape[0])
+        return groups[(rows[None] - rows[:, None]) % len(rows)]
+
+    def group_size(self, view):
+        return view.shape[0]
+
+
+def test_a_users_own_pattern_names_itself():
+    params, rules = {"w": jnp.arange(1.0, 17.0).reshape(4, 4)}, [js.Rule("w", Diagonal(1), 0.5)]
+    masks = js.compute_masks(params, rules)
+    leaf = js.report(params, masks, rules=rules).leaves[0]
+    assert (leaf.pattern, leaf.kept, leaf.target) == ("Diagonal(1) on (4, 4)", 8, 0.5)
+    assert str(Diagonal(2, wrap=False)) == "Diagonal(2, wrap=False)"
+    assert leaf.stored_bytes <= leaf.dense_bytes
+
+
+@pytest.mark.parametrize(
+    "pattern,text",
+    [
+        (js.Unstructured(), "Unstructured()"),
+        (js.Block(4, 16), "Block(4, 16)"),
+        (js.Block(4, 16, reduce="l2", pad=True), "Block(4, 16, reduce='l2', pad=True)"),
+        (js.NM(2, 4, method="best"), "NM(2, 4, method='best')"),
+        (js.Channel(-1), "Channel(-1)"),
+    ],
+)
+def test_patterns_name_themselves(pattern, text):
+    assert str(pattern) == text
+
+
+def test_targets_come_from_the_rules():
+    params = {name: jnp.ones((8, 8)) for name in "abcd"}
+    rules = [
+        js.Rule("a", js.Unstructured(), 0.9),
+        js.Rule("b", js.NM(2, 4)),
+        js.Rule("c", js.Unstructured()),
+    ]
+    masks = {name: jnp.ones((8, 8), bool) for name in "abc"}
+    leaves = js.report(params, masks, rules=rules).leaves
+    assert [leaf.target for leaf in leaves] == [0.9, 0.5, None, None]
+    leaves = js.report(params, masks, rules=rules, targets={"c": 0.25, "a": 0.8}).leaves
+    assert [leaf.target for leaf in leaves] == [0.8, 0.5, 0.25, None]
+    assert "90.00%" in str(js.report(params, masks, rules=rules))
+
+
+def test_a_mask_of_another_shape_is_no_mask():
+    with pytest.raises(ValueError, match=r"mask of 'w' has shape \(2,\), the leaf \(4,\)"):
+        js.report({"w": jnp.ones(4)}, {"w": jnp.ones(2, bool)})
+
+
+def test_infinite_complex_weights_under_the_mask():
+    w = {"w": jnp.array([1 + 2j, complex(0, jnp.inf)])}
+    assert js.report(w, {"w": np.array([True, False])}).leaves[0].non_finite == 1

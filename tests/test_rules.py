@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import nnx
 
@@ -107,3 +108,104 @@ def test_kept_counts():
     assert [spec.kept(s) for s in (0.0, 0.25, 0.5)] == [40, 20, 0]  # of 40 groups of four
     spec = resolve([js.Rule("head/kernel", js.Unstructured())], LINEN)["head/kernel"]
     assert spec.kept(0.9) == 16
+
+
+def kernels(path, leaf):
+    return path.endswith("kernel") and leaf.shape[-1] == 16
+
+
+def test_a_rule_by_a_function_of_path_and_leaf():
+    rules = [js.Rule(kernels, js.Unstructured(), 0.5)]
+    found = resolve(rules, LINEN)
+    assert list(found) == [f"encoder/layers_{i}/mlp/kernel" for i in range(2)]
+    assert resolve(rules, jax.eval_shape(lambda: LINEN)) == found
+    state = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
+    assert list(resolve(rules, state)) == [f"layers/{i}/mlp/kernel" for i in range(2)]
+    half = {"a": jnp.ones((2, 16), jnp.bfloat16), "b": jnp.ones((2, 16)), "c": 3, "d": len}
+    by_dtype = js.Rule(lambda path, leaf: leaf.dtype == jnp.bfloat16, js.Unstructured())
+    assert list(resolve([by_dtype], half)) == ["a"]
+
+
+def test_mistakes_in_functions():
+    with pytest.raises(ValueError, match=r"rule kernels matches no leaf; known: 'w'"):
+        resolve([js.Rule(kernels, js.Unstructured())], {"w": jnp.ones((2, 2))})
+    for bad in (lambda path: True, 3, None):
+        with pytest.raises(TypeError, match=r"nor a function of \(path, leaf\); lambda path, leaf"):
+            js.Rule(bad, js.Unstructured())
+    broken = js.Rule(lambda path, leaf: leaf.shape[3] > 1, js.Unstructured())
+    with pytest.raises(IndexError) as error:
+        resolve([broken], {"w": jnp.ones((2, 2))})
+    assert "asked about 'w' of shape (2, 2)" in error.value.__notes__[0]
+
+
+def test_a_default_with_overrides():
+    default = js.Rule(".*/kernel", js.Unstructured(), 0.9)
+    first = js.Rule(".*layers_0/.*/kernel", js.Block(4, 4), 0.5, override=True)
+    head = js.Rule("head/.*", None, override=True)
+    found = resolve([default, first, head], LINEN)
+    paths = [f"encoder/layers_{i}/mlp/kernel" for i in range(2)]
+    assert [(p, str(s.pattern), s.sparsity) for p, s in found.items()] == [
+        (paths[0], "Block(4, 4)", 0.5),
+        (paths[1], "Unstructured()", 0.9),
+    ]
+    later = js.Rule(paths[0], js.Channel(-1), 0.25, override=True)
+    every = js.Rule(".*layers_./.*kernel", js.Block(2, 2), 0.5, override=True)
+    assert resolve([default, every, later], LINEN)[paths[0]].sparsity == 0.25
+    assert [s.sparsity for s in resolve([default, later, head], LINEN).values()] == [0.25, 0.9]
+
+
+@pytest.mark.parametrize(
+    "rules,words",
+    [
+        # asked for by the later rule alone
+        (["head/kernel!", ".*/kernel"], ["'head/kernel'", "(16, 10)", "override=True"]),
+        # a default that nothing is left of
+        (["head/kernel", ".*/kernel!"], ["'head/kernel' loses every leaf", "override=True"]),
+    ],
+)
+def test_overrides_are_asked_for(rules, words):
+    made = [
+        js.Rule(r.removesuffix("!"), js.Unstructured(), override=r.endswith("!")) for r in rules
+    ]
+    with pytest.raises(ValueError) as error:
+        resolve(made, LINEN)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_dense_only_by_override():
+    with pytest.raises(TypeError, match=r"None is no pattern.*needs override=True"):
+        js.Rule("w", None)
+    with pytest.raises(ValueError, match=r"keeps leaves dense, but sparsity is 0\.5"):
+        js.Rule("w", None, 0.5, override=True)
+
+
+def test_keys_with_slashes():
+    """Haiku names modules so."""
+    params = {"net/~/linear_0": {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}}
+    rules = [js.Rule(r"net/~/linear_\d/w", js.Unstructured(), 0.5)]
+    masks = js.compute_masks(params, rules)
+    assert list(masks) == ["net/~/linear_0/w"]
+    assert js.mask_params(params, masks)["net/~/linear_0"]["w"].sum() == 8
+    assert js.report(params, masks, rules=rules).kept == 12
+    tx = js.pruned(
+        optax.adam(0.1),
+        js.prune(rules, schedule=js.constant(end=9), regrowth=js.regrow_random(0.5)),
+    )
+    state, after = tx.init(params), params
+    for _ in range(3):
+        updates, state = tx.update(params, state, after)
+        after = optax.apply_updates(after, updates)
+    zeros = ~js.masks(state)["net/~/linear_0/w"]
+    assert zeros.sum() == 8 and (after["net/~/linear_0"]["w"][zeros] == 0).all()
+
+
+class Plain(js.Pattern):
+    """A pattern that is no dataclass; two of them are two."""
+
+    def __init__(self, size):
+        self.size = size
+
+
+def test_patterns_of_your_own_are_told_apart():
+    assert Plain(2) != Plain(4) and Plain(2) != js.Unstructured()
+    assert js.Block(4, 4) == js.Block(4, 4) and hash(js.Block(4, 4)) == hash(js.Block(4, 4))
