@@ -7,7 +7,8 @@ from jaxsparse.graph.modules import shrink_model
 from jaxsparse.graph.permute import PermutationReport, PermutedGroup, PermutedLeaf, permute
 from jaxsparse.graph.plot import plot
 from jaxsparse.graph.search import PermutationSearch, search_permutation
-from jaxsparse.graph.shrink import ShrinkReport, ShrunkGroup, shrink
+from jaxsparse.graph.shrink import shrink
+from jaxsparse.graph.shrink_report import PinnedChannels, ShrinkReport, ShrunkGroup, Stay
 
 __all__ = [
     "ASP",
@@ -22,9 +23,11 @@ __all__ = [
     "PermutedLeaf",
     "Piece",
     "Pinned",
+    "PinnedChannels",
     "Place",
     "ShrinkReport",
     "ShrunkGroup",
+    "Stay",
     "asp",
     "asp_rules",
     "channels",

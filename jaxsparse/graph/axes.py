@@ -10,11 +10,11 @@ made to agree is pinned, which means that its channels stay where they are.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 
 Kind = Literal["atom", "product", "sum"]
 
@@ -179,6 +179,15 @@ class Terms:
             ]
             stride *= self._size[part]
         return found
+
+    def channels(
+        self, term: int, positions: Bool[np.ndarray, " size"]
+    ) -> Iterator[tuple[int, Bool[np.ndarray, " channels"]]]:
+        """For every factor of every piece its atom, and of which channels a position is chosen."""
+        for piece in self.pieces(term):
+            grid = positions[piece.grid()]
+            for i, (atom, _, _) in enumerate(piece.factors):
+                yield atom, grid.any(axis=others(i, grid.ndim))
 
     def _new(self, size: int, kind: Kind, parts: tuple[int, ...]) -> int:
         self._parent.append(len(self._parent))

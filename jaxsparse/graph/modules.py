@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxsparse.graph.shrink import Resolve, ShrinkReport, shrink
+from jaxsparse.graph.choice import Resolve
+from jaxsparse.graph.shrink import shrink
+from jaxsparse.graph.shrink_report import ShrinkReport
 from jaxsparse.trees import Tree
 
 Axes = tuple[np.ndarray, ...]

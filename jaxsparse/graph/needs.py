@@ -1,58 +1,101 @@
 """Which channels a program needs: those whose removal would change a sum.
 
 A channel leaves a program where a product, a convolution or a reduction takes its
-axis away. If there its slice of one factor is zero it adds nothing, and if that
-holds wherever it leaves it may go. So zeros are followed through the program: for
-every axis of every array, at which positions the whole slice is surely zero.
+axis away. If there its slice of one factor is zero it adds nothing; if it is some other
+number whatever the inputs are, what it adds may go into the bias that comes next. If one
+of both holds wherever a channel leaves, it may go. So constants are followed through the
+program: for every axis of every array, at which positions the slice is surely one number.
 Numbers are taken to be finite: 0 * x is 0, and 0 / x too.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from jaxsparse import jaxprs
-from jaxsparse.graph.axes import others
+from jaxsparse.graph.constant_rules import CONSTANT_RULES
+from jaxsparse.graph.constants import Constants, either
+from jaxsparse.graph.folding import Followed, Meeting, Product, Tracked, View, varying
 from jaxsparse.graph.rules import sizes
 from jaxsparse.graph.trace import Analysis, Record
-from jaxsparse.graph.zero_rules import ZERO_RULES
-from jaxsparse.graph.zeros import Zeros
 
 Vector = Bool[np.ndarray, " size"]
 
 
-def needed(
-    analysis: Analysis, leaves: Mapping[str, Zeros], free: Mapping[int, int]
-) -> dict[int, Vector]:
-    """Which channels of the free atoms a program needs.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reason:
+    """Why channels are needed.
+
+    Attributes:
+      channels: True for those it holds for.
+      text: what reads them.
+      weights: paths of the leaves that they are multiplied with.
+    """
+
+    channels: Vector
+    text: str
+    weights: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a program needs.
+
+    Attributes:
+      channels: by atom True for those it needs.
+      reasons: by atom, one for every place where some are needed.
+      folds: products whose constants a leaf can take over, with that leaf.
+    """
+
+    channels: dict[int, Vector]
+    reasons: dict[int, list[Reason]]
+    folds: list[tuple[Product, Meeting]]
+
+
+def needed(analysis: Analysis, leaves: Mapping[str, Any], free: Mapping[int, int]) -> Needs:
+    """Which channels of the free atoms a program needs, and why.
 
     Args:
       analysis: of the program.
-      leaves: zeros of the parameters by path.
+      leaves: the parameters by path, zero where channels have gone.
       free: the atoms in question and their sizes.
     """
     walk = _Walk(analysis, free)
     arguments = analysis.program.jaxpr.invars
-    inputs = [Zeros.nothing(sizes(v)) for v in arguments[len(analysis.leaves) :]]
-    operands = [*(leaves[path] for path in analysis.leaves), *inputs]
-    walk.run(analysis.program.jaxpr, analysis.program.consts, operands, analysis.records)
-    return walk.needed
+    inputs = [Tracked(Constants.nothing(sizes(v))) for v in arguments[len(analysis.leaves) :]]
+    operands = [*(_leaf(path, leaves[path]) for path in analysis.leaves), *inputs]
+    results = walk.run(analysis.program.jaxpr, analysis.program.consts, operands, analysis.records)
+    for result in results:
+        walk.followed.end(result, "its result is an output of the function")
+    return Needs(walk.needed, walk.reasons, walk.settle())
+
+
+def _leaf(path, leaf):
+    axes = tuple(i if n != 1 else None for i, n in enumerate(np.shape(leaf)))
+    return Tracked(Constants.array(leaf), View(path, axes), lambda: leaf)
 
 
 class _Walk:
     def __init__(self, analysis, free):
         self.terms = analysis.terms
         self.needed = {atom: np.zeros(size, bool) for atom, size in free.items()}
+        self.reasons: dict[int, list[Reason]] = {}
+        self.followed = Followed()
         self.noting = True
+        self._now: Any = None
+        self._product: Product | None = None
 
-    def run(self, jaxpr, consts, operands, records: Sequence[Record]) -> list[Zeros]:
+    def run(self, jaxpr, consts, operands, records: Sequence[Record]) -> list[Tracked]:
         queue = iter(records)
 
         def visit(equation, operands):
             return self.visit(equation, [_lift(o) for o in operands], next(queue))
 
-        results = jaxprs.walk(jaxpr, [Zeros.array(c) for c in consts], operands, visit)
+        results = jaxprs.walk(jaxpr, [_lift(c) for c in consts], operands, visit)
         return [_lift(result) for result in results]
 
     def visit(self, equation, operands, record):
@@ -60,33 +103,106 @@ class _Walk:
         if inner := jaxprs.inner_program(equation):
             return self.run(*inner, operands, record.inner[0])
         if name in ("scan", "while", "cond"):
-            return getattr(self, f"_{name}")(equation, operands, record)
-        if (rule := ZERO_RULES.get(name)) is not None:
-            return list(rule(self, equation, operands, record))
-        return [Zeros.nothing(sizes(variable)) for variable in equation.outvars]
+            for operand in operands:
+                self.followed.end(operand, f"its result goes into a {name}")
+            constants = getattr(self, f"_{name}")(
+                equation, [Tracked(o.constants) for o in operands], record
+            )
+            return [Tracked(known) for known in constants]
+        self._now, self._product = (equation, operands, record), None
+        rule = CONSTANT_RULES.get(name)
+        if rule is None:
+            constants = [Constants.nothing(sizes(variable)) for variable in equation.outvars]
+        else:
+            constants = rule(self, equation, [o.constants for o in operands], record)
+        view = self.followed.through(equation, operands)
+        if self._product is not None:
+            number = len(self.followed.products)
+            self.followed.products.append(self._product)
+            view = View(number, varying(equation, self._product.weight))
+        if len(equation.outvars) != 1:
+            return [Tracked(known) for known in constants]
+        return [Tracked(constants[0], view, _computed(equation, operands))]
 
-    def need(self, term: int, adds: Vector) -> None:
-        """Notes that the positions where `adds` is True are needed."""
+    def need(self, term: int, adds: Vector, text: str | None = None) -> None:
+        """Notes that the positions where `adds` is True are needed.
+
+        Args:
+          term: of an axis.
+          adds: by position.
+          text: why; what the equation that is visited does, if not given.
+        """
         if not self.noting or not adds.any():
             return
-        for piece in self.terms.pieces(term):
-            grid = piece.grid()
-            for i, (atom, _, _) in enumerate(piece.factors):
-                if atom in self.needed:
-                    self.needed[atom] |= adds[grid].any(axis=others(i, grid.ndim))
+        weights = _weights(self._now[2])
+        reason = text or _reads(self._now[0], weights)
+        for atom, channels in self.terms.channels(term, adds):
+            if atom in self.needed and channels.any():
+                self.needed[atom] |= channels
+                self.reasons.setdefault(atom, []).append(Reason(channels, reason, weights))
+
+    def weight(self) -> int | None:
+        """Which operand of a product is a weight, where the other is not."""
+        _, operands, record = self._now
+        is_weight = [not value.ops for value in record.operands]
+        if sum(is_weight) != 1 or operands[is_weight.index(True)].array is None:
+            return None
+        return is_weight.index(True)
+
+    def array(self, operand: int) -> Any:
+        """An operand of the equation that is visited as an array, a weight is one."""
+        return self._now[1][operand].array()
+
+    def owe(self, term: int, adds: Vector) -> None:
+        """Notes constants among what a product sums over.
+
+        They are needed if no leaf takes over what they add.
+
+        Args:
+          term: of the axis that is summed over.
+          adds: by position.
+        """
+        if not self.noting or not adds.any():
+            return
+        _, operands, record = self._now
+        weight = self.weight()
+        assert weight is not None
+        if self._product is None:
+            constants = operands[1 - weight].constants
+            self._product = Product(record, weight, operands[weight].array, constants)
+        self._product.owed.append((term, adds))
+
+    def settle(self) -> list[tuple[Product, Meeting]]:
+        """Products whose constants a leaf takes over; those of the others are needed."""
+        folds = []
+        for product in self.followed.products:
+            outcome = self.followed.outcome(product)
+            if isinstance(outcome, Meeting):
+                folds.append((product, outcome))
+                continue
+            self._now = (product.record.equation, (), product.record)
+            for term, adds in product.owed:
+                self.need(
+                    term, adds, f"they are constant, but no bias can take that over: {outcome}"
+                )
+        return folds
 
     def _scan(self, equation, operands, record):
         consts, carry, stacked = jaxprs.split_scan(equation, operands)
         body = jaxprs.open_jaxpr(equation.params["jaxpr"])
-        slices = [Zeros.of(z.axes[1:], z.value) for z in stacked]
+        slices = [Tracked(Constants.of(o.constants.axes[1:], o.constants.value)) for o in stacked]
 
         def step(carry):
-            return self.run(*body, [*consts, *carry, *slices], record.inner[0])
+            return self._constants(body, [*consts, *map(Tracked, carry), *slices], record.inner[0])
 
-        carry = self._settle(step, carry)
+        carry = self._settle(step, [o.constants for o in carry])
         results = step(carry)
-        lead = np.zeros(equation.params["length"], bool)
-        stacks = [Zeros.of((lead, *z.axes), z.value) for z in results[len(carry) :]]
+        stacks = [
+            Constants.of(
+                (np.full(equation.params["length"], known.value), *known.axes), known.value
+            )
+            for known in results[len(carry) :]
+        ]
         return [*carry, *stacks]
 
     def _while(self, equation, operands, record):
@@ -95,45 +211,65 @@ class _Walk:
         body = jaxprs.open_jaxpr(equation.params["body_jaxpr"])
 
         def step(carry):
-            return self.run(*body, [*body_consts, *carry], record.inner[1])
+            return self._constants(body, [*body_consts, *map(Tracked, carry)], record.inner[1])
 
-        carry = self._settle(step, carry)
-        self.run(*cond, [*cond_consts, *carry], record.inner[0])
+        carry = self._settle(step, [o.constants for o in carry])
+        self._constants(cond, [*cond_consts, *map(Tracked, carry)], record.inner[0])
         step(carry)
         return carry
 
-    def _settle(self, step: Callable[[list[Zeros]], list[Zeros]], carry: list[Zeros]):
+    def _cond(self, equation, operands, record):
+        joined, *rest = [
+            self._constants(jaxprs.open_jaxpr(branch), operands[1:], inner)
+            for branch, inner in zip(equation.params["branches"], record.inner, strict=True)
+        ]
+        for results in rest:
+            joined = [either(a, b) for a, b in zip(joined, results, strict=True)]
+        return joined
+
+    def _constants(self, program, operands, records):
+        return [result.constants for result in self.run(*program, operands, records)]
+
+    def _settle(self, step: Callable[[list[Constants]], list[Constants]], carry: list[Constants]):
         """What holds of the carry in every round: what one more round leaves true."""
         noting, self.noting = self.noting, False
         while True:
-            results = step(carry)
-            joined = [_either(a, b) for a, b in zip(carry, results, strict=False)]
+            joined = [either(a, b) for a, b in zip(carry, step(carry), strict=False)]
             if all(_equal(a, b) for a, b in zip(joined, carry, strict=True)):
                 self.noting = noting
                 return carry
             carry = joined
 
-    def _cond(self, equation, operands, record):
-        results = [
-            self.run(*jaxprs.open_jaxpr(branch), operands[1:], inner)
-            for branch, inner in zip(equation.params["branches"], record.inner, strict=True)
-        ]
-        joined = results[0]
-        for other in results[1:]:
-            joined = [_either(a, b) for a, b in zip(joined, other, strict=True)]
-        return joined
-
 
 def _lift(operand):
-    return operand if isinstance(operand, Zeros) else Zeros.array(operand)
-
-
-def _either(a, b):
-    """What is known of an array that is one or the other."""
-    same = a.value if a.value is not None and b.value is not None and a.value == b.value else None
-    return Zeros(tuple(x & y for x, y in zip(a.axes, b.axes, strict=True)), same)
+    if isinstance(operand, Tracked):
+        return operand
+    return Tracked(Constants.array(operand), None, lambda: operand)
 
 
 def _equal(a, b):
-    same = (a.value is None) == (b.value is None)
-    return same and all(np.array_equal(x, y) for x, y in zip(a.axes, b.axes, strict=True))
+    """Whether as much is known of one as of the other."""
+    known = [(a.value, b.value), *zip(a.axes, b.axes, strict=True)]
+    return all(np.array_equal(np.isnan(x), np.isnan(y)) for x, y in known)
+
+
+def _computed(equation, operands):
+    """Computes the result of an equation when asked, if its operands can be computed."""
+    makers = [operand.array for operand in operands]
+    if None in makers or not makers:
+        return None
+    return functools.cache(lambda: jaxprs.bind(equation, [make() for make in makers])[0])
+
+
+def _weights(record):
+    """Paths of the leaves which a product multiplies with something else."""
+    return tuple(dict.fromkeys(p for v in record.operands if not v.ops for p in sorted(v.weights)))
+
+
+def _reads(equation, weights):
+    """What an equation does to the channels that it sums over."""
+    name, scope = equation.primitive.name, str(equation.source_info.name_stack)
+    where = f" in {scope}" * bool(scope)
+    if name in ("dot_general", "conv_general_dilated"):
+        return f"{', '.join(weights)} reads them" if weights else f"a product{where} reads them"
+    return f"{name}{where} runs over them"

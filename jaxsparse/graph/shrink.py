@@ -1,70 +1,20 @@
 """`shrink`: what masks leave empty is removed, and the model is really smaller."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
 
-from jaxsparse.graph.axes import along, others
-from jaxsparse.graph.channels import Channels, Group, summarize
-from jaxsparse.graph.needs import needed
+from jaxsparse.graph.channels import summarize
+from jaxsparse.graph.choice import Choice, Resolve
+from jaxsparse.graph.hosts import placed_as
 from jaxsparse.graph.rewrite import Kept, run
+from jaxsparse.graph.shrink_report import ShrinkReport, report_of
 from jaxsparse.graph.trace import Analysis
-from jaxsparse.graph.zeros import Zeros
 from jaxsparse.masking import mask_params
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
-
-Resolve = Literal["union", "intersection"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ShrunkGroup:
-    """What became of one group of channels.
-
-    Attributes:
-      group: which channels, and where they were.
-      kept: the channels that are left.
-      inexact: those removed that did add something; only under "intersection".
-    """
-
-    group: Group
-    kept: Int[np.ndarray, " kept"]
-    inexact: Int[np.ndarray, " inexact"]
-
-    def __str__(self) -> str:
-        wrong = f", {len(self.inexact)} of the removed did add something" * bool(len(self.inexact))
-        where = ", ".join(map(str, self.group.places))
-        return f"{self.group.size} -> {len(self.kept)} channels{wrong}: {where}"
-
-
-@dataclasses.dataclass(frozen=True)
-class ShrinkReport:
-    """What `shrink` removed; `str(report)` is a table.
-
-    Attributes:
-      groups: the groups that lost channels.
-      kept: by path, for every axis of the leaf the positions that are left.
-      masks: by path, the masks of the smaller leaves.
-      before, after: numbers in the parameters.
-      channels: the analysis of the model as it was.
-    """
-
-    groups: tuple[ShrunkGroup, ...]
-    kept: Mapping[str, tuple[Int[np.ndarray, " kept"], ...]]
-    masks: dict[str, Any]
-    before: int
-    after: int
-    channels: Channels
-
-    def __str__(self) -> str:
-        share = self.after / self.before if self.before else 1.0
-        total = f"{self.before} -> {self.after} parameters ({share:.1%})"
-        return "\n".join([*map(str, self.groups), total])
 
 
 def shrink(
@@ -130,14 +80,16 @@ def shrink(
         raise ValueError(f"resolve={resolve!r} is neither 'union' nor 'intersection'")
     masked = mask_params(params, masks)
     analysis = Analysis(fn, params, inputs, blocks)
-    choice = _Choice(analysis, masked, leaves_by_path(masks))
-    inexact = choice.resolve(resolve)
-    kept = choice.positions()
-    report = choice.report(summarize(analysis), kept, inexact)
-    small = {
-        path: choice.kept.cut(leaf, analysis.leaves[path])
-        for path, leaf in leaves_by_path(masked).items()
-    }
+    choice = Choice(analysis, masked, leaves_by_path(masks))
+    choice.resolve(resolve)
+    report = report_of(choice, summarize(analysis))
+    folded = {path for paths in choice.folded.values() for path in paths}
+    small = {}
+    for path, leaf in leaves_by_path(masked).items():
+        if path in folded:
+            leaf = placed_as(jnp.asarray(choice.leaves[path]), leaf)
+        small[path] = choice.kept.cut(leaf, analysis.leaves[path])
+    kept = report.kept
     shapes = jax.eval_shape(lambda tree: tree, params)
     first = _signature(inputs)
 
@@ -154,114 +106,6 @@ def shrink(
     return replace_by_path(params, small), shrunk, report
 
 
-class _Choice:
-    """Channels are struck out until those that are left are needed."""
-
-    def __init__(self, analysis: Analysis, masked: Tree, masks: Mapping[str, Any]):
-        self.analysis = analysis
-        self.leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(masked).items()}
-        self.masks = {path: np.asarray(mask, bool) for path, mask in masks.items()}
-        terms = analysis.terms
-        atoms: dict[int, int] = {}
-        for value in analysis.leaves.values():
-            for term in value.axes:
-                for piece in terms.pieces(term):
-                    atoms |= {a: n for a, n, _ in piece.factors if terms.cause(a) is None}
-        self.free = atoms
-        self.left = {atom: np.ones(size, bool) for atom, size in atoms.items()}
-        self.kept = Kept(terms, self.left)
-
-    def resolve(self, resolve: Resolve) -> dict[int, np.ndarray]:
-        """Decides; returns by atom the channels removed that were needed."""
-        inexact = {}
-        if resolve == "intersection":
-            empty, used = self._empty(), self._needed()
-            for atom in self.free:
-                gone = self._remove(atom, empty[atom])
-                if (gone & used[atom]).any():
-                    inexact[atom] = np.flatnonzero(gone & used[atom])
-            self.kept = Kept(self.analysis.terms, self.left)
-        while True:
-            empty, used = self._empty(), self._needed()
-            removed = [self._remove(atom, empty[atom] & ~used[atom]) for atom in self.free]
-            if not any(gone.any() for gone in removed):
-                return inexact
-            self.kept = Kept(self.analysis.terms, self.left)
-
-    def _remove(self, atom: int, gone: np.ndarray) -> np.ndarray:
-        left = self.left[atom]
-        gone = gone & left
-        if not (left & ~gone).any():
-            # The last channel stays.
-            gone = gone & (np.arange(left.size) != np.flatnonzero(left)[0])
-        self.left[atom] = left & ~gone
-        return gone
-
-    def _needed(self) -> dict[int, np.ndarray]:
-        zeros = {}
-        for path, leaf in self.leaves.items():
-            lefts = [self.kept.vector(term) for term in self.analysis.leaves[path].axes]
-            if not np.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool:
-                zeros[path] = Zeros.array(leaf)
-                continue
-            alive = _outer(lefts) & (leaf != 0) if lefts else leaf != 0
-            found = Zeros.array(alive)
-            # Only that all are zero is known from what is alive; the number is the leaf's.
-            value = leaf[()] if not lefts else (0 if found.value == 0 else None)
-            zeros[path] = Zeros(found.axes, value)
-        return needed(self.analysis, zeros, self.free)
-
-    def _empty(self) -> dict[int, np.ndarray]:
-        """By atom the channels of which the mask of some leaf keeps nothing."""
-        empty = {atom: np.zeros(size, bool) for atom, size in self.free.items()}
-        for path, mask in self.masks.items():
-            axes = self.analysis.leaves[path].axes
-            alive = mask & _outer([self.kept.vector(term) for term in axes])
-            for axis, term in enumerate(axes):
-                used = np.asarray(alive.any(axis=others(axis, alive.ndim)))
-                for piece in self.analysis.terms.pieces(term):
-                    grid = piece.grid()
-                    for i, (atom, _, _) in enumerate(piece.factors):
-                        if atom in empty:
-                            empty[atom] |= ~used[grid].any(axis=others(i, grid.ndim))
-        return empty
-
-    def positions(self) -> Mapping[str, tuple[np.ndarray, ...]]:
-        """By path, for every axis the positions that are left."""
-        return MappingProxyType(
-            {
-                path: tuple(np.flatnonzero(self.kept.vector(term)) for term in value.axes)
-                for path, value in self.analysis.leaves.items()
-            }
-        )
-
-    def report(self, channels: Channels, kept, inexact) -> ShrinkReport:
-        rows = []
-        for atom, group in self._groups(channels).items():
-            left = self.left[atom]
-            if not left.all():
-                lost = inexact.get(atom, np.zeros(0, int))
-                rows.append(ShrunkGroup(group, np.flatnonzero(left), lost))
-        masks = {
-            path: self.kept.cut(jnp.asarray(mask), self.analysis.leaves[path])
-            for path, mask in self.masks.items()
-        }
-        before = sum(leaf.size for leaf in self.leaves.values())
-        after = sum(int(np.prod([len(a) for a in axes], dtype=int)) for axes in kept.values())
-        return ShrinkReport(tuple(rows), kept, masks, before, after, channels)
-
-    def _groups(self, channels: Channels) -> dict[int, Group]:
-        """Groups are numbered in the order in which their atoms appear."""
-        return dict(zip(self.free, channels.groups, strict=True))
-
-
-def _outer(vectors: list[Bool[np.ndarray, " size"]]) -> np.ndarray:
-    grid = np.ones([len(v) for v in vectors], bool)
-    for i, vector in enumerate(vectors):
-        grid &= along(i, grid.ndim, vector)
-    return grid
-
-
 def _kept_of(analysis: Analysis, kept: Mapping[str, tuple[np.ndarray, ...]]) -> Kept:
     """The same channels in another analysis of the model, of inputs of another shape."""
     atoms: dict[int, np.ndarray] = {}
@@ -269,11 +113,8 @@ def _kept_of(analysis: Analysis, kept: Mapping[str, tuple[np.ndarray, ...]]) -> 
         for term, left in zip(value.axes, kept[path], strict=True):
             vector = np.zeros(analysis.terms.size(term), bool)
             vector[left] = True
-            for piece in analysis.terms.pieces(term):
-                grid = piece.grid()
-                for i, (atom, size, _) in enumerate(piece.factors):
-                    stays = vector[grid].any(axis=others(i, grid.ndim))
-                    atoms[atom] = atoms.get(atom, np.zeros(size, bool)) | stays
+            for atom, stays in analysis.terms.channels(term, vector):
+                atoms[atom] = atoms.get(atom, np.zeros(stays.size, bool)) | stays
     found = Kept(analysis.terms, atoms)
     for path, value in analysis.leaves.items():
         for axis, (term, left) in enumerate(zip(value.axes, kept[path], strict=True)):

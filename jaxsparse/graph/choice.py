@@ -1,0 +1,188 @@
+"""Which channels go: those in question are struck out until all that are left are needed."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Shaped
+
+from jaxsparse.graph.axes import along, others
+from jaxsparse.graph.folding import Meeting, Product
+from jaxsparse.graph.needs import Needs, needed
+from jaxsparse.graph.rewrite import Kept
+from jaxsparse.graph.trace import Analysis
+from jaxsparse.trees import Tree, leaves_by_path
+
+Resolve = Literal["union", "intersection"]
+Vector = Bool[np.ndarray, " size"]
+
+
+class Choice:
+    """What becomes of the channels of a program.
+
+    Attributes:
+      analysis: of the program.
+      masks: by path; True also where a masked entry takes over a constant.
+      leaves: by path, zero where they are masked or a channel went; with the constants
+        that they took over.
+      free: by atom in question how many channels, in the order of `Channels.groups`.
+      pinned: atoms that are not in question, in the order of `Channels.pinned`.
+      left: by atom True for the channels that are left.
+      kept: the same, for every axis of the program.
+      asked: by atom True for the channels which the mask of some leaf leaves empty.
+      inexact: by atom True for those that went and added something.
+      folded: by atom and path, True for those whose constant that leaf took over.
+      needs: why what is left is needed.
+    """
+
+    def __init__(self, analysis: Analysis, masked: Tree, masks: Mapping[str, Any]):
+        self.analysis = analysis
+        self.leaves = {path: _numbers(leaf) for path, leaf in leaves_by_path(masked).items()}
+        self.masks = {path: np.array(mask, bool) for path, mask in masks.items()}
+        terms = analysis.terms
+        atoms: dict[int, int] = {}
+        for value in analysis.leaves.values():
+            for term in value.axes:
+                for piece in terms.pieces(term):
+                    atoms |= {atom: size for atom, size, _ in piece.factors}
+        self.free = {atom: n for atom, n in atoms.items() if terms.cause(atom) is None}
+        self.pinned = {atom: n for atom, n in atoms.items() if atom not in self.free}
+        self.left = {atom: np.ones(size, bool) for atom, size in self.free.items()}
+        self.kept = Kept(terms, self.left)
+        self.asked = {atom: np.zeros(size, bool) for atom, size in atoms.items()}
+        self.inexact = {atom: np.zeros(size, bool) for atom, size in self.free.items()}
+        self.folded: dict[int, dict[str, Vector]] = {}
+        self.needs = Needs({}, {}, [])
+
+    def resolve(self, resolve: Resolve) -> None:
+        """Decides."""
+        if resolve == "intersection":
+            empty, needs = self._empty(), self._needed()
+            before = dict(self.left)
+            self._strike(empty, needs)
+            for atom, used in needs.channels.items():
+                self.inexact[atom] = before[atom] & ~self.left[atom] & used
+        while True:
+            empty, self.needs = self._empty(), self._needed()
+            idle = {atom: empty[atom] & ~self.needs.channels[atom] for atom in self.free}
+            if not self._strike(idle, self.needs):
+                return
+
+    def positions(self) -> Mapping[str, tuple[np.ndarray, ...]]:
+        """By path, for every axis the positions that are left."""
+        return MappingProxyType(
+            {
+                path: tuple(np.flatnonzero(self.kept.vector(term)) for term in value.axes)
+                for path, value in self.analysis.leaves.items()
+            }
+        )
+
+    def stays(self, atom: int) -> Vector:
+        """Channels that a mask leaves empty and that are needed nevertheless."""
+        return self.asked[atom] & self.left[atom] if atom in self.left else self.asked[atom]
+
+    def used(self, path: str, atom: int) -> Vector:
+        """Channels of which a leaf holds anything but zeros."""
+        leaf, found = self.leaves[path], np.zeros(self.left[atom].size, bool)
+        for axis, term in enumerate(self.analysis.leaves[path].axes):
+            positions = np.asarray((leaf != 0).any(axis=others(axis, leaf.ndim)))
+            for other, channels in self.analysis.terms.channels(term, positions):
+                if other == atom:
+                    found |= channels
+        return found
+
+    def needed_without(self, gone: Mapping[str, Mapping[int, Vector]]) -> dict[int, Vector]:
+        """What would be needed if some leaves were masked in some channels, too."""
+        leaves = dict(self.leaves)
+        for path, by_atom in gone.items():
+            rest = Kept(self.analysis.terms, {atom: ~chosen for atom, chosen in by_atom.items()})
+            leaves[path] = self._cleared(leaves[path], path, rest)
+        return needed(self.analysis, leaves, self.free).channels
+
+    def _strike(self, wanted: Mapping[int, Vector], needs: Needs) -> bool:
+        """Removes channels; whether there was one to remove."""
+        before, self.left = self.left, dict(self.left)
+        for atom, left in before.items():
+            gone = wanted[atom]
+            if left.any() and not (left & ~gone).any():
+                # The last channel stays.
+                gone = gone & (np.arange(left.size) != np.flatnonzero(left)[0])
+            self.left[atom] = left & ~gone
+        old, self.kept = self.kept, Kept(self.analysis.terms, self.left)
+        changed = any((before[atom] != self.left[atom]).any() for atom in self.left)
+        if changed:
+            for product, meeting in needs.folds:
+                self._fold(product, meeting, old)
+            for path, leaf in self.leaves.items():
+                self.leaves[path] = self._cleared(leaf, path, self.kept)
+        return changed
+
+    def _fold(self, product: Product, meeting: Meeting, old: Kept) -> None:
+        """Gives a leaf what the channels that went add as constants."""
+        gone = {
+            axis: old.vector(term) & ~self.kept.vector(term)
+            for axis, term in product.summed.items()
+        }
+        steady = {term: np.zeros(self.analysis.terms.size(term), bool) for term, _ in product.owed}
+        for term, adds in product.owed:
+            steady[term] |= adds & old.vector(term) & ~self.kept.vector(term)
+        if not any(chosen.any() for chosen in steady.values()):
+            return
+        path, added = meeting.path, product.added(gone)
+        leaf = self.leaves[path]
+        axes = (*meeting.axes, *[None] * (leaf.ndim - len(meeting.axes)))
+        named = [axis for axis in axes if axis is not None]
+        rest = [axis for axis in range(added.ndim) if axis not in named]
+        delta = added.transpose(*named, *rest).reshape([added.shape[axis] for axis in named])
+        delta = np.expand_dims(delta, [i for i, axis in enumerate(axes) if axis is None])
+        self.leaves[path] = (leaf + meeting.sign * delta).astype(leaf.dtype)
+        if path in self.masks:
+            self.masks[path] |= delta != 0
+        for term, chosen in steady.items():
+            for atom, channels in self.analysis.terms.channels(term, chosen):
+                if atom in self.free and channels.any():
+                    into = self.folded.setdefault(atom, {})
+                    into[path] = into.get(path, np.zeros(channels.size, bool)) | channels
+
+    def _needed(self) -> Needs:
+        return needed(self.analysis, self.leaves, self.free)
+
+    def _empty(self) -> dict[int, Vector]:
+        """By atom the channels of which the mask of some leaf keeps nothing."""
+        empty = {atom: np.zeros(chosen.size, bool) for atom, chosen in self.asked.items()}
+        for path in self.masks:
+            for atom, used in self._masks_of(path):
+                empty[atom] |= ~used
+        for atom in self.asked:
+            self.asked[atom] |= empty[atom]
+        return empty
+
+    def _masks_of(self, path: str) -> Iterator[tuple[int, Vector]]:
+        axes = self.analysis.leaves[path].axes
+        alive = self.masks[path] & _outer([self.kept.vector(term) for term in axes])
+        for axis, term in enumerate(axes):
+            used = np.asarray(alive.any(axis=others(axis, alive.ndim)))
+            yield from self.analysis.terms.channels(term, used)
+
+    def _cleared(self, leaf: Any, path: str, kept: Kept) -> Any:
+        """The leaf with zeros where channels are not left."""
+        lefts = [kept.vector(term) for term in self.analysis.leaves[path].axes]
+        if all(left.all() for left in lefts):
+            return leaf
+        return np.where(_outer(lefts), leaf, np.zeros((), leaf.dtype))
+
+
+def _numbers(leaf: Any) -> Any:
+    """A leaf on this host; keys of random numbers stay as they are."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    return np.asarray(leaf)
+
+
+def _outer(vectors: list[Vector]) -> Shaped[np.ndarray, "..."]:
+    grid = np.ones([len(v) for v in vectors], bool)
+    for i, vector in enumerate(vectors):
+        grid &= along(i, grid.ndim, vector)
+    return grid

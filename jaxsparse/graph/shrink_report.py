@@ -1,0 +1,190 @@
+"""What `shrink` removed, what it did not and why, and what would let it go."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from jaxsparse.graph.channels import Channels, Group, Pinned
+from jaxsparse.graph.choice import Choice
+
+Indices = Int[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stay:
+    """Channels that a mask leaves empty somewhere, but which the model needs.
+
+    Attributes:
+      channels: which ones.
+      reasons: what reads them, one for every place.
+      holders: paths of the leaves that are not zero there.
+      cures: leaves of which one alone, masked there as well, would let them go; each a
+        tuple of paths that have to be masked together.
+    """
+
+    channels: Indices
+    reasons: tuple[str, ...]
+    holders: tuple[str, ...]
+    cures: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        text = f"{len(self.channels)} stay: {'; '.join(self.reasons)}"
+        if self.holders:
+            text += f". Not zero there: {', '.join(self.holders)}"
+        if self.cures:
+            choices = " or ".join(" and ".join(paths) for paths in self.cures)
+            text += f". They would go if masked in {choices}, too"
+        return text
+
+
+@dataclasses.dataclass(frozen=True)
+class ShrunkGroup:
+    """What became of one group of channels that masks touch.
+
+    Attributes:
+      group: which channels, and where they were.
+      kept: the channels that are left.
+      inexact: those removed that did add something; only under "intersection".
+      folded: by path of the leaf that took over their constant, channels removed.
+      stays: those that a mask leaves empty and that are left.
+    """
+
+    group: Group
+    kept: Indices
+    inexact: Indices
+    folded: Mapping[str, Indices] = dataclasses.field(default_factory=dict)
+    stays: tuple[Stay, ...] = ()
+
+    def __str__(self) -> str:
+        wrong = f", {len(self.inexact)} of the removed did add something" * bool(len(self.inexact))
+        where = ", ".join(map(str, self.group.places))
+        lines = [f"{self.group.size} -> {len(self.kept)} channels{wrong}: {where}"]
+        for path, channels in self.folded.items():
+            lines.append(f"  {len(channels)} removed were constant: {path} took that over")
+        return "\n".join([*lines, *(f"  {stay}" for stay in self.stays)])
+
+
+@dataclasses.dataclass(frozen=True)
+class PinnedChannels:
+    """Channels that a mask leaves empty, but which may not go.
+
+    Attributes:
+      pinned: where they are, and the cause.
+      channels: which ones.
+    """
+
+    pinned: Pinned
+    channels: Indices
+
+    def __str__(self) -> str:
+        return f"{len(self.channels)} masked channels stay; {self.pinned}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ShrinkReport:
+    """What `shrink` removed, and what not; `str(report)` is a table.
+
+    Attributes:
+      groups: the groups of which masks leave channels empty, with what became of them.
+      pinned: channels that masks leave empty, but which may not go.
+      kept: by path, for every axis of the leaf the positions that are left.
+      masks: by path, the masks of the smaller leaves.
+      before, after: numbers in the parameters.
+      channels: the analysis of the model as it was, with what may be removed.
+    """
+
+    groups: tuple[ShrunkGroup, ...]
+    pinned: tuple[PinnedChannels, ...]
+    kept: Mapping[str, tuple[Indices, ...]]
+    masks: dict[str, Any]
+    before: int
+    after: int
+    channels: Channels
+
+    def __str__(self) -> str:
+        share = self.after / self.before if self.before else 1.0
+        total = f"{self.before} -> {self.after} parameters ({share:.1%})"
+        return "\n".join([*map(str, self.groups), *map(str, self.pinned), total])
+
+
+def report_of(choice: Choice, channels: Channels) -> ShrinkReport:
+    """The report of what was decided."""
+    kept = choice.positions()
+    masks = {
+        path: choice.kept.cut(jnp.asarray(mask), choice.analysis.leaves[path])
+        for path, mask in choice.masks.items()
+    }
+    pinned = tuple(
+        PinnedChannels(where, np.flatnonzero(choice.asked[atom]))
+        for atom, where in zip(choice.pinned, channels.pinned, strict=True)
+        if choice.asked[atom].any()
+    )
+    before = sum(leaf.size for leaf in choice.leaves.values())
+    after = sum(int(np.prod([len(a) for a in axes], dtype=int)) for axes in kept.values())
+    return ShrinkReport(_groups(choice, channels), pinned, kept, masks, before, after, channels)
+
+
+def _groups(choice: Choice, channels: Channels) -> tuple[ShrunkGroup, ...]:
+    groups = dict(zip(choice.free, channels.groups, strict=True))
+    holders = {atom: _holders(choice, atom, group) for atom, group in groups.items()}
+    writers = {
+        atom: [path for path in holders[atom] if path not in {p.path for p in group.uses}]
+        for atom, group in groups.items()
+    }
+    gone: dict[str, dict[int, Any]] = {}
+    for atom, paths in writers.items():
+        for path in paths:
+            gone.setdefault(path, {})[atom] = choice.stays(atom)
+    needed = choice.needed_without(gone) if gone else {}
+    rows = []
+    for atom, group in groups.items():
+        if not choice.asked[atom].any():
+            continue
+        stuck = [
+            _stay(choice, atom, group, texts, chosen, holders[atom], writers[atom], needed)
+            for texts, chosen in _by_reason(choice, atom).items()
+        ]
+        folded = {p: np.flatnonzero(c) for p, c in choice.folded.get(atom, {}).items()}
+        left, lost = np.flatnonzero(choice.left[atom]), np.flatnonzero(choice.inexact[atom])
+        rows.append(ShrunkGroup(group, left, lost, folded, tuple(stuck)))
+    return tuple(rows)
+
+
+def _holders(choice, atom, group):
+    """By path the channels which stay and of which the leaf holds something."""
+    stays = choice.stays(atom)
+    if not stays.any():
+        return {}
+    paths = dict.fromkeys(place.path for place in group.places)
+    found = {path: choice.used(path, atom) & stays for path in paths}
+    return {path: used for path, used in found.items() if used.any()}
+
+
+def _by_reason(choice, atom):
+    """The channels that stay by the reasons for which they do."""
+    stays, found = choice.stays(atom), {}
+    reasons = choice.needs.reasons.get(atom, [])
+    for channel in np.flatnonzero(stays):
+        here = tuple(dict.fromkeys(r for r in reasons if r.channels[channel]))
+        found.setdefault(here, []).append(channel)
+    return {here: np.array(channels) for here, channels in found.items()}
+
+
+def _stay(choice, atom, group, reasons, chosen, holders, writers, needed):
+    if not reasons:
+        return Stay(chosen, ("one channel of a group always stays",), (), ())
+    cures = []
+    readers = {place.path for place in group.uses}
+    paths = [path for reason in reasons for path in reason.weights]
+    if all(set(reason.weights) & readers for reason in reasons):
+        cures.append(tuple(dict.fromkeys(path for path in paths if path in readers)))
+    holding = {path: used[chosen].any() for path, used in holders.items()}
+    feeding = tuple(path for path in writers if holding[path])
+    if feeding and not needed[atom][chosen].any():
+        cures.append(feeding)
+    texts = tuple(dict.fromkeys(reason.text for reason in reasons))
+    return Stay(chosen, texts, tuple(p for p, some in holding.items() if some), tuple(cures))
