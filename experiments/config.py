@@ -1,16 +1,26 @@
 """Loading, checking and comparing configs."""
 
+import inspect
 import json
 import pathlib
 import runpy
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from experiments import data, models, optimizers, recipes
 from experiments.configs import base
 from experiments.registry import near_misses
 
 # An ml_collections.ConfigDict. Its keys differ by config: to a type checker, anything.
 Config = Any
+
+_FACTORIES = {
+    "data": data.DATASETS,
+    "model": models.MODELS,
+    "optimizer": optimizers.OPTIMIZERS,
+    "recipe": recipes.RECIPES,
+}
 
 
 def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -21,23 +31,82 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
       overrides: dotted key -> value.
 
     Raises:
-      ValueError: no such file, or an unknown key (with near misses).
+      ValueError: no such file, a file that fails, an unknown key (with near misses), or a
+        value of another type.
     """
-    if not pathlib.Path(path).is_file():
-        siblings = [str(file) for file in pathlib.Path(path).parent.glob("*.py")]
-        raise ValueError(f"no such config: {path!r}{near_misses(path, siblings)}")
-    config = runpy.run_path(path)["get_config"]()
-    for key, value in (overrides or {}).items():
-        check_key(config, key)
-        config.update_from_flattened_dict({key: value})
+    config = read(path)
+    # Names first: they decide which other keys there are.
+    for key in sorted(overrides or {}, key=lambda key: not key.endswith(".name")):
+        assign(config, key, (overrides or {})[key])
     return check(config)
 
 
-def check_key(config: Config, key: str) -> None:
-    """Raises a ValueError with near misses unless the dotted ``key`` exists."""
-    known = [name for name, _ in flatten(config.to_dict(), groups=True)]
-    if key not in known:
-        raise ValueError(f"unknown config key {key!r}{near_misses(key, known)}")
+def read(path: str) -> Config:
+    """What ``get_config()`` of a file returns.
+
+    Raises:
+      ValueError: no such file, or one that fails; with the line.
+    """
+    if not pathlib.Path(path).is_file():
+        folder = pathlib.Path(path) if pathlib.Path(path).is_dir() else pathlib.Path(path).parent
+        siblings = [str(file) for file in folder.glob("*.py")]
+        raise ValueError(f"no such config: {path!r}{near_misses(path, siblings)}")
+    try:
+        made = runpy.run_path(path).get("get_config")
+        if made is None:
+            raise ValueError("no function get_config(); configs/base.py shows one")
+        return made()
+    except Exception as error:
+        own = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else None
+        place = path if line is None else f"{path}, line {line}"
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        text = error.msg if isinstance(error, SyntaxError) else error
+        raise ValueError(f"{place}: {name}{text}") from error
+
+
+def assign(config: Config, key: str, value: Any) -> None:
+    """Changes a dotted key of a config in place.
+
+    A key that the file does not set is taken where the factory of that group has such
+    an option.
+
+    Raises:
+      ValueError: an unknown key (with near misses), or a value of another type.
+    """
+    present = value_of(config, key)
+    group, _, option = key.rpartition(".")
+    if present is None or isinstance(present, inspect.Parameter):
+        config[group][option] = value
+        return
+    try:
+        config.update_from_flattened_dict({key: value})
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"config.{key} is {present!r}; {value!r} is of another type ({type(value).__name__})"
+        ) from error
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key, or the default of an option that the file leaves out.
+
+    Of an option without a default it is the parameter itself.
+
+    Raises:
+      ValueError: an unknown key, with near misses.
+    """
+    present = dict(flatten(config.to_dict(), groups=True))
+    if key in present:
+        return present[key]
+    group, _, option = key.rpartition(".")
+    absent = {}
+    if group in _FACTORIES and group in config:
+        absent = _FACTORIES[group].options(config[group].get("name", ""))
+    if option in absent:
+        parameter = absent[option]
+        return parameter if parameter.default is parameter.empty else parameter.default
+    known = [*present, *(f"{group}.{name}" for name in absent)]
+    raise ValueError(f"unknown config key {key!r}{near_misses(key, known)}")
 
 
 def check(config: Config) -> Config:

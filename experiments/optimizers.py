@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 from experiments.registry import Registry
+from experiments.steps import resolve
 
 OPTIMIZERS: Registry[optax.GradientTransformation] = Registry("optimizer")
 
@@ -37,21 +38,21 @@ def learning_rate(
     restarts: Sequence[int] = (),
     *,
     peak: float,
-    warmup: int = 0,
+    warmup: float = 0,
     shape: str = "cosine",
     rewind: float = 1.0,
 ) -> optax.Schedule:
     """Warm-up and decay, over again from every restart.
 
     A segment of n steps that follows a restart peaks at ``rewind * peak``; the
-    first at ``peak``. Within a segment: linear warm-up from 0 over
-    ``min(warmup, n // 4)`` steps, then a cosine to 0 at its end, or constant.
+    first at ``peak``. Within a segment: linear warm-up from 0 over ``warmup`` steps but
+    ``n // 4`` at most, then a cosine to 0 at its end, or constant.
 
     Args:
       steps: length of the run.
       restarts: 0-based steps at which a new segment begins.
       peak: highest rate.
-      warmup: steps of every segment's warm-up.
+      warmup: steps of every segment's warm-up; below 1 a share of the run.
       shape: "cosine" or "constant".
       rewind: factor on the peak after a restart.
 
@@ -66,7 +67,7 @@ def learning_rate(
     segments = []
     for index, (begin, end) in enumerate(itertools.pairwise(edges)):
         length, top = end - begin, peak * (rewind if index else 1.0)
-        rise = min(warmup, length // 4)
+        rise = min(resolve("learning_rate.warmup", warmup, steps), length // 4)
         decay = optax.constant_schedule(top)
         if shape == "cosine":
             decay = optax.cosine_decay_schedule(top, length - rise)

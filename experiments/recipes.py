@@ -2,7 +2,8 @@
 
 A recipe is made from a :class:`Setup`, what every recipe is told, and its options
 in the config. Most train dense up to the step ``begin``, prune up to ``end`` and
-fine-tune to the end of the run, all within one optax state.
+fine-tune to the end of the run, all within one optax state. A step is given as a share of
+the run (below 1) or counted (from 1 on): see ``experiments.steps``.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxsparse as js
+from experiments import steps
 from experiments.registry import Registry, near_misses
 from jaxsparse.distributions import Distribution
 from jaxsparse.schedules import Schedule
@@ -42,6 +44,16 @@ class Setup:
     steps: int
     seed: int
     optimizer: MakeOptimizer
+
+    def at(self, **options: float) -> list[int]:
+        """The steps that options such as ``begin=0.25`` stand for; all inside the run."""
+        return [
+            steps.inside(f"recipe.{name}", value, self.steps) for name, value in options.items()
+        ]
+
+    def interval(self, every: float) -> int:
+        """The steps between two mask updates that the option ``every`` stands for."""
+        return steps.interval("recipe.every", every, self.steps)
 
     def prune(self, schedule: Schedule, **options: Any):
         """``js.prune`` with this setup's rules and targets."""
@@ -99,27 +111,22 @@ def create(name: str, setup: Setup, **options: Any) -> Recipe:
     return RECIPES.create(name, setup, **options)
 
 
-def _check_steps(setup: Setup, **steps: int) -> None:
-    for name, step in steps.items():
-        if not 0 <= step < setup.steps:
-            raise ValueError(f"recipe.{name} = {step} is outside the run's {setup.steps} steps")
-
-
 @RECIPES.register("dense")
-def dense(setup: Setup, begin: int = 0) -> Recipe:
+def dense(setup: Setup, begin: float = 0) -> Recipe:
     """No pruning. With ``begin`` the learning rate restarts there, as the sparse
     recipes' does: a dense model of the same budget to compare them with."""
-    tx, rate = setup.optimizer((begin,) if begin else ())
+    (start,) = setup.at(begin=begin)
+    tx, rate = setup.optimizer((start,) if start else ())
     tx = optax.with_extra_args_support(tx)
-    return Recipe(tx, rate, masks=lambda state: {}, dense_until=begin)
+    return Recipe(tx, rate, masks=lambda state: {}, dense_until=start)
 
 
 @RECIPES.register("magnitude")
 def magnitude(
     setup: Setup,
-    begin: int,
-    end: int,
-    every: int = 10,
+    begin: float,
+    end: float,
+    every: float = 1 / 200,
     ramp: str = "cubic",
     group_lasso: float = 0.0,
     form: str = "pruned",
@@ -135,32 +142,32 @@ def magnitude(
       group_lasso: weight of a group lasso on the rules' groups, added to the gradient.
       form: "pruned", or "chain" for the same parts as a plain ``optax.chain``.
     """
-    _check_steps(setup, begin=begin, end=end)
+    start, stop = setup.at(begin=begin, end=end)
     if ramp not in _RAMPS:
         raise ValueError(f"unknown recipe.ramp {ramp!r}{near_misses(ramp, _RAMPS)}")
     if form not in ("pruned", "chain"):
         raise ValueError(f"recipe.form is 'pruned' or 'chain', not {form!r}")
-    pruner = setup.prune(_RAMPS[ramp](0.0, begin=begin, end=end, every=every))
-    optimizer, rate = setup.optimizer((begin,) if begin else ())
+    pruner = setup.prune(_RAMPS[ramp](0.0, begin=start, end=stop, every=setup.interval(every)))
+    optimizer, rate = setup.optimizer((start,) if start else ())
     parts = [js.add_group_lasso(group_lasso, setup.rules)] if group_lasso else []
     if form == "chain":
         tx = optax.chain(pruner, *parts, optimizer, js.apply_masks())
     else:
         tx = js.pruned(optax.chain(*parts, optimizer), pruner)
-    return Recipe(tx, rate, dense_until=begin, wants_masks=form == "chain")
+    return Recipe(tx, rate, dense_until=start, wants_masks=form == "chain")
 
 
 @RECIPES.register("one_shot")
-def one_shot(setup: Setup, begin: int) -> Recipe:
+def one_shot(setup: Setup, begin: float) -> Recipe:
     """The whole target at once at ``begin``, by magnitude; then fine-tuning."""
-    _check_steps(setup, begin=begin)
-    optimizer, rate = setup.optimizer((begin,) if begin else ())
-    tx = js.pruned(optimizer, setup.prune(js.one_shot(begin=begin)))
-    return Recipe(tx, rate, dense_until=begin)
+    (start,) = setup.at(begin=begin)
+    optimizer, rate = setup.optimizer((start,) if start else ())
+    tx = js.pruned(optimizer, setup.prune(js.one_shot(begin=start)))
+    return Recipe(tx, rate, dense_until=start)
 
 
 @RECIPES.register("iterative")
-def iterative(setup: Setup, begin: int, rounds: int) -> Recipe:
+def iterative(setup: Setup, begin: float, rounds: int) -> Recipe:
     """Rounds of pruning and fine-tuning, the learning rate rewound at every round
     (Renda et al., 2020).
 
@@ -173,32 +180,32 @@ def iterative(setup: Setup, begin: int, rounds: int) -> Recipe:
       begin: the first round.
       rounds: how many.
     """
-    _check_steps(setup, begin=begin)
-    if not 1 <= rounds <= setup.steps - begin:
-        raise ValueError(f"recipe.rounds = {rounds} must be 1 to {setup.steps - begin} here")
-    length = (setup.steps - begin) // rounds
-    starts = tuple(begin + index * length for index in range(rounds))
-    optimizer, rate = setup.optimizer(tuple(start for start in starts if start))
-    tx = js.pruned(optimizer, setup.prune(js.iterative(rounds, begin=begin, every=length)))
-    return Recipe(tx, rate, dense_until=begin)
+    (start,) = setup.at(begin=begin)
+    if not 1 <= rounds <= setup.steps - start:
+        raise ValueError(f"recipe.rounds = {rounds} must be 1 to {setup.steps - start} here")
+    length = (setup.steps - start) // rounds
+    restarts = tuple(start + index * length for index in range(rounds))
+    optimizer, rate = setup.optimizer(tuple(restart for restart in restarts if restart))
+    tx = js.pruned(optimizer, setup.prune(js.iterative(rounds, begin=start, every=length)))
+    return Recipe(tx, rate, dense_until=start)
 
 
 @RECIPES.register("nm")
-def nm(setup: Setup, begin: int, end: int, every: int = 10) -> Recipe:
+def nm(setup: Setup, begin: float, end: float, every: float = 1 / 200) -> Recipe:
     """N:M sparsity with straight-through gradients (Zhou et al., 2021).
 
     Between ``begin`` and ``end`` the masks follow the raw weights, which stay dense
     and keep learning where they are masked; from ``end`` on the masks are fixed.
     """
-    _check_steps(setup, begin=begin, end=end)
-    optimizer, rate = setup.optimizer((begin,) if begin else ())
-    schedule = js.constant(begin=begin, end=end, every=every)
+    start, stop = setup.at(begin=begin, end=end)
+    optimizer, rate = setup.optimizer((start,) if start else ())
+    schedule = js.constant(begin=start, end=stop, every=setup.interval(every))
     pruner = setup.prune(schedule, regrowth=js.straight_through())
-    return Recipe(optax.chain(pruner, optimizer), rate, dense_until=begin)
+    return Recipe(optax.chain(pruner, optimizer), rate, dense_until=start)
 
 
 @RECIPES.register("asp")
-def asp(setup: Setup, begin: int, permute: bool = True, escapes: int = 100) -> Recipe:
+def asp(setup: Setup, begin: float, permute: bool = True, escapes: int = 100) -> Recipe:
     """NVIDIA's ASP (Mishra et al., 2021; Pool and Yu, 2021): trains dense up to
     ``begin``, permutes the channels, fixes n:m masks by magnitude and fine-tunes.
 
@@ -208,31 +215,31 @@ def asp(setup: Setup, begin: int, permute: bool = True, escapes: int = 100) -> R
       permute: False masks the channels in the order that they have.
       escapes: of the search.
     """
-    _check_steps(setup, begin=begin)
-    if not begin:
+    (start,) = setup.at(begin=begin)
+    if not start:
         raise ValueError("recipe.begin must be at least 1: ASP starts from a trained model")
-    optimizer, rate = setup.optimizer((begin,))
-    tx = js.pruned(optimizer, setup.prune(js.one_shot(begin=begin)))
+    optimizer, rate = setup.optimizer((start,))
+    tx = js.pruned(optimizer, setup.prune(js.one_shot(begin=start)))
     search = {"escapes": escapes, "seed": setup.seed} if permute else None
-    return Recipe(tx, rate, dense_until=begin, permutation=search)
+    return Recipe(tx, rate, dense_until=start, permutation=search)
 
 
 @RECIPES.register("rigl")
-def rigl(setup: Setup, end: int, every: int = 20, fraction: float = 0.3) -> Recipe:
+def rigl(setup: Setup, end: float, every: float = 1 / 100, fraction: float = 0.3) -> Recipe:
     """RigL (Evci et al., 2020): sparse from the start; every ``every`` steps up to
     ``end`` the smallest weights go and those with the largest gradients come."""
     return _dynamic(setup, end, every, js.regrow_gradient(fraction), replace_update=True)
 
 
 @RECIPES.register("set")
-def set_(setup: Setup, end: int, every: int = 20, fraction: float = 0.3) -> Recipe:
+def set_(setup: Setup, end: float, every: float = 1 / 100, fraction: float = 0.3) -> Recipe:
     """SET (Mocanu et al., 2018): as RigL, but what comes is drawn at random."""
     return _dynamic(setup, end, every, js.regrow_random(fraction), replace_update=False)
 
 
-def _dynamic(setup: Setup, end: int, every: int, regrowth: Any, replace_update: bool) -> Recipe:
-    _check_steps(setup, end=end)
-    pruner = setup.prune(js.constant(end=end, every=every), regrowth=regrowth)
+def _dynamic(setup: Setup, end: float, every: float, regrowth: Any, replace_update: bool) -> Recipe:
+    (stop,) = setup.at(end=end)
+    pruner = setup.prune(js.constant(end=stop, every=setup.interval(every)), regrowth=regrowth)
     optimizer, rate = setup.optimizer(())
     return Recipe(js.pruned(optimizer, pruner, replace_update=replace_update), rate)
 
@@ -240,9 +247,9 @@ def _dynamic(setup: Setup, end: int, every: int, regrowth: Any, replace_update: 
 @RECIPES.register("movement")
 def movement(
     setup: Setup,
-    begin: int,
-    end: int,
-    every: int = 1,
+    begin: float,
+    end: float,
+    every: float = 1,
     score_rate: float = 1e-2,
     regularization: float = 0.0,
 ) -> Recipe:
@@ -259,19 +266,19 @@ def movement(
       score_rate: learning rate of the scores' Adam.
       regularization: weight of the penalty on the scores.
     """
-    _check_steps(setup, begin=begin, end=end)
-    optimizer, rate = setup.optimizer((begin,) if begin else ())
+    start, stop = setup.at(begin=begin, end=end)
+    optimizer, rate = setup.optimizer((start,) if start else ())
     score = js.movement(optimizer=optax.adam(score_rate), regularization=regularization)
     pruner = setup.prune(
-        js.cubic(0.0, begin=begin, end=end, every=every),
+        js.cubic(0.0, begin=start, end=stop, every=setup.interval(every)),
         score=score,
         regrowth=js.straight_through("masked"),
     )
-    return Recipe(optax.chain(pruner, optimizer), rate, dense_until=begin)
+    return Recipe(optax.chain(pruner, optimizer), rate, dense_until=start)
 
 
 @RECIPES.register("group_lasso")
-def group_lasso(setup: Setup, begin: int, end: int, alpha: float) -> Recipe:
+def group_lasso(setup: Setup, begin: float, end: float, alpha: float) -> Recipe:
     """Proximal group lasso (Yuan and Lin, 2006), then the zero groups become the masks.
 
     Between ``begin`` and ``end`` every step shrinks every group by
@@ -279,15 +286,15 @@ def group_lasso(setup: Setup, begin: int, end: int, alpha: float) -> Recipe:
     ``end`` the shrinking stops and what is zero stays zero. ``alpha`` decides the
     sparsity; the config's target plays no part.
     """
-    _check_steps(setup, begin=begin, end=end)
-    optimizer, rate = setup.optimizer(tuple(step for step in (begin, end) if step))
+    start, stop = setup.at(begin=begin, end=end)
+    optimizer, rate = setup.optimizer(tuple(step for step in (start, stop) if step))
 
     def shrinking_rate(step):
-        return jnp.where((step >= begin) & (step < end), rate(step), 0.0)
+        return jnp.where((step >= start) & (step < stop), rate(step), 0.0)
 
-    # Magnitudes lie above -1, so nothing is masked during step `end - 1`; from step
-    # `end` on a group's magnitude must lie above 0.
-    freeze = js.importance_threshold(begin=end - 1, end=end, initial=-1.0, final=0.0)
+    # Magnitudes lie above -1, so nothing is masked during step `stop - 1`; from step
+    # `stop` on a group's magnitude must lie above 0.
+    freeze = js.importance_threshold(begin=stop - 1, end=stop, initial=-1.0, final=0.0)
     pruner = js.prune(setup.rules, schedule=freeze, seed=setup.seed)
     prox = js.prox_group_lasso(shrinking_rate, alpha, setup.rules)
-    return Recipe(optax.chain(pruner, optimizer, prox), rate, dense_until=begin, has_target=False)
+    return Recipe(optax.chain(pruner, optimizer, prox), rate, dense_until=start, has_target=False)

@@ -53,6 +53,12 @@ class Registry(Generic[T]):
 
         return add
 
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        """What the factory ``name`` takes by keyword; nothing of an unknown one."""
+        if name not in self._factories:
+            return {}
+        return dict(inspect.signature(self._factories[name]).parameters)
+
     def create(self, name: str, /, *args: Any, **options: Any) -> T:
         """Calls the factory ``name`` with ``args`` and the options of a config.
 

@@ -7,35 +7,35 @@ own under the workdir: a sweep that was killed goes on. The outcome is written t
 ``results/NAME.json`` and ``results/NAME.md``.
 """
 
+import argparse
 import logging
 import pathlib
 import sys
 
 import absl.logging
-from absl import app, flags
 
 from experiments import claims, workdir
 
-_CLAIM = flags.DEFINE_string("claim", None, f"which one: {', '.join(claims.CLAIMS)}", required=True)
-_SEEDS = flags.DEFINE_integer("seeds", 5, "how many seeds, from 0")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "folder of the runs")
-_RESULTS = flags.DEFINE_string("results", "experiments/results", "folder of the outcome")
 
-
-def main(argv: list[str]) -> None:
-    del argv
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.sweep")
+    parser.add_argument("--claim", required=True, choices=claims.CLAIMS)
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
+    parser.add_argument("--workdir", default="runs/sweep", help="folder of the runs")
+    parser.add_argument("--results", default="experiments/results", help="folder of the outcome")
+    options = parser.parse_args()
     absl.logging.set_verbosity(absl.logging.WARNING)
     logging.getLogger("experiments").setLevel(logging.WARNING)
     try:
-        outcome = claims.measure(_CLAIM.value, range(_SEEDS.value), pathlib.Path(_WORKDIR.value))
+        outcome = claims.measure(options.claim, range(options.seeds), pathlib.Path(options.workdir))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    folder = pathlib.Path(_RESULTS.value)
+    folder = pathlib.Path(options.results)
     folder.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(folder / f"{_CLAIM.value}.json", outcome)
-    (folder / f"{_CLAIM.value}.md").write_text(claims.as_markdown(outcome))
+    workdir.write_json(folder / f"{options.claim}.json", outcome)
+    (folder / f"{options.claim}.md").write_text(claims.as_markdown(outcome))
     print(claims.as_markdown(outcome))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -5,12 +5,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 
-def get_config() -> Any:  # keys differ by config: to a type checker, anything
-    """An MLP on the digits, dense."""
+def get_config(steps: int = 1500) -> Any:  # keys differ by config: to a type checker, anything
+    """An MLP on the digits, dense, in ``steps`` steps."""
     config = ConfigDict()
     # Everything random (weights, data order, dropout, random regrowth) follows from it.
     config.seed = 0
-    config.steps = 1500
+    # Steps of the recipe and of the warm-up are shares of the run below 1, and counted from 1
+    # on. Changed alone, `steps` scales the shares with it.
+    config.steps = steps
     config.batch_size = 64
     # `path`: a file or folder of the user's own; `validation`: a fraction of the training
     # split to evaluate on in place of the test split, for tuning. Other keys are the
@@ -21,7 +23,7 @@ def get_config() -> Any:  # keys differ by config: to a type checker, anything
     # With `restart` the rate starts over, at rewind * peak, where pruning begins
     # (iterative pruning: at every round).
     config.learning_rate = ConfigDict(
-        {"peak": 2e-3, "warmup": 50, "shape": "cosine", "restart": True, "rewind": 1.0}
+        {"peak": 2e-3, "warmup": 50 / steps, "shape": "cosine", "restart": True, "rewind": 1.0}
     )
     # (path regex, pattern) or (path regex, pattern, sparsity). Patterns: "unstructured",
     # "4x16" (rows along the input axis x columns), "2:4", "channel:0"; " pad" behind allows

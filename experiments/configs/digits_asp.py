@@ -8,13 +8,12 @@ from experiments.configs import base
 
 
 def get_config():
-    config = base.get_config()
-    config.steps = 600
+    config = base.get_config(steps=600)
     config.model.name = "cnn"
     config.model.widths = (32, 64)
     config.model.blocks = 2
     config.rules = ((r"blocks_\d+/(conv_[01]|shortcut)/kernel", "2:4"),)
     config.sparsity = 0.5
     config.recipe.name = "asp"
-    config.recipe.begin = 400
+    config.recipe.begin = 2 / 3
     return config

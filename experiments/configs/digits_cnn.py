@@ -8,14 +8,14 @@ from experiments.configs import base
 
 
 def get_config():
-    config = base.get_config()
-    config.steps = 600
+    config = base.get_config(steps=600)
     config.model.name = "cnn"
     config.model.widths = (32, 64)
     config.model.blocks = 1
     config.rules = ((r"blocks_\d+/conv_[01]/kernel", "4x16"),)
     config.sparsity = 0.8
     config.recipe.name = "magnitude"
-    config.recipe.begin = 250
-    config.recipe.end = 450
+    config.recipe.begin = 5 / 12
+    config.recipe.end = 3 / 4
+    config.recipe.every = 1 / 60
     return config

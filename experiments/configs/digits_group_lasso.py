@@ -7,12 +7,11 @@ from experiments.configs import base
 
 
 def get_config():
-    config = base.get_config()
-    config.steps = 2400
+    config = base.get_config(steps=2400)
     config.model.hidden = (512, 256)
     config.rules = ((r"layers_[01]/kernel", "4x16"),)
     config.recipe.name = "group_lasso"
-    config.recipe.begin = 800
-    config.recipe.end = 1600
+    config.recipe.begin = 1 / 3
+    config.recipe.end = 2 / 3
     config.recipe.alpha = 0.45
     return config

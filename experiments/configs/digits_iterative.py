@@ -8,15 +8,14 @@ from experiments.configs import base
 
 
 def get_config():
-    config = base.get_config()
-    config.steps = 7000
+    config = base.get_config(steps=7000)
     config.model.hidden = (300, 100)
     config.rules = ((r"layers_\d+/kernel", "unstructured"),)
     config.sparsity = 0.98
     # One threshold for all layers; the default bound of 98 % a layer would make it uniform.
     config.distribution = "global:0.999"
     config.recipe.name = "iterative"
-    config.recipe.begin = 1000
+    config.recipe.begin = 1 / 7
     config.recipe.rounds = 15
     config.learning_rate.rewind = 0.5
     return config

@@ -4,12 +4,12 @@ from experiments.configs import base
 
 
 def get_config():
-    config = base.get_config()
-    config.steps = 1600
+    config = base.get_config(steps=1600)
     config.model.hidden = (300, 100)
     config.rules = ((r"layers_\d+/kernel", "2:4"),)
     config.sparsity = 0.5
     config.recipe.name = "nm"
-    config.recipe.begin = 800
-    config.recipe.end = 1400
+    config.recipe.begin = 1 / 2
+    config.recipe.end = 7 / 8
+    config.recipe.every = 1 / 160
     return config

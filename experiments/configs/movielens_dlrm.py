@@ -8,8 +8,7 @@ from experiments.configs import base
 
 
 def get_config():
-    config = base.get_config()
-    config.steps = 1500
+    config = base.get_config(steps=1500)
     config.batch_size = 512
     config.data.name = "movielens"
     config.data.label = "liked"
@@ -22,6 +21,7 @@ def get_config():
     config.optimizer.weight_decay = 0.1
     config.rules = ((r"top/layers_[01]/kernel", "4x16", 0.85),)
     config.recipe.name = "magnitude"
-    config.recipe.begin = 500
-    config.recipe.end = 1000
+    config.recipe.begin = 1 / 3
+    config.recipe.end = 2 / 3
+    config.recipe.every = 1 / 150
     return config

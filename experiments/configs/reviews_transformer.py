@@ -7,8 +7,7 @@ from experiments.configs import base
 
 
 def get_config():
-    config = base.get_config()
-    config.steps = 600
+    config = base.get_config(steps=600)
     config.batch_size = 64
     config.data.name = "reviews"
     config.data.label = "recommended"
@@ -22,7 +21,8 @@ def get_config():
         (r"layers_\d+/attention/(query|key|value|out)/kernel", "2:4"),
     )
     config.recipe.name = "magnitude"
-    config.recipe.begin = 250
-    config.recipe.end = 450
+    config.recipe.begin = 5 / 12
+    config.recipe.end = 3 / 4
+    config.recipe.every = 1 / 60
     config.eval_every = 200
     return config

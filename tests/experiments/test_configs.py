@@ -3,7 +3,7 @@ import pathlib
 import pytest
 
 from experiments import config as configs
-from experiments import run
+from experiments.steps import resolve
 
 CONFIGS = sorted(pathlib.Path("experiments/configs").glob("[a-z]*.py"))
 
@@ -14,29 +14,65 @@ def test_every_config_loads_and_survives_json(path):
     assert configs.differences(configs.to_json(config), configs.to_json(config)) == []
 
 
-def test_overrides_reach_nested_keys():
-    config = configs.load("experiments/configs/demo.py", {"seed": 3, "recipe.begin": 7})
-    assert (config.seed, config.recipe.begin) == (3, 7)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_steps_alone_scale_a_config(path):
+    """Whatever happens at a step happens at the same part of a run a tenth as long."""
+
+    def laid_out(config):
+        found = dict(configs.flatten(config.to_dict()))
+        keys = ("recipe.begin", "recipe.end", "recipe.every", "learning_rate.warmup")
+        return {key: resolve(key, found[key], config.steps) for key in keys if key in found}
+
+    whole = configs.load(str(path))
+    tenth = configs.load(str(path), {"steps": whole.steps // 10})
+    assert laid_out(whole)
+    for key, steps in laid_out(whole).items():
+        assert steps >= 10, key
+        assert laid_out(tenth)[key] == pytest.approx(steps / 10, abs=0.51), key
+
+
+def test_explicit_steps_win():
+    config = configs.load("experiments/configs/demo.py", {"steps": 240, "recipe.begin": 100})
+    assert resolve("recipe.begin", config.recipe.begin, config.steps) == 100
+    assert resolve("recipe.end", config.recipe.end, config.steps) == 180
+
+
+def test_an_option_that_the_file_leaves_out():
+    config = configs.load("experiments/configs/demo.py", {"recipe.ramp": "linear"})
+    assert config.recipe.ramp == "linear"
+    with pytest.raises(ValueError, match=r"key 'recipe.rampp'; did you mean 'recipe.ramp'"):
+        configs.load("experiments/configs/demo.py", {"recipe.rampp": "linear"})
+
+
+def test_a_value_of_another_type():
+    with pytest.raises(ValueError, match=r"config.steps is 2400; 'many' is of another type"):
+        configs.load("experiments/configs/demo.py", {"steps": "many"})
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("text", "message"),
     [
-        (["--config.sed=1"], "unknown config key 'sed'; did you mean 'seed'?"),
-        (["--config.recipe.beginn=1"], "unknown config key 'recipe.beginn'; did you mean"),
-        (["--config.recipe.beginn", "1"], "unknown config key 'recipe.beginn'; did you mean"),
+        ("x = 1", r"config.py: no function get_config\(\)"),
+        ("def get_config(", r"config.py, line 1: SyntaxError: '\(' was never closed"),
+        ("def get_config():\n    return 1 / 0", r"config.py, line 2: ZeroDivisionError: division"),
     ],
 )
-def test_a_typo_on_the_command_line_is_an_error(arguments, message):
-    with pytest.raises(SystemExit) as caught:
-        run.parse_flags(["run", "--config=experiments/configs/demo.py", *arguments])
-    assert message in str(caught.value)
+def test_a_config_file_that_fails_is_named(text, message, tmp_path):
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        configs.load(str(tmp_path / "config.py"))
 
 
 def test_a_missing_config_lists_its_neighbours():
-    with pytest.raises(SystemExit) as caught:
-        run.parse_flags(["run", "--config", "experiments/configs/digits_rig.py"])
-    assert "experiments/configs/digits_rigl.py" in str(caught.value)
+    with pytest.raises(ValueError, match=r"experiments/configs/digits_rigl.py"):
+        configs.load("experiments/configs/digits_rig.py")
+    with pytest.raises(ValueError, match=r"did you mean 'experiments/configs/demo.py'"):
+        configs.load("experiments/configs")
+
+
+def test_overrides_reach_nested_keys():
+    config = configs.load("experiments/configs/demo.py", {"seed": 3, "recipe.begin": 7})
+    assert (config.seed, config.recipe.begin) == (3, 7)
 
 
 def test_a_typo_in_a_config_file_is_an_error():

@@ -1,0 +1,62 @@
+import doctest
+
+import pytest
+
+from experiments import command_line, run, steps
+
+DEMO = ["--config=experiments/configs/demo.py", "--workdir", "runs/x"]
+
+
+def parse(*arguments):
+    return command_line.parse([*DEMO, *arguments])
+
+
+def test_overrides():
+    options = parse("--config.seed=3", "--config.recipe.begin", "1/4", "--config.model.hidden=32")
+    assert (options.config.seed, options.config.recipe.begin) == (3, 0.25)
+    assert options.config.model.hidden == (32,)
+    assert (options.workdir, options.overwrite) == ("runs/x", False)
+    assert parse("--overwrite").overwrite
+
+
+def test_a_name_decides_which_options_there_are():
+    options = parse("--config.model.widths=(8,16)", "--config.model.name=cnn")
+    assert options.config.model.name == "cnn" and options.config.model.widths == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.sed=1", "unknown config key 'sed'; did you mean 'seed'?"),
+        ("--config.recipe.beginn=1", "unknown config key 'recipe.beginn'; did you mean"),
+        ("--config.recipe=1", "config.recipe is a group of keys: recipe.begin, recipe.end"),
+        ("--config.steps=many", "config.steps = 'many' does not read as a whole number such as"),
+        ("--config.sparsity=much", "'much' does not read as a number such as 0.9"),
+        ("--config.sparsity=1/0", "'1/0' does not read as a number"),
+        ("--config.model.hidden=(3", r"'\(3' does not read as a tuple such as \(512, 256\)"),
+        ("--config.learning_rate.restart=maybe", "does not read as true or false, such as True"),
+        ("--config.steps=0", "config.steps must be at least 1, not 0"),
+        ("--config.seed", "--config.seed needs a value"),
+        ("--sparsity=0.5", "unexpected argument '--sparsity=0.5'"),
+        ("more", "unexpected argument 'more'"),
+    ],
+)
+def test_a_mistake_says_the_cure(argument, message):
+    with pytest.raises(ValueError, match=message):
+        parse(argument)
+
+
+def test_what_is_missing():
+    with pytest.raises(ValueError, match="required: --config, --workdir; --help"):
+        command_line.parse([])
+
+
+def test_a_mistake_ends_the_program_with_one_line():
+    with pytest.raises(SystemExit, match=r"^error: unknown config key 'sed'[^\n]*$"):
+        run.main([*DEMO, "--config.sed=1"])
+
+
+@pytest.mark.parametrize("module", [command_line, steps], ids=lambda module: module.__name__)
+def test_examples(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
