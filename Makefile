@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal -q
 
 .NOTPARALLEL:
-.PHONY: demo test test-fast test-accelerators bench gpu tune tpu lint clean
+.PHONY: demo test test-fast test-accelerators docs bench gpu tune tpu lint clean
 
 demo: $(DEMO)  ## train dense, prune to 90 % in 4x16 blocks, print the table
 	@$(BIN)/python -m experiments.run --config experiments/configs/demo.py --workdir runs/demo --overwrite
@@ -33,6 +33,9 @@ $(VENV)/.cuda: $(READY)
 	  && $(BIN)/python -m pip install -q --no-deps "jax-cuda13-plugin==$$version" && touch $@ \
 	  || echo "not all of this can be installed here: the tests say what they skip"
 
+docs: $(READY)  ## the API reference, from docstrings, in build/docs
+	$(BIN)/python tools/reference.py build/docs
+
 bench: $(READY)  ## what the transforms cost on this machine
 	$(BIN)/python -m experiments.bench.transforms
 
@@ -54,7 +57,7 @@ tune tpu:
 	$(MEASURE)
 
 lint: $(READY)
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q 'jaxsparse[dev]'
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
 $(DEMO): pyproject.toml
