@@ -3,7 +3,12 @@
 import importlib
 import typing
 
-from jaxsparse import activations, graph, nn
+from jaxsparse import (
+    activations,
+    graph,
+    nn,
+    serialization,  # noqa: F401  registers with flax
+)
 from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.choosing import compute_masks
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform

@@ -189,7 +189,7 @@ class Contents:
         if (impl := self.tree["prng"].get(name)) is not None:
             return self._key(name, entry, impl)
         abstract = _Abstract(entry.shape, entry.dtype)
-        return Leaf(abstract, lambda tensors: _on_device(tensors(name, entry)))
+        return Leaf(abstract, lambda tensors: on_device(tensors(name, entry)))
 
     def _bytes(self, name: str, entry: Entry, stored: Any) -> Leaf:
         dtype = _AS_BYTES.get(stored) if isinstance(stored, str) else None
@@ -212,7 +212,7 @@ class Contents:
                 array.astype(np.int8).view(np.uint8), data.reshape(array.shape)
             ):
                 raise Refused(f"tensor {shorten(name)}: a byte of it is out of {stored}'s range")
-            return _on_device(array)
+            return on_device(array)
 
         return Leaf(_Abstract(entry.shape[:-1], dtype), read)
 
@@ -251,6 +251,7 @@ class _Abstract(NamedTuple):
         return len(self.shape)
 
 
-def _on_device(array: np.ndarray) -> jax.Array | np.ndarray:
+def on_device(array: np.ndarray) -> jax.Array | np.ndarray:
+    """The array as JAX's, unless JAX would make its 64 bits 32."""
     kept = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
     return jnp.asarray(array) if kept else array

@@ -1,0 +1,90 @@
+"""Packed weights and masks through `flax.serialization`: to_bytes, from_bytes, state dicts.
+
+Flax asks no more of a state dict than that its keys agree; what is restored here must
+also be what the target is, for a packed weight of another shape multiplies wrongly.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flax import serialization
+
+from jaxsparse.fields import KINDS, from_json, to_json
+from jaxsparse.packed import Packed
+from jaxsparse.patterns import GroupMask
+from jaxsparse.treefile import on_device
+
+_FREE = ("nnz",)  # how many are kept may differ: the places are restored, too
+
+
+def _packed_to_state(packed: Packed) -> dict[str, Any]:
+    arrays = {n: a for n in packed.array_names if (a := getattr(packed, n)) is not None}
+    return {"arrays": arrays, "fields": _without_lists(to_json(packed))}
+
+
+def _packed_from_state(target: Packed, state: dict[str, Any]) -> Packed:
+    where = f"{serialization.current_path()}: a packed weight"
+    if set(state) != {"arrays", "fields"} or not isinstance(state["fields"], dict):
+        raise ValueError(f"{where} has the state arrays and fields, not {sorted(state)}")
+    fields = _with_lists(state["fields"])
+    expected = to_json(target)
+    for name in ("kind", *sorted(expected.keys() | fields.keys())):
+        if name not in _FREE and fields.get(name) != expected.get(name):
+            raise ValueError(
+                f"{where} of {name} {fields.get(name)} does not fit {target!r}, "
+                f"of {name} {expected.get(name)}"
+            )
+    try:
+        found = from_json(fields, state["arrays"])
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be restored to {target!r}: {error}") from error
+    for name in ("values", "scales"):
+        here, there = (getattr(p, name) for p in (found, target))
+        if there is not None and (here is None or here.dtype != there.dtype):
+            kind = "none" if here is None else here.dtype
+            raise ValueError(f"{where} has {name} of {kind}, {target!r} of {there.dtype}")
+    static = {k: v for k, v in vars(found).items() if k not in state["arrays"]}
+    arrays = {name: on_device(np.asarray(array)) for name, array in state["arrays"].items()}
+    return type(found)(**arrays, **static)  # checks the indices
+
+
+def _without_lists(fields: dict[str, Any]) -> dict[str, Any]:
+    """Arrays for lists, which a state dict does not know."""
+    arrays = {k: np.asarray(v, np.int64) for k, v in fields.items() if isinstance(v, list)}
+    inner = {k: _without_lists(v) for k, v in fields.items() if isinstance(v, dict)}
+    return fields | arrays | inner
+
+
+def _with_lists(fields: dict[str, Any]) -> dict[str, Any]:
+    lists = {k: v.tolist() for k, v in fields.items() if isinstance(v, np.ndarray)}
+    inner = {k: _with_lists(v) for k, v in fields.items() if isinstance(v, dict)}
+    return fields | lists | inner
+
+
+def _mask_to_state(mask: GroupMask) -> dict[str, Any]:
+    return {"groups": mask.groups}
+
+
+def _mask_from_state(target: GroupMask, state: dict[str, Any]) -> GroupMask:
+    groups: Any = state.get("groups")
+    shape = target.groups.shape
+    if np.shape(groups) != shape or groups.dtype != bool:
+        dtype = getattr(groups, "dtype", type(groups).__name__)
+        raise ValueError(
+            f"{serialization.current_path()}: a mask of shape {np.shape(groups)}, {dtype}, does not "
+            f"fit {target.pattern} on a weight of shape {target.view.shape}: bool {shape}"
+        )
+    return GroupMask(groups, target.pattern, target.view)
+
+
+def _register() -> None:
+    pairs: list[tuple[type, Callable, Callable]] = [
+        *((kind, _packed_to_state, _packed_from_state) for kind in KINDS.values()),
+        (GroupMask, _mask_to_state, _mask_from_state),
+    ]
+    for kind, to_state, from_state in pairs:
+        serialization.register_serialization_state(kind, to_state, from_state, override=True)
+
+
+_register()
