@@ -72,8 +72,8 @@ def _mask_from_state(target: GroupMask, state: dict[str, Any]) -> GroupMask:
     if np.shape(groups) != shape or groups.dtype != bool:
         dtype = getattr(groups, "dtype", type(groups).__name__)
         raise ValueError(
-            f"{serialization.current_path()}: a mask of shape {np.shape(groups)}, {dtype}, does not "
-            f"fit {target.pattern} on a weight of shape {target.view.shape}: bool {shape}"
+            f"{serialization.current_path()}: a mask of shape {np.shape(groups)}, {dtype}, does "
+            f"not fit {target.pattern} on {target.view.shape}: bool {shape}"
         )
     return GroupMask(groups, target.pattern, target.view)
 
