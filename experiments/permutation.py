@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxsparse as js
 from experiments import workdir
+from jaxsparse.files import naming
 from jaxsparse.graph import PermutationReport
 from jaxsparse.trees import leaves_by_path, replace_by_path
 
@@ -71,10 +72,12 @@ def write(report: PermutationReport, folder: pathlib.Path) -> None:
     """Writes the op graph as a picture and as text, and what every group gained."""
     sparse = [leaf.path for leaf in report.leaves]
     try:
-        js.graph.plot(report.channels, folder / PICTURE, sparse=sparse)
+        with naming(folder / PICTURE):
+            js.graph.plot(report.channels, folder / PICTURE, sparse=sparse)
     except ModuleNotFoundError as error:
         _LOG.warning("%s is left out: %s", folder / PICTURE, error)
-    js.graph.plot(report.channels, folder / TEXT, sparse=sparse)
+    with naming(folder / TEXT):
+        js.graph.plot(report.channels, folder / TEXT, sparse=sparse)
     workdir.write_json(folder / NUMBERS, rows(report))
 
 

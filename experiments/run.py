@@ -8,6 +8,7 @@ beside this file lists configs. The same command started again goes on where a k
 """
 
 import logging
+import shlex
 import sys
 
 import absl.logging
@@ -26,10 +27,25 @@ def main(arguments: list[str]) -> None:
         report = train.run(options.config, options.workdir, overwrite=options.overwrite)
     except (ValueError, KeyError, OSError, DownloadError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped; to go on from the last checkpoint:\n  {again(arguments)}", file=sys.stderr
+        )
+        sys.exit(130)
     heading = summary.as_paragraphs([f"{summary.title(report)}: {summary.lead(report)}"])
     notes = summary.as_paragraphs(summary.notes(report))
     print(f"\n{heading}\n\n{summary.as_text(summary.rows(report))}\n\n{notes}")
     print(f"\nDetails: {options.workdir}/report.html and report.json")
+
+
+def again(arguments: list[str]) -> str:
+    """The command that goes on with a run; it deletes nothing.
+
+    >>> again(["--config=a.py", "--overwrite"]).removeprefix(sys.executable)
+    ' -m experiments.run --config=a.py'
+    """
+    kept = [argument for argument in arguments if argument != "--overwrite"]
+    return shlex.join([sys.executable, "-m", "experiments.run", *kept])
 
 
 if __name__ == "__main__":

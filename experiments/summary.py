@@ -1,7 +1,6 @@
 """The end of a run: weights, ``report.json``, ``report.html`` and the table."""
 
 import importlib.metadata
-import json
 import math
 import pathlib
 import platform
@@ -19,6 +18,7 @@ from experiments import config as configs
 from experiments import latency, permutation, tasks, workdir
 from experiments.bench import timing
 from experiments.experiment import Experiment, TrainState
+from jaxsparse.files import replacing
 from jaxsparse.trees import leaves_by_path
 
 
@@ -41,20 +41,24 @@ def write(
     params = js.mask_params(state.params, masks) if masks else state.params
     weights = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
     masks = {path: np.asarray(mask) for path, mask in masks.items()}
-    np.savez(folder / "weights.npz", allow_pickle=False, **weights)
-    np.savez(folder / "masks.npz", allow_pickle=False, **masks)
+    for name, arrays in (("weights.npz", weights), ("masks.npz", masks)):
+        with replacing(folder / name) as file:
+            np.savez(file, allow_pickle=False, **arrays)
     sparse = {"rules": experiment.rules, "targets": experiment.targets} if masks else {}
     table = js.report(params, masks, **sparse)
     report = _report(experiment, history, table)
     if masks:
         report |= latency.measure(experiment, state)
     if experiment.permute is not None:
-        report["permutation"] = json.loads((folder / permutation.NUMBERS).read_text())
+        report["permutation"] = workdir.read_json(
+            folder / permutation.NUMBERS, "start the run again with --overwrite"
+        )
     if with_html:
         from experiments import page  # late: matplotlib, which only this needs
 
-        (folder / "report.html").write_text(page.build(report, history, masks, str(table), folder))
-    workdir.write_json(folder / "report.json", report)
+        text = page.build(report, history, masks, str(table), folder)
+        workdir.write_text(folder / "report.html", text)
+    workdir.write_json(folder / workdir.REPORT, report)
 
 
 def _report(

@@ -33,7 +33,7 @@ def main() -> None:
     folder = pathlib.Path(options.results)
     folder.mkdir(parents=True, exist_ok=True)
     workdir.write_json(folder / f"{options.claim}.json", outcome)
-    (folder / f"{options.claim}.md").write_text(claims.as_markdown(outcome))
+    workdir.write_text(folder / f"{options.claim}.md", claims.as_markdown(outcome))
     print(claims.as_markdown(outcome))
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 import jaxsparse as js
 from experiments import config as configs
 from experiments import experiment as experiments
-from experiments import permutation, summary, workdir
+from experiments import lock, permutation, summary, workdir
 from experiments.metrics import MetricWriter
 
 _LOG = logging.getLogger(__name__)
@@ -32,17 +32,22 @@ def run(config: configs.Config, path: str, overwrite: bool = False, html: bool =
       What report.json holds, see ``summary.write``.
 
     Raises:
-      ValueError: a config without meaning, or a folder that is not for this config.
+      ValueError: a config without meaning, a folder that is not for this config, that
+        another process uses, or whose files are damaged.
+      OSError: a file cannot be written; it is named. The same call goes on from there.
     """
     clock = _Clock()
     experiment = experiments.build(configs.check(config))
-    folder = workdir.open_workdir(path, configs.to_json(config), overwrite)
-    if workdir.finished(folder):
-        _LOG.info("%s is finished; --overwrite starts it again", folder)
-    else:
-        state, history = _fit(experiment, folder, clock)
-        summary.write(experiment, state, history, folder, html)
-    return workdir.read_report(folder)
+    # What is finished is only read, on a disk for reading, too.
+    reads = workdir.finished(pathlib.Path(path)) and not overwrite
+    with contextlib.nullcontext() if reads else lock.held(path):
+        folder = workdir.open_workdir(path, configs.to_json(config), overwrite)
+        if workdir.finished(folder):
+            _LOG.info("%s is finished; --overwrite starts it again", folder)
+        else:
+            state, history = _fit(experiment, folder, clock)
+            summary.write(experiment, state, history, folder, html)
+        return workdir.read_report(folder)
 
 
 def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Clock"):

@@ -1,12 +1,15 @@
 """The folder of a run: new, to be resumed, finished, or somebody else's."""
 
 import json
-import os
 import pathlib
 import shutil
 from typing import Any
 
 from experiments import config as configs
+from experiments import lock
+from jaxsparse.files import PART, naming, replacing
+
+CONFIG, REPORT = "config.json", "report.json"
 
 
 def open_workdir(path: str, config: dict[str, Any], overwrite: bool) -> pathlib.Path:
@@ -24,38 +27,72 @@ def open_workdir(path: str, config: dict[str, Any], overwrite: bool) -> pathlib.
         named), or files that no run made (never deleted).
     """
     folder = pathlib.Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = folder / "config.json"
-    # A half-written config.json.part is what a kill at the very start leaves.
-    if not stored.exists() and any(file.suffix != ".part" for file in folder.iterdir()):
-        raise ValueError(
-            f"{folder} holds files but no run (no config.json); choose another workdir"
-        )
-    if stored.exists() and overwrite:
-        shutil.rmtree(folder)
-        folder.mkdir()
-    if not stored.exists():
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = folder / CONFIG
+        # A half-written part of a file is what a kill leaves.
+        parts = [file for file in folder.iterdir() if file.suffix == PART]
+        held = [file for file in folder.iterdir() if file.name != lock.NAME]
+    if not stored.exists() and len(held) > len(parts):
+        raise ValueError(f"{folder} holds files but no run (no {CONFIG}); choose another workdir")
+    if overwrite:
+        _empty(folder)
+    if overwrite or not stored.exists():
         write_json(stored, config)
-    elif changes := configs.differences(json.loads(stored.read_text()), config):
+        return folder
+    cure = "give --overwrite to start again, or another workdir"
+    if changes := configs.differences(read_json(stored, cure), config):
         raise ValueError(
             f"{folder} holds a run of another config; give --overwrite or another workdir. "
             f"Stored -> given:\n  " + "\n  ".join(changes)
         )
+    if not finished(folder):
+        for part in parts:
+            part.unlink()
     return folder
+
+
+def _empty(folder: pathlib.Path) -> None:
+    """Deletes a run, but for what says that it is one: a kill on the way may be repeated."""
+    for file in folder.iterdir():
+        with naming(file):
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            elif file.name not in (CONFIG, lock.NAME):
+                file.unlink()
 
 
 def finished(folder: pathlib.Path) -> bool:
     """Whether the run in ``folder`` came to its end: its last act is ``report.json``."""
-    return (folder / "report.json").exists()
+    return (folder / REPORT).exists()
 
 
 def read_report(folder: pathlib.Path) -> dict[str, Any]:
     """``report.json`` of a finished run."""
-    return json.loads((folder / "report.json").read_text())
+    cure = "delete it and start the same command again: the last steps are repeated"
+    return read_json(folder / REPORT, cure)
+
+
+def read_json(path: pathlib.Path, cure: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      ValueError: it is torn or was never JSON; names the file and the cure.
+    """
+    with naming(path):
+        text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is torn, or no JSON ({error}); {cure}") from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(part, path)
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())

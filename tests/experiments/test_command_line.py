@@ -56,7 +56,7 @@ def test_a_mistake_ends_the_program_with_one_line():
         run.main([*DEMO, "--config.sed=1"])
 
 
-@pytest.mark.parametrize("module", [command_line, steps], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [command_line, run, steps], ids=lambda module: module.__name__)
 def test_examples(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
