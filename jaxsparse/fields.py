@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
-from jaxsparse.packed import MAX_AXIS, Packed
+from jaxsparse.packed import MAX_AXIS, OPTIONAL, Packed
 from jaxsparse.tensorfile import shorten, whole, wholes
 from jaxsparse.views import View
 
@@ -25,6 +25,7 @@ _INDEX_DTYPES = {
     "starts": ("int32",),
     "bits": ("uint32",),
     "positions": ("uint32",),
+    "held": ("uint32",),
 }
 
 
@@ -67,7 +68,7 @@ def from_json(
 
     Args:
       fields: as `to_json` gives them.
-      arrays: by name, those of the kind; `scales` may be missing.
+      arrays: by name, those of the kind; `scales` and `held` may be missing.
 
     Raises:
       ValueError: a field, a shape or a dtype is not what it must be; names the field.
@@ -83,14 +84,14 @@ def from_json(
     if kind is NMSparse and checked["n"] > checked["m"]:
         raise ValueError(f"field 'n': {checked['n']} of every {checked['m']} cannot be kept")
     for name in kind.array_names:
-        if name not in arrays and name != "scales":
+        if name not in arrays and name not in OPTIONAL:
             raise ValueError(f"field {name!r}: there is no such array")
     for name, array in arrays.items():
         _check_dtype(name, np.dtype(array.dtype), checked["view"], "scales" in arrays)
         if array.ndim == 0:
             raise ValueError(f"field {name!r}: an array without axes")
     packed = object.__new__(kind)
-    for name, value in {"scales": None, **checked, **arrays}.items():
+    for name, value in {**dict.fromkeys(kind.array_names), **checked, **arrays}.items():
         object.__setattr__(packed, name, value)
     packed.check_shapes()
     return packed

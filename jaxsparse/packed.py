@@ -23,6 +23,7 @@ from jaxsparse.views import View
 
 Tree = Any
 WORD = 32  # bits of a word of `held`
+OPTIONAL = ("scales", "held")  # arrays that most packed weights do not have
 PackedKind = TypeVar("PackedKind", bound="Packed")
 MAX_AXIS = 2**31 - 1  # indices are int32
 MAX_SIZE = 2**45  # beyond any memory; far below where sizes in bytes overflow
@@ -50,7 +51,7 @@ class Packed:
         return tuple(
             getattr(self, name)
             for name in self.array_names
-            if name not in ("values", "scales", "held")
+            if name not in ("values", *OPTIONAL)
         )
 
     def _check(self):

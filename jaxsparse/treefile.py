@@ -176,7 +176,7 @@ class Contents:
             made = {part: leaf.read(tensors) for part, leaf in leaves.items()}
             static = {k: v for k, v in vars(abstract).items() if k not in names}
             try:
-                return type(abstract)(**{"scales": None, **made}, **static)  # checks the indices
+                return type(abstract)(**made, **static)  # checks the indices
             except ValueError as error:
                 raise Refused(f"tensor {shorten(name)}, its index: {error}") from error
 

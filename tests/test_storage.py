@@ -97,6 +97,17 @@ def test_every_leaf_comes_back(name, tmp_path):
     assert_same(through(tmp_path, LEAVES[name]), expected)  # a tree of one leaf
 
 
+@pytest.mark.parametrize("pattern", [js.NM(2, 4), js.Block(4, 4)])
+def test_places_that_stay_zero_come_back(pattern, tmp_path):
+    mask = np.zeros((8, 8), bool)
+    mask[::4] = True
+    packed = js.pack(jnp.ones((8, 8)), pattern, mask)
+    js.save_safetensors(tmp_path / "held.safetensors", {"w": packed})
+    loaded = js.load_safetensors(tmp_path / "held.safetensors")["w"]
+    values = jnp.ones_like(loaded.values)
+    np.testing.assert_array_equal(js.unpack(loaded.with_values(values)), mask)
+
+
 def test_other_readers_read_it(tmp_path):
     reader = pytest.importorskip("safetensors", reason="another reader of the format")
     tree = {"up": {"kernel": pack(), "scale": jnp.float32(2), "low": jnp.ones(3, jnp.int4)}}
