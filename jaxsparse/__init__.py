@@ -50,6 +50,7 @@ from jaxsparse.scores import (
 from jaxsparse.sparse_dot import sparse_dot
 from jaxsparse.sparsify import sparsify
 from jaxsparse.storage import load_safetensors, save_safetensors
+from jaxsparse.traced_axes import read_axes
 from jaxsparse.trees import leaves_by_path
 
 if typing.TYPE_CHECKING:
@@ -115,6 +116,7 @@ __all__ = [
     "prune",
     "pruned",
     "random",
+    "read_axes",
     "regrow_gradient",
     "regrow_random",
     "report",

@@ -80,7 +80,7 @@ def pack(
       >>> packed.values.shape, packed.nbytes
       ((1, 4, 16), 280)
     """
-    view = view_of("weight", weight.shape, in_axis, out_axis, batch_axis)
+    view = view_of("the weight", weight.shape, in_axis, out_axis, batch_axis)
     return pack_view(weight, pattern, mask, view, dtype=dtype, columns=columns)
 
 

@@ -32,9 +32,11 @@ class Pattern:
     Attributes:
       tiled: whether pooling reshapes the matrix view, which whole groups in every
         shard make possible under explicit axes of a mesh.
+      directed: whether groups would be others if inputs and outputs changed places.
     """
 
     tiled: ClassVar[bool] = False
+    directed: ClassVar[bool] = True
 
     def __str__(self) -> str:
         shown = []
@@ -115,6 +117,8 @@ class Unstructured(Pattern):
     >>> Unstructured().group_shape(view_of("dense/kernel", (8, 4)))
     (8, 4)
     """
+
+    directed: ClassVar[bool] = False
 
     def group_shape(self, view: View) -> tuple[int, ...]:
         rest = tuple(s for axis, s in enumerate(view.shape) if axis not in view.batch)
@@ -229,6 +233,7 @@ class Channel(Pattern):
     (4,)
     """
 
+    directed: ClassVar[bool] = False
     axis: int
     reduce: Reduce = "mean"
 

@@ -15,7 +15,7 @@ from jaxsparse.packing import pack_view
 from jaxsparse.patterns import Unstructured, widen
 from jaxsparse.rules import LeafSpec, Rule, check_rules, describe, resolve
 from jaxsparse.trees import Tree, leaves_by_path
-from jaxsparse.views import view_of
+from jaxsparse.views import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,9 @@ def mask_picture(mask: Any, longest: int = 256) -> np.ndarray:
 
 
 def _unstructured(path: str, shape: tuple[int, ...]) -> LeafSpec:
-    return LeafSpec(path, Unstructured(), view_of(path, tuple(shape)), None)
+    axes = tuple(range(len(shape)))
+    view = View(tuple(shape), (), axes[:-1], axes[-1:])
+    return LeafSpec(path, Unstructured(), view, None)
 
 
 def _stored_bytes(spec: LeafSpec, mask: np.ndarray, dtype: Any) -> int | float:

@@ -33,7 +33,8 @@ class Rule:
       sparsity: fraction of zeros in [0, 1); None leaves it to the distribution
         (n:m: to the pattern).
       in_axis, out_axis, batch_axis: how the leaf is a matrix, as in
-        `jax.nn.initializers`; None infers it (see `views.view_of`).
+        `jax.nn.initializers`. None infers it from the name, or refuses to (see
+        `views.view_of`); `read_axes` reads it from a traced model.
       override: take leaves from the rules before this one. Without it two rules
         for one leaf are an error.
 
@@ -169,26 +170,24 @@ def resolve(rules: Sequence[Rule], params: Tree) -> dict[str, LeafSpec]:
 def _resolve(
     rules: tuple[Rule, ...], leaves: tuple[tuple[str, jax.ShapeDtypeStruct | str], ...]
 ) -> tuple[tuple[str, LeafSpec], ...]:
-    specs, by_path = [], dict(leaves)
-    for path, rule in _choose(rules, by_path).items():
-        if rule.pattern is None:
-            continue
-        leaf = by_path[path]
-        if isinstance(leaf, str):
-            raise ValueError(
-                f"rule {rule.label} matches {path!r}, {leaf}: only arrays of numbers are pruned; "
-                "an expression that leaves it out would work"
-            )
-        view = view_of(path, leaf.shape, rule.in_axis, rule.out_axis, rule.batch_axis)
+    specs, shapes = [], dict(leaves)
+    for path, rule in _choose(rules, shapes).items():
+        axes = rule.in_axis, rule.out_axis, rule.batch_axis
+        view = view_of(path, shapes[path].shape, *axes, directed=rule.pattern.directed)
         rule.pattern.check(path, view)
         specs.append((path, LeafSpec(path, rule.pattern, view, rule.sparsity)))
     return tuple(sorted(specs, key=lambda item: item[0]))
 
 
+def choose(rules: Sequence[Rule], params: Tree) -> dict[str, Rule]:
+    """Returns the rule that every leaf goes by, sorted by path; its errors are `resolve`'s."""
+    leaves = {path: describe(leaf) for path, leaf in leaves_by_path(params).items()}
+    return dict(sorted(_choose(tuple(rules), leaves).items()))
+
+
 def _choose(
     rules: tuple[Rule, ...], leaves: dict[str, jax.ShapeDtypeStruct | str]
 ) -> dict[str, Rule]:
-    """Which rule each leaf goes by."""
     chosen: dict[str, Rule] = {}
     for rule in rules:
         paths = [path for path, leaf in leaves.items() if _meant(rule, path, leaf)]
@@ -209,7 +208,13 @@ def _choose(
                 f"rule {rule.label} loses every leaf to later rules with override=True; without "
                 "it, or put after them and with override=True itself, the rules would work"
             )
-    return chosen
+    for path, rule in chosen.items():
+        if isinstance(leaves[path], str) and rule.pattern is not None:
+            raise ValueError(
+                f"rule {rule.label} matches {path!r}, {leaves[path]}: only arrays of numbers are "
+                "pruned; an expression that leaves it out would work"
+            )
+    return {path: rule for path, rule in chosen.items() if rule.pattern is not None}
 
 
 def _meant(rule: Rule, path: str, leaf: jax.ShapeDtypeStruct | str) -> bool:
@@ -247,6 +252,27 @@ def _check_path(path: Any) -> None:
             f"rule {path!r}: neither a regular expression nor a function of (path, leaf); "
             "lambda path, leaf: path.endswith('kernel') would work"
         ) from error
+
+
+def choose(rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Rule]:
+    """Which rule each leaf goes by."""
+    matches: dict[str, list[Rule]] = {}
+    for rule in rules:
+        paths = [path for path in shapes if re.fullmatch(rule.path, path)]
+        if not paths:
+            raise ValueError(
+                f"rule {rule.path!r} matches no leaf; {near_misses(rule.path, shapes)}"
+            )
+        for path in paths:
+            matches.setdefault(path, []).append(rule)
+    for path, found in matches.items():
+        if len(found) > 1:
+            both = " and ".join(repr(rule.path) for rule in found)
+            raise ValueError(
+                f"leaf {path!r} of shape {shapes[path]} is matched by the rules {both}; "
+                "one rule a leaf would work"
+            )
+    return {path: found[0] for path, found in matches.items()}
 
 
 def check_rules(rules: Iterable[Any]) -> tuple[Rule, ...]:

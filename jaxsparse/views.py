@@ -74,6 +74,8 @@ def view_of(
     in_axis: Axes = None,
     out_axis: Axes = None,
     batch_axis: Axes = None,
+    *,
+    directed: bool = True,
 ) -> View:
     """Returns the View of a leaf, from its name and rank where no axis is given.
 
@@ -86,17 +88,27 @@ def view_of(
       `.../out/kernel` of rank 3: (heads, head_dim, embed), as in
       `flax`'s MultiHeadAttention; axes before these are batch;
     - a parent named `*conv*`: all but the last two axes are the receptive field;
-    - rank 4: (h, w, in, out); higher rank: axes before these are batch;
-    - rank 3: (batch, in, out), a stack of Dense layers.
+    - rank 4, where the sides do not matter: a convolution, no batch.
+
+    What else there is could be several things, and is refused: other leaves of rank 3
+    and more; and, where the sides matter, `weight` (in, out) or (out, in), `embedding`,
+    which is looked up or a head, and kernels of transposed convolutions.
+
+    Args:
+      path: of the leaf.
+      shape: of the leaf.
+      in_axis, out_axis, batch_axis: as in `Rule`.
+      directed: whether it matters which side is in and which is out.
 
     Raises:
-      ValueError: on rank 0, and on axes that are out of range or named twice.
+      ValueError: on rank 0, on axes that are out of range or named twice, and where no
+        axis is given and the name does not tell them.
     """
     rank = len(shape)
     if rank == 0:
         raise ValueError(f"{path!r} is a scalar: it has no axes to prune along")
     if in_axis is None and out_axis is None and batch_axis is None:
-        batch, inputs, outputs = _by_name(path, rank)
+        batch, inputs, outputs = _by_name(path, tuple(shape), directed)
         return View(tuple(shape), *map(tuple, (batch, inputs, outputs)))
     inputs = _axes(path, shape, -2 if in_axis is None else in_axis)
     outputs = _axes(path, shape, -1 if out_axis is None else out_axis)
@@ -111,20 +123,61 @@ def view_of(
     return View(tuple(shape), batch, receptive + inputs, outputs)
 
 
-def _by_name(path: str, rank: int) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+def spelled(in_axis: Sequence[int], out_axis: Sequence[int], batch_axis: Sequence[int]) -> str:
+    """Axes as the arguments of a rule.
+
+    >>> spelled((0, 1), (2,), ())
+    'in_axis=(0, 1), out_axis=2'
+    """
+    named = {"in_axis": in_axis, "out_axis": out_axis, "batch_axis": batch_axis}
+    given = {name: tuple(axes) for name, axes in named.items() if axes or name != "batch_axis"}
+    return ", ".join(f"{k}={a[0] if len(a) == 1 else a}" for k, a in given.items())
+
+
+# Leaves of two axes which are (in, out) in one place and (out, in) in another.
+_EITHER_WAY = re.compile(r"(.*/)?((.*_)?weight(_.*)?|embeddings?)")
+_TURNED = re.compile(r".*(transpose|deconv|upconv).*")
+
+
+def _by_name(
+    path: str, shape: tuple[int, ...], directed: bool
+) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
     parent = path.split("/")[-2].lower() if "/" in path else ""
-    axes = range(rank)
+    rank, axes = len(shape), range(len(shape))
+    either_way = directed and _EITHER_WAY.fullmatch(path) is not None
     if rank <= 2:
+        if either_way and rank == 2:
+            raise _ambiguous(path, shape)
         return (), axes[:-1], axes[-1:]
     if re.fullmatch(r"(.*/)?(query|key|value)/kernel", path):
         return axes[:-3], axes[-3:-2], axes[-2:]
     if re.fullmatch(r"(.*/)?out/kernel", path):
         return axes[:-3], axes[-3:-1], axes[-1:]
-    if "conv" in parent:
+    if "conv" in parent and not either_way and not (directed and _TURNED.fullmatch(parent)):
         return (), axes[:-1], axes[-1:]
-    if rank >= 4:
-        return axes[:-4], axes[-4:-1], axes[-1:]
-    return axes[:-2], axes[-2:-1], axes[-1:]
+    if rank == 4 and not directed:  # a convolution, in whatever order
+        return (), axes[:-1], axes[-1:]
+    raise _ambiguous(path, shape)
+
+
+def _ambiguous(path: str, shape: tuple[int, ...]) -> ValueError:
+    rank = len(shape)
+    if rank == 2:
+        known = ["in_axis=0, out_axis=1", "in_axis=1, out_axis=0 (rows that are looked up, too)"]
+    else:
+        known = ["in_axis=-2 (window, in, out)", "in_axis=-1, out_axis=-2 (window, out, in)"]
+        stack = tuple(range(rank - 2))
+        known.append(f"batch_axis={stack[0] if rank == 3 else stack} (a stack of (in, out))")
+    if rank == 3:
+        known += ["in_axis=(0, 1), out_axis=2 (heads in)", "in_axis=0, out_axis=(1, 2) (heads out)"]
+    if rank > 3:
+        channels = "in_axis=1, out_axis=0 (out, in, window)"
+        known.append(channels)
+    return ValueError(
+        f"{path!r} of shape {shape}: its name does not tell which axes a product sums over; "
+        f"the right one of {'; '.join(known)} would work, and "
+        "js.read_axes(rules, fn, params, *inputs) reads it from your model"
+    )
 
 
 def _axes(path: str, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:

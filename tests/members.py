@@ -84,7 +84,10 @@ def small_params() -> dict[str, Any]:
 
 
 def rules_for(pattern: str) -> list[js.Rule]:
-    return [js.Rule(r".*/kernel", PATTERNS[pattern], SPARSITY)]
+    return [
+        js.Rule("dense/kernel", PATTERNS[pattern], SPARSITY),
+        js.Rule("stack/kernel", PATTERNS[pattern], SPARSITY, batch_axis=0),
+    ]
 
 
 def pruner_for(score: str, pattern: str, regrowth: str) -> optax.GradientTransformationExtraArgs:

@@ -50,9 +50,9 @@ def structs(shapes):
     return {p: jax.ShapeDtypeStruct(s, jnp.float32) for p, s in shapes.items()}
 
 
-def compute(params, **options):
+def compute(params, rules=ALL, **options):
     """Compiled as a whole, which takes less time than op by op."""
-    return jax.jit(lambda params: js.compute_masks(params, ALL, **options))(params)
+    return jax.jit(lambda params: js.compute_masks(params, rules, **options))(params)
 
 
 def counts(masks):
@@ -75,7 +75,11 @@ def test_erk_of_a_stack_is_that_of_its_layers():
     layers = {f"l{i}": (20, 30) for i in range(4)} | {"head": (30, 10)}
     stack = {"layers/kernel": (4, 20, 30), "head": (30, 10)}
     apart = js.targets(ALL, structs(layers), 0.8, js.erk())
-    together = js.targets(ALL, structs(stack), 0.8, js.erk())
+    rules = [
+        js.Rule("layers.*", js.Unstructured(), batch_axis=0),
+        js.Rule("head", js.Unstructured()),
+    ]
+    together = js.targets(rules, structs(stack), 0.8, js.erk())
     assert together["layers/kernel"] == pytest.approx(apart["l0"])
     assert together["head"] == pytest.approx(apart["head"])
 
@@ -147,7 +151,11 @@ def test_global_total_is_exact_with_ties_over_leaves_and_layers(sparsity, levels
         "head/kernel": jnp.asarray(rng.integers(0, levels, (33, 4)), jnp.float32),
         "bias": jnp.zeros(17),
     }
-    masks = compute(params, sparsity=sparsity, distribution=js.global_(0.05, 0.9))
+    rules = [
+        js.Rule("layers/kernel", js.Unstructured(), batch_axis=0),
+        js.Rule("head/kernel|bias", js.Unstructured()),
+    ]
+    masks = compute(params, rules, sparsity=sparsity, distribution=js.global_(0.05, 0.9))
     size = 240 + 132 + 17
     assert sum(counts(masks).values()) == size - round(sparsity * size)
     slices = [*np.asarray(masks["layers/kernel"]), masks["head/kernel"], masks["bias"]]

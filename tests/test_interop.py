@@ -1,5 +1,7 @@
 """Pruning inside everything that optax and flax wrap around a transformation."""
 
+import dataclasses
+
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
@@ -85,7 +87,7 @@ def test_apply_if_finite_rejects_a_bad_step_whole(member):
 
 
 def test_inject_hyperparams_steers_the_sparsity():
-    rules = [js.Rule(r".*/kernel", PATTERNS["block"])]
+    rules = [dataclasses.replace(rule, sparsity=None) for rule in rules_for("block")]
     inject = optax.inject_hyperparams(js.prune, hyperparam_dtype=jnp.float32)
     tx = js.pruned(optax.sgd(1e-2), inject(rules, schedule=0.25))
     params, state = run(tx, small_params(), steps=2)
@@ -106,11 +108,11 @@ def test_inject_hyperparams_leaves_a_schedule_alone():
 def test_partition(member):
     """One pruner for each half of the model; masks(state) merges them."""
     score, pattern, regrowth = member
-    rule = rules_for(pattern)[0]
 
     def half(path):
+        [rule] = [rule for rule in rules_for(pattern) if rule.path == path]
         pruner = js.prune(
-            [js.Rule(path, rule.pattern, rule.sparsity)],
+            [dataclasses.replace(rule, path=path)],
             schedule=js.cubic(end=END, every=2),
             regrowth=js.straight_through() if regrowth == "straight_through" else None,
         )

@@ -21,13 +21,13 @@ NUMPY = {
     "max": np.max,
     "l2": lambda x: np.sqrt(np.sum(np.square(x))),
 }
-KERNELS = [  # path, shape, matrix view with batch first
-    ("dense/kernel", (8, 12), (1, 8, 12)),
-    ("conv/kernel", (2, 3, 4, 8), (1, 24, 8)),
-    ("query/kernel", (8, 3, 4), (1, 8, 12)),
-    ("out/kernel", (4, 2, 8), (1, 8, 8)),
-    ("layers/kernel", (3, 8, 4), (3, 8, 4)),
-    ("layers/out/kernel", (2, 4, 2, 4), (2, 8, 4)),
+KERNELS = [  # path, shape, batch axis, matrix view with batch first
+    ("dense/kernel", (8, 12), None, (1, 8, 12)),
+    ("conv/kernel", (2, 3, 4, 8), None, (1, 24, 8)),
+    ("query/kernel", (8, 3, 4), None, (1, 8, 12)),
+    ("out/kernel", (4, 2, 8), None, (1, 8, 8)),
+    ("layers/kernel", (3, 8, 4), 0, (3, 8, 4)),
+    ("layers/out/kernel", (2, 4, 2, 4), None, (2, 8, 4)),
 ]
 
 
@@ -55,11 +55,12 @@ def pooled(matrix, rows, columns, reduce):
 
 
 @pytest.mark.parametrize("reduce", NUMPY)
-@pytest.mark.parametrize("path,shape,matrix_shape", KERNELS)
+@pytest.mark.parametrize("path,shape,batch_axis,matrix_shape", KERNELS)
 @pytest.mark.parametrize("rows,columns,pad", [(4, 2, False), (3, 5, True), (1, 1, False)])
-def test_block_pool_and_expand(path, shape, matrix_shape, rows, columns, pad, reduce):
+def test_block_pool_and_expand(path, shape, batch_axis, matrix_shape, rows, columns, pad, reduce):
     leaf = -np.random.default_rng(0).random(shape).astype(np.float32)  # a zero would win "max"
-    pattern, view = js.Block(rows, columns, reduce, pad), view_of(path, shape)
+    pattern = js.Block(rows, columns, reduce, pad)
+    view = view_of(path, shape, batch_axis=batch_axis)
     pattern.check(path, view)
     expected = pooled(leaf.reshape(matrix_shape), rows, columns, reduce)
     groups = pool(pattern, view, leaf)

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 import jaxsparse as js
 
 
-def one(shape, pattern, sparsity=None, dtype=jnp.float32, path="w"):
+def one(shape, pattern, sparsity=None, dtype=jnp.float32, path="w", **axes):
     w = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
-    rules = [js.Rule(path, pattern, sparsity)]
+    rules = [js.Rule(path, pattern, sparsity, **axes)]
     masks = jax.jit(lambda params: js.compute_masks(params, rules))({path: w})
     return js.report({path: w}, masks, rules=rules).leaves[0]
 
@@ -29,7 +29,7 @@ def test_block_bytes():
 
 
 def test_stacked_blocks_have_pointers_each():
-    leaf = one((3, 64, 32), js.Block(4, 16), 0.75, path="layers/kernel")
+    leaf = one((3, 64, 32), js.Block(4, 16), 0.75, batch_axis=0)
     assert leaf.stored_bytes == 3 * (8 * 64 * 4 + 4 * 8 + 4 * 3)
 
 

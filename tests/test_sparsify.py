@@ -115,7 +115,7 @@ STACKS = {
 @every_pattern
 @pytest.mark.parametrize("name", STACKS)
 def test_stacked_kernels(name, pattern):
-    dense, packed = weight((3, 16, 16), pattern)
+    dense, packed = weight((3, 16, 16), pattern, batch_axis=0)
     same(STACKS[name], dense, packed, jax.random.normal(jax.random.key(1), (4, 16)))
 
 

@@ -22,8 +22,8 @@ def test_eligible_kernels():
         odd_inputs=(20, 8),
         odd_outputs=(32, 10),
         conv=(3, 3, 16, 24),
-        stem=(3, 3, 3, 16),
-        narrow=(3, 3, 20, 16),
+        conv_stem=(3, 3, 3, 16),
+        conv_narrow=(3, 3, 20, 16),
     ) | {"norm": {"scale": jnp.zeros(16)}}
     assert {r.path for r in asp_rules(params)} == {"dense/kernel", "conv/kernel"}
     padded = asp_rules(params, padding=True)
@@ -32,7 +32,7 @@ def test_eligible_kernels():
         "dense/kernel",
         r"odd_inputs/kernel",
         "conv/kernel",
-        "narrow/kernel",
+        "conv_narrow/kernel",
     }
     masks = js.compute_masks(kernels(odd=(18, 8)), asp_rules(kernels(odd=(18, 8)), padding=True))
     assert masks["odd/kernel"].shape == (18, 8)
