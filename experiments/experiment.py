@@ -35,7 +35,7 @@ class Experiment:
       batches: step -> (inputs, labels).
       recipe: see ``experiments.recipes``.
       progress_metric: the name that ``step`` gives its measure beside the loss.
-      rules: the config's rules, parsed.
+      rules: the config's rules, parsed, each with the axes that the model uses.
       targets: path -> sparsity asked for; empty where the recipe has no target.
       init: () -> the state before step 0.
       step: (state, inputs, labels, step) -> (state, {name: scalar}); the state that
@@ -90,8 +90,14 @@ def build(config: Config) -> Experiment:
     model = models.create(dataset=dataset, **config.model)
     # Streams apart: weights must not change when a model gains dropout.
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    shapes, _ = jax.eval_shape(model.init, init_key)
-    parsed = rules.parse_rules(config.rules)
+    shapes, extra_shapes = jax.eval_shape(model.init, init_key)
+
+    def forward(params, extra, inputs):
+        return model.apply(params, extra, inputs, None)[0]
+
+    example = dataset.train.take(np.arange(2)).inputs
+    written = rules.parse_rules(config.rules)
+    parsed = js.read_axes(written, forward, shapes, extra_shapes, example)
     distribution = rules.parse_distribution(config.distribution)
     setup = recipes.Setup(
         rules=parsed,
@@ -131,9 +137,6 @@ def build(config: Config) -> Experiment:
         measured = {"loss": value, progress_name: progress_of(outputs, labels)}
         return TrainState(params, extra, opt_state), measured
 
-    def forward(params, extra, inputs):
-        return model.apply(params, extra, inputs, None)[0]
-
     @jax.jit
     def predict(state: TrainState, inputs):
         return forward(masked(state), state.extra, inputs)
@@ -145,7 +148,6 @@ def build(config: Config) -> Experiment:
         return 1.0 - kept / max(1, sum(mask.size for mask in masks)) if masks else jnp.zeros(())
 
     def permute(state: TrainState):
-        example = dataset.train.take(np.arange(2)).inputs
         options = recipe.permutation or {}
         trees, report = permutation.permute(model.apply, parsed, example, state, **options)
         return TrainState(*trees), report

@@ -254,27 +254,6 @@ def _check_path(path: Any) -> None:
         ) from error
 
 
-def choose(rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Rule]:
-    """Which rule each leaf goes by."""
-    matches: dict[str, list[Rule]] = {}
-    for rule in rules:
-        paths = [path for path in shapes if re.fullmatch(rule.path, path)]
-        if not paths:
-            raise ValueError(
-                f"rule {rule.path!r} matches no leaf; {near_misses(rule.path, shapes)}"
-            )
-        for path in paths:
-            matches.setdefault(path, []).append(rule)
-    for path, found in matches.items():
-        if len(found) > 1:
-            both = " and ".join(repr(rule.path) for rule in found)
-            raise ValueError(
-                f"leaf {path!r} of shape {shapes[path]} is matched by the rules {both}; "
-                "one rule a leaf would work"
-            )
-    return {path: found[0] for path, found in matches.items()}
-
-
 def check_rules(rules: Iterable[Any]) -> tuple[Rule, ...]:
     """Returns the rules as a tuple; anything that is no Rule is a TypeError."""
     rules = tuple(rules)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,9 +48,14 @@ def read_axes(
       >>> rule.in_axis, rule.out_axis
       ((0, 1), 2)
     """
+    return with_axes(rules, params, products(fn, params, *args))
+
+
+def with_axes(rules: Sequence[Rule], params: Tree, found: Iterable[Product]) -> list[Rule]:
+    """`read_axes` where the products are known; rules come sorted by the path of their leaf."""
     leaves, chosen = leaves_by_path(params), choose(check_rules(rules), params)
     met: dict[str, list[Product]] = {}
-    for product in products(fn, params, *args):
+    for product in found:
         met.setdefault(product.path, []).append(product)
     return [
         _filled(rule, path, np.shape(leaves[path]), met.get(path, []))

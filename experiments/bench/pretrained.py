@@ -23,7 +23,7 @@ def measure(
     fn: Callable[..., Any], params: pretrained.Params, inputs: jax.Array, **options: Any
 ) -> dict[str, Any]:
     """Permutes a network for 2:4; returns the groups, the seconds and the change of outputs."""
-    rules = js.graph.asp_rules(params)
+    rules = js.graph.asp_rules(params, fn=fn, inputs=(inputs,))
     before = np.asarray(fn(params, inputs))
     start = time.perf_counter()
     permuted, report = js.graph.permute(fn, params, inputs, rules=rules, **options)

@@ -6,17 +6,20 @@ with the masks as they are.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Bool
 
 from jaxsparse.choosing import compute_masks
 from jaxsparse.graph.permute import PermutationReport, permute
 from jaxsparse.nm import NM
-from jaxsparse.rules import Rule
+from jaxsparse.products import products
+from jaxsparse.rules import Rule, resolve
+from jaxsparse.traced_axes import with_axes
 from jaxsparse.trees import Tree, leaves_by_path
-from jaxsparse.views import View, view_of
+from jaxsparse.views import View
 
 INPUTS, OUTPUTS = 16, 8  # what the sparse tensor cores' kernels want sizes to be multiples of
 
@@ -38,8 +41,18 @@ class ASP:
     report: PermutationReport | None
 
 
+KERNELS = r"(.*/)?(kernel|w|weight)"  # Flax, Haiku, Equinox
+
+
 def asp_rules(
-    params: Tree, n: int = 2, m: int = 4, *, padding: bool = False, path: str = r"(.*/)?kernel"
+    params: Tree,
+    n: int = 2,
+    m: int = 4,
+    *,
+    padding: bool = False,
+    path: str = KERNELS,
+    fn: Callable[..., Any] | None = None,
+    inputs: Sequence[Any] = (),
 ) -> list[Rule]:
     """Rules for the kernels whose sizes n:m tensor cores take.
 
@@ -53,12 +66,15 @@ def asp_rules(
         and sliced back. Convolutions with several taps only where m divides I, for
         groups must not reach from one tap to the next.
       path: regular expression of the leaves that are kernels.
+      fn, inputs: the model, called as fn(params, *inputs), whose trace says which axes of
+        each kernel are inputs. Without it their names do, or do not.
 
     Returns:
       A rule for every eligible kernel.
 
     Raises:
-      ValueError: if none is, with their sizes.
+      ValueError: if none is, with their sizes; or as `read_axes` does, and `view_of`
+        without a model.
 
     >>> import jax.numpy as jnp
     >>> params = {"up": {"kernel": jnp.ones((20, 64))}, "down": {"kernel": jnp.ones((64, 16))}}
@@ -67,23 +83,29 @@ def asp_rules(
     >>> [rule.path for rule in asp_rules(params, padding=True)]
     ['down/kernel', 'up/kernel']
     """
-    views = {
-        name: view_of(name, leaf.shape)
+    found = None if fn is None else products(fn, params, *inputs)
+    summed = {product.path for product in found or () if product.sums}
+    rules = {
+        name: Rule(re.escape(name), NM(n, m, pad=True))
         for name, leaf in leaves_by_path(params).items()
-        if re.fullmatch(path, name) and leaf.ndim > 1
+        if re.fullmatch(path, name) and np.ndim(leaf) > 1 and (fn is None or name in summed)
     }
-    rules = [
-        Rule(re.escape(name), NM(n, m, pad=padding))
+    if found is not None:
+        filled = with_axes(list(rules.values()), params, found)
+        rules = dict(zip(sorted(rules), filled, strict=True))
+    views = {name: spec.view for name, spec in resolve(list(rules.values()), params).items()}
+    eligible = [
+        dataclasses.replace(rules[name], pattern=NM(n, m, pad=padding))
         for name, view in views.items()
         if _eligible(view, m, padding)
     ]
-    if not rules:
+    if not eligible:
         sizes = ", ".join(f"{name} {view}" for name, view in views.items()) or "no leaf matches"
         raise ValueError(
             f"no kernel is eligible for {n}:{m}: {INPUTS} must divide the inputs and {OUTPUTS} "
             f"the outputs ({sizes}); rules of your own would work, or padding=True"
         )
-    return rules
+    return eligible
 
 
 def asp(
@@ -93,10 +115,14 @@ def asp(
     n: int = 2,
     m: int = 4,
     padding: bool = False,
+    path: str = KERNELS,
     permutation: bool = True,
     **options: Any,
 ) -> ASP:
     """Permutes the channels of a trained model and fixes its n:m masks.
+
+    The groups of m lie along the axes that the model's products sum over, whatever its
+    layers are called.
 
     Fine-tuning then takes two lines and trains from `sparse.params`:
 
@@ -110,7 +136,7 @@ def asp(
 
     Args:
       fn, params, inputs: the model in evaluation mode, as in `channels`.
-      n, m, padding: see `asp_rules`.
+      n, m, padding, path: see `asp_rules`.
       permutation: False masks the channels in the order that they have.
       options: for the search, such as `escapes=` and `seed=`.
 
@@ -118,12 +144,12 @@ def asp(
       The parameters, the rules, the masks and the report of the permutation.
 
     Raises:
-      ValueError: if no kernel is eligible.
+      ValueError: if no kernel is eligible, or one is summed over in several ways.
 
     References:
       Mishra et al., Accelerating Sparse Deep Neural Networks, arXiv 2104.08378.
     """
-    rules = asp_rules(params, n, m, padding=padding)
+    rules = asp_rules(params, n, m, padding=padding, path=path, fn=fn, inputs=inputs)
     report = None
     if permutation:
         params, report = permute(fn, params, *inputs, rules=rules, **options)
