@@ -1,7 +1,6 @@
 """Surgery: exchange the dense layers that rules name for packed ones."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from jaxsparse.nn.exchange import aliases, exchange, nodes_by_path
 from jaxsparse.nn.structures import normal_values
 from jaxsparse.packed import Packed, is_packed
 from jaxsparse.packing import pack_params
-from jaxsparse.rules import Rule, check_rules, resolve
+from jaxsparse.rules import Rule, check_rules, describe, resolve
 from jaxsparse.trees import leaves_by_path, replace_by_path
 
 
@@ -155,15 +154,15 @@ def _count(params) -> int:
 
 def _check_first_paths(model, rules, params):
     """Raises for a rule that knows a shared weight by another path than its first."""
-    paths, others = leaves_by_path(params), None
+    leaves, others = leaves_by_path(params), None
     for rule in rules:
-        if any(re.fullmatch(rule.path, path) for path in paths):
+        if any(rule.matches(path, describe(leaf)) for path, leaf in leaves.items()):
             continue
         others = aliases(model) if others is None else others
         for other, path in others.items():
-            if re.fullmatch(rule.path, other):
+            if path in leaves and rule.matches(other, describe(leaves[path])):
                 raise ValueError(
-                    f"rule {rule.path!r} matches no leaf but {other!r}, which is shared: a rule "
+                    f"rule {rule.label} matches no leaf but {other!r}, which is shared: a rule "
                     f"for its first path, {path!r}, would work"
                 )
 
@@ -212,7 +211,20 @@ def _dtype(layer):
 
 def _pure(model):
     """The model as a function that leaves its state, running means and keys, as it is."""
-    return lambda *inputs: nnx.clone(model)(*inputs)
+    graph, state = nnx.split(model)
+
+    def pure(*inputs):
+        leaves, tree = jax.tree.flatten(inputs)
+        arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
+
+        @jax.jit
+        def call(state, arrays):
+            given = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+            return nnx.merge(graph, state)(*tree.unflatten(given))
+
+        return call(state, arrays)
+
+    return pure
 
 
 def _fresh(key, packed):

@@ -79,7 +79,7 @@ def walk(
     check(forward(packed, inputs))
 
     js.save_safetensors(file, packed)
-    loaded = packed
+    loaded = js.load_safetensors(file, like=packed)
     assert jax.tree.structure(loaded) == jax.tree.structure(packed)
     check(forward(loaded, inputs))
 
