@@ -47,6 +47,7 @@ def walk(
     rules: Sequence[js.Rule],
     inputs: Any,
     file: Any,
+    jit: Callable[..., Any] = jax.jit,
 ) -> js.graph.ShrinkReport:
     """From a pruned model to a report, packed weights, a file, a program and a smaller model.
 
@@ -54,6 +55,7 @@ def walk(
       apply: apply(params, inputs), in evaluation mode.
       params, masks, rules: after training.
       file: where packed weights are saved.
+      jit: what compiles functions of the parameters.
 
     Returns:
       What shrinking did.
@@ -67,7 +69,7 @@ def walk(
     assert all(path in str(report) for path in chosen)
     assert report.stored_bytes < report.dense_bytes
 
-    right = jax.jit(apply)(js.mask_params(params, masks), inputs)
+    right = jit(apply)(js.mask_params(params, masks), inputs)
 
     def check(y):
         np.testing.assert_allclose(y, right, rtol=1e-3, atol=1e-4)
@@ -75,7 +77,8 @@ def walk(
     packed = js.pack_params(params, masks, rules)
     stored = js.leaves_by_path(packed, js.is_packed)
     assert {path for path, leaf in stored.items() if js.is_packed(leaf)} == set(chosen)
-    forward = jax.jit(js.sparsify(apply, on_dense="error"))
+    sparse = js.sparsify(apply, on_dense="error")
+    forward = jit(sparse)
     check(forward(packed, inputs))
 
     js.save_safetensors(file, packed)
@@ -84,10 +87,10 @@ def walk(
     check(forward(loaded, inputs))
 
     # With the weights inside: not every framework's trees can be written into a program.
-    exported = jax.export.export(jax.jit(lambda inputs: forward(packed, inputs)))(inputs)
+    exported = jax.export.export(jax.jit(lambda inputs: sparse(packed, inputs)))(inputs)
     check(jax.export.deserialize(exported.serialize()).call(inputs))
 
     small, run, report = js.graph.shrink(apply, params, masks, inputs)
-    check(jax.jit(run)(small, inputs))
+    check(jit(run)(small, inputs))
     assert report.after < report.before
     return report

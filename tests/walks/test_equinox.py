@@ -50,5 +50,6 @@ def test_equinox(tmp_path):
 
     params, masks = steps.train(loss, params, RULES)
     model = eqx.combine(params, rest)
-    report = steps.walk(apply, model, masks, RULES, IMAGES, tmp_path / "net.safetensors")
+    file = tmp_path / "net.safetensors"
+    report = steps.walk(apply, model, masks, RULES, IMAGES, file, jit=eqx.filter_jit)
     assert report.kept["mlp/layers/0/weight"][0].size == 16
