@@ -183,6 +183,8 @@ class Channels:
       axes: by path, for every axis of the leaf, the pieces that it consists of.
       shapes: by path.
       ops: the model as a graph, for the picture.
+      removal: whether the groups are those which may go (of `shrink`), not all of which
+        may change places.
     """
 
     groups: tuple[Group, ...]
@@ -190,6 +192,7 @@ class Channels:
     axes: Mapping[str, tuple[tuple[Piece, ...], ...]]
     shapes: Mapping[str, tuple[int, ...]]
     ops: tuple[Op, ...]
+    removal: bool = False
 
     def __str__(self) -> str:
         return "\n".join(map(str, (*self.groups, *self.pinned)))
@@ -227,8 +230,14 @@ class Channels:
           Parameters of the same function.
 
         Raises:
-          ValueError: an id that no group has, or something else than a permutation.
+          ValueError: an id that no group has, something else than a permutation, or
+            channels that were looked for to be removed.
         """
+        if self.removal:
+            raise ValueError(
+                "these groups may go, but not all may change places; those of "
+                "channels(fn, params, *inputs) may"
+            )
         permutations = {id: np.asarray(order) for id, order in permutations.items()}
         for id, order in permutations.items():
             if not 0 <= id < len(self.groups):
@@ -362,7 +371,7 @@ def summarize(analysis: Analysis) -> Channels:
     }
     ops = tuple(_op(i, op, terms, numbers) for i, op in enumerate(analysis.ops))
     shapes = MappingProxyType(dict(analysis.shapes))
-    return Channels(groups, pinned, MappingProxyType(by_path), shapes, ops)
+    return Channels(groups, pinned, MappingProxyType(by_path), shapes, ops, analysis.removal)
 
 
 def _op(id: int, op: RawOp, terms, numbers) -> Op:

@@ -44,7 +44,8 @@ def shrink_model(
       The smaller model, and the report of `shrink`.
 
     Raises:
-      ValueError: if the smaller model does not run or computes something else.
+      ValueError: if dropout is active, and if the smaller model does not run or computes
+        something else.
 
     Example:
       >>> model = nnx.Sequential(
@@ -55,10 +56,17 @@ def shrink_model(
       >>> small.layers[0].out_features, small.layers[2].in_features
       (5, 5)
     """
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Dropout) and not module.deterministic and module.rate > 0:
+            raise ValueError(
+                f"the dropout {'/'.join(map(str, path))!r} is active, and the smaller model would "
+                "draw other numbers: model.eval() first would work, and so would shrink(...)"
+            )
     graph, random, params = nnx.split(model, nnx.RngState, ...)
 
     def fn(params, *inputs):
-        return nnx.merge(graph, random, params)(*inputs)
+        # A copy: what the model counts as it draws random numbers is not to be ours.
+        return nnx.merge(graph, random, params, copy=True)(*inputs)
 
     smaller, run, report = shrink(fn, params, masks, *inputs, resolve=resolve, blocks=blocks)
     found = nnx.merge(graph, random, smaller)
@@ -158,6 +166,16 @@ def _group_norm(module, kept: Mapping[str, Axes]):
             return
 
 
+def _lora(module, kept: Mapping[str, Axes]):
+    module.in_features, module.out_features = module.lora_a.shape[0], module.lora_b.shape[1]
+
+
+def _cell(module, kept: Mapping[str, Axes]):
+    fused = hasattr(module, "dense_i")
+    into, hidden = (module.dense_i, module.dense_h) if fused else (module.ii, module.hi)
+    module.in_features, module.hidden_features = into.kernel.shape[0], hidden.kernel.shape[0]
+
+
 def _attention(module, kept: Mapping[str, Axes]):
     module.in_features, module.num_heads, module.head_dim = module.query.kernel.shape
     module.in_kv_features, module.num_kv_heads, _ = module.key.kernel.shape
@@ -178,4 +196,9 @@ _RESIZE: dict[type, Callable[[Any, Mapping[str, Axes]], None]] = {
     nnx.InstanceNorm: _norm,
     nnx.GroupNorm: _group_norm,
     nnx.MultiHeadAttention: _attention,
+    nnx.LoRA: _lora,
+    nnx.SimpleCell: _cell,
+    nnx.GRUCell: _cell,
+    nnx.LSTMCell: _cell,
+    nnx.OptimizedLSTMCell: _cell,
 }

@@ -65,8 +65,7 @@ def needed(analysis: Analysis, leaves: Mapping[str, Any], free: Mapping[int, int
       free: the atoms in question and their sizes.
     """
     walk = _Walk(analysis, free)
-    arguments = analysis.program.jaxpr.invars
-    inputs = [Tracked(Constants.nothing(sizes(v))) for v in arguments[len(analysis.leaves) :]]
+    inputs = [Tracked(Constants.nothing(shape)) for shape in analysis.inputs]
     operands = [*(_leaf(path, leaves[path]) for path in analysis.leaves), *inputs]
     results = walk.run(analysis.program.jaxpr, analysis.program.consts, operands, analysis.records)
     for result in results:
@@ -93,13 +92,14 @@ class _Walk:
         queue = iter(records)
 
         def visit(equation, operands):
-            return self.visit(equation, [_lift(o) for o in operands], next(queue))
+            del equation
+            return self.visit(next(queue), [_lift(operand) for operand in operands])
 
         results = jaxprs.walk(jaxpr, [_lift(c) for c in consts], operands, visit)
         return [_lift(result) for result in results]
 
-    def visit(self, equation, operands, record):
-        name = equation.primitive.name
+    def visit(self, record, operands):
+        equation, name = record.equation, record.equation.primitive.name
         if inner := jaxprs.inner_program(equation):
             return self.run(*inner, operands, record.inner[0])
         if name in ("scan", "while", "cond"):
@@ -109,7 +109,7 @@ class _Walk:
                 equation, [Tracked(o.constants) for o in operands], record
             )
             return [Tracked(known) for known in constants]
-        self._now, self._product = (equation, operands, record), None
+        self._now, self._product = (record, operands), None
         rule = CONSTANT_RULES.get(name)
         if rule is None:
             constants = [Constants.nothing(sizes(variable)) for variable in equation.outvars]
@@ -134,8 +134,8 @@ class _Walk:
         """
         if not self.noting or not adds.any():
             return
-        weights = _weights(self._now[2])
-        reason = text or _reads(self._now[0], weights)
+        weights = _weights(self._now[0])
+        reason = text or _reads(self._now[0].equation, weights)
         for atom, channels in self.terms.channels(term, adds):
             if atom in self.needed and channels.any():
                 self.needed[atom] |= channels
@@ -143,7 +143,7 @@ class _Walk:
 
     def weight(self) -> int | None:
         """Which operand of a product is a weight, where the other is not."""
-        _, operands, record = self._now
+        record, operands = self._now
         is_weight = [not value.ops for value in record.operands]
         if sum(is_weight) != 1 or operands[is_weight.index(True)].array is None:
             return None
@@ -164,7 +164,7 @@ class _Walk:
         """
         if not self.noting or not adds.any():
             return
-        _, operands, record = self._now
+        record, operands = self._now
         weight = self.weight()
         assert weight is not None
         if self._product is None:
@@ -180,7 +180,7 @@ class _Walk:
             if isinstance(outcome, Meeting):
                 folds.append((product, outcome))
                 continue
-            self._now = (product.record.equation, (), product.record)
+            self._now = (product.record, ())
             for term, adds in product.owed:
                 self.need(
                     term, adds, f"they are constant, but no bias can take that over: {outcome}"

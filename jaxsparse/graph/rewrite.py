@@ -5,6 +5,7 @@ among their parameters get the new ones, which follow from the terms of their ax
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Bool
 from jaxsparse import jaxprs
 from jaxsparse.graph.axes import Terms, along
 from jaxsparse.graph.rules import sizes
+from jaxsparse.graph.symbolic import is_symbolic
 from jaxsparse.graph.trace import Analysis, Record
 from jaxsparse.graph.values import Value
 
@@ -52,13 +54,25 @@ class Kept:
             left[grid] = stay
         return left
 
-    def size(self, term: int) -> int:
-        """How many positions of an axis are left."""
-        return int(self.vector(term).sum())
+    def size(self, term: int, dim: Any) -> Any:
+        """How many positions of an axis of some size, which may be symbolic, are left."""
+        left = self.vector(term)
+        if left.all():
+            return dim
+        if not is_symbolic(dim):
+            return int(left.sum())
+        if len(self.terms.pieces(term)) != 1:
+            raise ValueError(
+                f"an axis of the symbolic size {dim} has parts some of which lost channels; "
+                "shapes that are numbers would work"
+            )
+        share = Fraction(int(left.sum()), left.size)
+        return dim * share.numerator // share.denominator
 
-    def shape(self, value: Value) -> tuple[int, ...]:
-        """Shape of the smaller array."""
-        return tuple(map(self.size, value.axes))
+    def shape(self, value: Value, variable: Any) -> tuple[Any, ...]:
+        """Shape of the smaller array that a variable of the program becomes."""
+        dims = zip(value.axes, variable.aval.shape, strict=True)
+        return tuple(self.size(term, dim) for term, dim in dims)
 
     def cut(self, array: Any, value: Value) -> Any:
         """Takes what is left of an array that is whole."""
@@ -92,11 +106,8 @@ class _Rewriter:
         values = (*record.operands, *record.results)
         if all(self.kept.vector(term).all() for value in values for term in value.axes):
             return jaxprs.bind(equation, operands)
-        # Constants of the program are whole until they meet what is not.
-        operands = [
-            self.kept.cut(x, value) if np.shape(x) != self.kept.shape(value) else x
-            for x, value in zip(operands, record.operands, strict=True)
-        ]
+        # Constants of the program, and random numbers, are whole until they meet what is not.
+        operands = self.cut(operands, record.operands, equation.invars)
         name = equation.primitive.name
         if inner := jaxprs.inner_program(equation):
             jaxpr, consts = inner
@@ -116,35 +127,40 @@ class _Rewriter:
 
     def inside(self, jaxpr, consts, operands, records, results: Sequence[Value]) -> list[Any]:
         """The results of an inner program, cut where it returns a constant of its own."""
-        arrays = self.walk(jaxpr, consts, operands, records)
+        return self.cut(self.walk(jaxpr, consts, operands, records), results, jaxpr.outvars)
+
+    def cut(self, arrays: Sequence[Any], values: Sequence[Value], variables) -> list[Any]:
+        """The arrays, of those that are whole what is left."""
         return [
-            self.kept.cut(x, value) if np.shape(x) != self.kept.shape(value) else x
-            for x, value in zip(arrays, results, strict=True)
+            self.kept.cut(x, value) if np.shape(x) != self.kept.shape(value, variable) else x
+            for x, value, variable in zip(arrays, values, variables, strict=True)
         ]
+
+    def shape(self, equation, record: Record) -> tuple[Any, ...]:
+        """Shape of the smaller result of an equation."""
+        return self.kept.shape(record.results[0], equation.outvars[0])
 
 
 Rule = Callable[[_Rewriter, Any, Sequence[Any], Record], Any]
 
 
 def _reshape(rewriter, equation, operands, record):
-    del equation
-    return lax.reshape(operands[0], rewriter.kept.shape(record.results[0]))
+    return lax.reshape(operands[0], rewriter.shape(equation, record))
 
 
 def _broadcast_in_dim(rewriter, equation, operands, record):
-    shape = rewriter.kept.shape(record.results[0])
+    shape = rewriter.shape(equation, record)
     return lax.broadcast_in_dim(operands[0], shape, equation.params["broadcast_dimensions"])
 
 
 def _iota(rewriter, equation, operands, record):
     del operands
-    shape, params = rewriter.kept.shape(record.results[0]), equation.params
+    shape, params = rewriter.shape(equation, record), equation.params
     return lax.broadcasted_iota(params["dtype"], shape, params["dimension"])
 
 
 def _tile(rewriter, equation, operands, record):
-    del equation
-    shape = rewriter.kept.shape(record.results[0])
+    shape = rewriter.shape(equation, record)
     repeats = [new // old for new, old in zip(shape, operands[0].shape, strict=True)]
     return jax.numpy.tile(operands[0], repeats)
 
@@ -152,16 +168,22 @@ def _tile(rewriter, equation, operands, record):
 def _slice(rewriter, equation, operands, record):
     params = equation.params
     starts, limits = [], []
-    for i, term in enumerate(record.operands[0].axes):
-        before = np.concatenate([[0], np.cumsum(rewriter.kept.vector(term))])
-        starts.append(int(before[params["start_indices"][i]]))
-        limits.append(int(before[params["limit_indices"][i]]))
+    spans = zip(params["start_indices"], params["limit_indices"], strict=True)
+    for term, span in zip(record.operands[0].axes, spans, strict=True):
+        left = rewriter.kept.vector(term)
+        before = np.concatenate([[0], np.cumsum(left)])
+        start, limit = span if left.all() else (int(before[i]) for i in span)
+        starts.append(start)
+        limits.append(limit)
     return lax.slice(operands[0], starts, limits, params["strides"])
 
 
 def _split(rewriter, equation, operands, record):
     axis = equation.params["axis"]
-    parts = [rewriter.kept.size(value.axes[axis]) for value in record.results]
+    parts = [
+        rewriter.kept.size(value.axes[axis], size)
+        for value, size in zip(record.results, equation.params["sizes"], strict=True)
+    ]
     return list(lax.split(operands[0], parts, axis))
 
 
@@ -170,8 +192,8 @@ def _pad(rewriter, equation, operands, record):
     for term, (low, high, interior) in zip(
         record.results[0].axes, equation.params["padding_config"], strict=True
     ):
-        if low > 0 or high > 0:
-            left = rewriter.kept.vector(term)
+        left = rewriter.kept.vector(term)
+        if not left.all():
             # With a positive width the padding is a term of its own.
             low = int(left[:low].sum()) if low > 0 else low
             high = int(left[len(left) - high :].sum()) if high > 0 else high
@@ -180,15 +202,14 @@ def _pad(rewriter, equation, operands, record):
 
 
 def _dynamic_slice(rewriter, equation, operands, record):
-    del equation
-    return lax.dynamic_slice(operands[0], operands[1:], rewriter.kept.shape(record.results[0]))
+    return lax.dynamic_slice(operands[0], operands[1:], rewriter.shape(equation, record))
 
 
 def _gather(rewriter, equation, operands, record):
     params = equation.params
     before = sizes(equation.invars[0])
     taken = tuple(
-        rewriter.kept.size(term) if size == whole else size
+        rewriter.kept.size(term, size) if size == whole else size
         for term, size, whole in zip(
             record.operands[0].axes, params["slice_sizes"], before, strict=True
         )
@@ -200,11 +221,12 @@ def _conv_general_dilated(rewriter, equation, operands, record):
     x, kernel = operands
     params = equation.params
     numbers = params["dimension_numbers"]
-    examples = rewriter.kept.size(record.results[0].axes[numbers.out_spec[0]])
     counts = {
-        "feature_group_count": x.shape[numbers.lhs_spec[1]] // kernel.shape[numbers.rhs_spec[1]],
-        "batch_group_count": x.shape[numbers.lhs_spec[0]] // examples,
+        "feature_group_count": x.shape[numbers.lhs_spec[1]] // kernel.shape[numbers.rhs_spec[1]]
     }
+    if params["batch_group_count"] != 1:
+        examples = rewriter.shape(equation, record)[numbers.out_spec[0]]
+        counts["batch_group_count"] = x.shape[numbers.lhs_spec[0]] // examples
     return equation.primitive.bind(*operands, **(params | counts))
 
 

@@ -79,7 +79,7 @@ def shrink(
     if resolve not in ("union", "intersection"):
         raise ValueError(f"resolve={resolve!r} is neither 'union' nor 'intersection'")
     masked = mask_params(params, masks)
-    analysis = Analysis(fn, params, inputs, blocks)
+    analysis = Analysis(fn, params, inputs, blocks, removal=True)
     choice = Choice(analysis, masked, leaves_by_path(masks))
     choice.resolve(resolve)
     report = report_of(choice, summarize(analysis))
@@ -96,7 +96,7 @@ def shrink(
     def shrunk(params: Tree, *inputs: Any) -> Any:
         """Runs the smaller model."""
         known = _signature(inputs) == first
-        program = analysis if known else Analysis(fn, shapes, _shapes(inputs), blocks)
+        program = analysis if known else Analysis(fn, shapes, _shapes(inputs), blocks, removal=True)
         left = choice.kept if known else _kept_of(program, kept)
         leaves = leaves_by_path(params)
         _check(leaves, kept)

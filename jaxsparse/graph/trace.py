@@ -12,6 +12,7 @@ from jax.interpreters import partial_eval
 from jaxsparse import jaxprs
 from jaxsparse.graph.axes import Cause, Terms
 from jaxsparse.graph.rules import RULES, sizes
+from jaxsparse.graph.symbolic import StandIns
 from jaxsparse.graph.values import Origin, Value, uniform_axes
 from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
@@ -21,7 +22,7 @@ class Record:
     """An equation as it was visited.
 
     Attributes:
-      equation: of the jaxpr.
+      equation: of the jaxpr, with numbers for symbolic sizes.
       operands, results: what the analysis knows of them.
       inner: records of the programs that the equation runs, in the order of
         `jaxprs.programs`.
@@ -52,10 +53,17 @@ class RawOp:
 class Analysis:
     """Walks a traced program and unifies the axes of its arrays.
 
+    Args:
+      fn, params, inputs, blocks: as in `channels`.
+      removal: whether channels are to go, rather than to change places. What tells them
+        apart by a number of its own (a constant, a random number) can be cut, but not
+        permuted: it stays where it is, and is pinned, unless this is True.
+
     Attributes:
       terms: of all axes.
       leaves: by path a Value for every leaf of the parameters.
       shapes: by path.
+      inputs: shapes of the other arguments.
       uses: (path, axis, op) for every axis of a leaf that a product sums over.
       ops: for the picture.
       program: the closed jaxpr; its arguments are the leaves, then the inputs.
@@ -69,8 +77,9 @@ class Analysis:
         params: Tree,
         inputs: Sequence[Any],
         blocks: Mapping[str, tuple[int, int]] | None = None,
+        removal: bool = False,
     ):
-        leaves = leaves_by_path(params)
+        leaves, self.removal = leaves_by_path(params), removal
         tree = jax.tree.structure(params)
 
         def flat(leaves, *inputs):
@@ -88,14 +97,16 @@ class Analysis:
         self.ops: list[RawOp] = []
         self._now: Any = None
         self._repeat = 1
-        arguments = self.program.jaxpr.invars
+        self._stand_ins = StandIns(v.aval.shape for v in self.program.jaxpr.invars)
+        arguments = [self._stand_ins.variable(v) for v in self.program.jaxpr.invars]
         self.shapes = {
             path: sizes(v) for path, v in zip(leaves, arguments[: len(leaves)], strict=True)
         }
         self.leaves = {path: self._leaf(path, shape) for path, shape in self.shapes.items()}
         self._declare(blocks or {})
         self._pin_unused()
-        given = [self._input(variable) for variable in arguments[len(leaves) :]]
+        self.inputs = [sizes(variable) for variable in arguments[len(leaves) :]]
+        given = [self._input(shape) for shape in self.inputs]
         results, self.records = self._walk(
             self.program.jaxpr, self.program.consts, [*self.leaves.values(), *given]
         )
@@ -124,6 +135,10 @@ class Analysis:
         term = self.terms.atom(size)
         self.terms.pin(term, self._cause(reason))
         return term
+
+    def told_apart(self, size: int, reason: str) -> int:
+        """A new axis whose channels may go, but not change places."""
+        return self.terms.atom(size) if self.removal else self.pinned(size, reason)
 
     def unknown(self, equation, operands: Sequence[Value], reason: str) -> list[Value]:
         """Pins all that an equation touches."""
@@ -155,6 +170,7 @@ class Analysis:
         records: list[Record] = []
 
         def visit(equation, operands):
+            equation = self._stand_ins.equation(equation)
             values = [self._value(operand) for operand in operands]
             results, inner = self._visit(equation, values)
             records.append(Record(equation, tuple(values), tuple(results), inner))
@@ -295,13 +311,13 @@ class Analysis:
                 for axis in value.axes:
                     self.terms.pin(axis, Cause("unused", "is not used by the function"))
 
-    def _input(self, variable):
+    def _input(self, shape):
         op = len(self.ops)
         cause = Cause("input", "is an input of the function", op)
-        axes = tuple(self.terms.atom(size) for size in sizes(variable))
+        axes = tuple(self.terms.atom(size) for size in shape)
         for axis in axes:
             self.terms.pin(axis, cause)
-        self.ops.append(RawOp("input", "", (), (), sizes(variable), 1, terms_out=axes))
+        self.ops.append(RawOp("input", "", (), (), shape, 1, terms_out=axes))
         return Value(axes, None, frozenset([op]))
 
     def _output(self, value):
@@ -319,7 +335,7 @@ class Analysis:
         axes = tuple(self.terms.atom(size) for size in np.shape(constant))
         if axes:
             for axis, uniform in zip(axes, uniform_axes(constant), strict=True):
-                if not uniform:
+                if not uniform and not self.removal:
                     self.terms.pin(axis, Cause("constant", "is told apart by a constant"))
         return Value(axes)
 

@@ -47,7 +47,8 @@ def masked(model, masks):
 
 def analysed(model, *inputs):
     graph, random, params = nnx.split(model, nnx.RngState, ...)
-    return js.graph.channels(lambda p, *x: nnx.merge(graph, random, p)(*x), params, *inputs)
+    call = lambda p, *x: nnx.merge(graph, random, p, copy=True)(*x)  # noqa: E731
+    return js.graph.channels(call, params, *inputs)
 
 
 def test_every_module_gets_its_new_sizes():

@@ -62,6 +62,15 @@ def iota(graph, equation, *operands):
     return [Value(axes)]
 
 
+@rule("random_bits")
+def random_bits(graph, equation, keys):
+    """Every position has a random number of its own."""
+    for axis in keys.axes:
+        graph.pin(axis, "has keys of its own")
+    shape = sizes(equation.outvars[0])
+    return [Value(tuple(graph.told_apart(size, "draws a number for each") for size in shape))]
+
+
 @rule(_REDUCTIONS)
 def reduction(graph, equation, operand):
     """Drops axes: a sum does not ask for the order."""
