@@ -112,7 +112,7 @@ def _conv_general_dilated(walk, equation, operands, record):
     steady = np.isfinite(by_group) & (walk.weight() == 1)
     term = record.operands[1].axes[summed]
     if _sees_edges(params):
-        text = "a constant differs at the borders that the convolution pads"
+        text = "reads constants with padding around them: at the borders they add something else"
         walk.need(term, (adds & steady).any(axis=0), text)
     else:
         walk.owe(term, (adds & steady).any(axis=0))

@@ -248,9 +248,9 @@ def _meeting(equation, operands):
     for product, leaf in (views, views[::-1]):
         if product is None or leaf is None or not isinstance(product.source, int):
             continue
-        if isinstance(leaf.source, int) or len(product.axes) != len(leaf.axes):
+        if isinstance(leaf.source, int):
             continue
-        pairs = list(zip(product.axes, leaf.axes, strict=True))
+        pairs = list(zip(product.axes, leaf.axes or [None] * len(product.axes), strict=True))
         lost = [axis for axis, own in pairs if axis is not None and own is None]
         if lost:
             return f"{leaf.source} is one number for all channels"

@@ -130,12 +130,12 @@ class _Walk:
         Args:
           term: of an axis.
           adds: by position.
-          text: why; what the equation that is visited does, if not given.
+          text: why, after the paths of the weights; without it, that they are read.
         """
         if not self.noting or not adds.any():
             return
         weights = _weights(self._now[0])
-        reason = text or _reads(self._now[0].equation, weights)
+        reason = f"{', '.join(weights)} {text}" if text else _reads(self._now[0].equation, weights)
         for atom, channels in self.terms.channels(term, adds):
             if atom in self.needed and channels.any():
                 self.needed[atom] |= channels

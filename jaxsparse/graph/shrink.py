@@ -29,13 +29,16 @@ def shrink(
 
     A channel is in question if the mask of some leaf keeps no entry of it.
 
-    - `resolve="union"` keeps the union of what the leaves need: a channel goes if it
-      surely adds nothing wherever its axis is summed over, because one factor is zero
-      there. Where only products sum over it, that is so if the masks leave it empty in
-      all its leaves; or in all consumers; or in its producers, while its bias is zero
-      and the function between maps 0 to 0. What the smaller model computes is what the
-      masked one does, up to the order of sums. A channel that is empty in its producers
-      only and carries a bias on is kept, and so is one in a softmax or a maximum.
+    - `resolve="union"` keeps the union of what the leaves need: a channel goes if wherever
+      its axis is summed over it surely adds nothing, because one factor is zero there, or
+      a constant that a bias can take over. Where only products sum over it, that is so if
+      the masks leave it empty in all its leaves; or in all consumers; or in its producers,
+      while the function between maps 0 to 0. Where it is empty in its producers but for
+      a bias b, it is the constant activation(b), and the leaf that is added next to the
+      product (or subtracted, as a running mean is) takes over what that adds, if nothing
+      else reads that leaf. What the smaller model computes is what the masked one does,
+      up to rounding. A constant that no bias can take over is kept, and so is one that a
+      convolution pads, and a channel in a softmax or a maximum; the report says which.
     - `resolve="intersection"` keeps a channel if the mask of every leaf keeps some of
       it, so one empty leaf is enough to remove it. What it still added (a bias through
       an activation, a consumer's row) is lost: the function changes by that, and the
@@ -57,8 +60,9 @@ def shrink(
       - the masked parameters without what was removed, a tree as before;
       - a function of (smaller params, *inputs) that runs the same program on them. It
         is traced anew for inputs of other shapes, and can be jitted, differentiated
-        and exported;
-      - a report.
+        and exported, with symbolic sizes too;
+      - a report: what went, what stays, why, and what would let it go. Its masks keep
+        what took over a constant.
 
     Raises:
       ValueError: for another `resolve`, and masks of other shapes.

@@ -1,7 +1,7 @@
 """What `shrink` removed, what it did not and why, and what would let it go."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +10,9 @@ from jaxtyping import Int
 
 from jaxsparse.graph.channels import Channels, Group, Pinned
 from jaxsparse.graph.choice import Choice
+
+# Of a longer list the report shows no more.
+SHOWN = 4
 
 Indices = Int[np.ndarray, " n"]
 
@@ -32,11 +35,11 @@ class Stay:
     cures: tuple[tuple[str, ...], ...]
 
     def __str__(self) -> str:
-        text = f"{len(self.channels)} stay: {'; '.join(self.reasons)}"
+        text = f"{len(self.channels)} stay: {_listed(self.reasons, '; ')}"
         if self.holders:
-            text += f". Not zero there: {', '.join(self.holders)}"
+            text += f". Not zero there: {_listed(self.holders, ', ')}"
         if self.cures:
-            choices = " or ".join(" and ".join(paths) for paths in self.cures)
+            choices = " or in ".join(_listed(paths, " and ") for paths in self.cures)
             text += f". They would go if masked in {choices}, too"
         return text
 
@@ -109,6 +112,11 @@ class ShrinkReport:
         share = self.after / self.before if self.before else 1.0
         total = f"{self.before} -> {self.after} parameters ({share:.1%})"
         return "\n".join([*map(str, self.groups), *map(str, self.pinned), total])
+
+
+def _listed(items: Sequence[str], joint: str) -> str:
+    more = len(items) - SHOWN
+    return joint.join([*items[:SHOWN], *[f"{more} more"] * (more > 0)])
 
 
 def report_of(choice: Choice, channels: Channels) -> ShrinkReport:

@@ -13,7 +13,11 @@ from test_shrink import emptying
 
 import jaxsparse as js
 
-CELLS = ["SimpleCell", "GRUCell", "LSTMCell", "OptimizedLSTMCell"]
+CELLS = [
+    "GRUCell",
+    *(pytest.param(c, marks=pytest.mark.slow) for c in ("SimpleCell", "LSTMCell")),
+    pytest.param("OptimizedLSTMCell", marks=pytest.mark.slow),
+]
 X = numbers(2, 5, 6)
 
 
