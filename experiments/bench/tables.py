@@ -1,4 +1,4 @@
-"""The rows of `sparse_dot.json` as the table that the README shows.
+"""The rows of `sparse_dot.json` as the table that docs/numbers.md shows.
 
 python -m experiments.bench.tables            # prints results/sparse_dot.md anew
 """
