@@ -1,6 +1,7 @@
 """The tables that the benchmark of `sparse_dot` writes."""
 
 import json
+import re
 import types
 
 import pytest
@@ -120,6 +121,27 @@ def test_break_even(ratios, density, note):
     (found,) = sparse_dot.break_even(rows)
     assert found["density"] == pytest.approx(density)
     assert found["note"] == note
+
+
+def test_the_table_of_the_readme_is_of_the_committed_rows():
+    """`50 % in 32x32 blocks | 2.0 |`: the least speed-up over `jnp.dot` of the shapes."""
+    found = json.loads((timing.RESULTS / "sparse_dot.json").read_text())
+    least = tables.least(tables.forward(found["rows"], "cpu"), "speedup")
+    text = (timing.RESULTS.parents[2] / "README.md").read_text()
+    table = re.search(r"^\| weights kept \|(.*)\n.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table is not None
+    batches = [int(n) for n in re.findall(r"batch (\d+)", table[1])]
+    assert batches == [512, 64, 8, 1]
+    lines = table[2].splitlines()
+    assert len(lines) == 7
+    for line in lines:
+        label, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        percent = re.match(r"(\d+) %", label)
+        density = int(percent[1]) / 100 if percent else 0.5
+        block = re.search(r"\d+x\d+", label)
+        storage = f"block{block[0]}" if block else "2:4" if label == "2:4" else "unstructured"
+        for batch, cell in zip(batches, cells, strict=True):
+            assert cell == f"{least[storage, 'float32', batch][density]:.1f}", (label, batch)
 
 
 def test_the_committed_table_is_made_of_the_committed_rows():
