@@ -6,8 +6,10 @@ step carries the checksums of its files, so that damage is found when it is rest
 and the step before is taken. Masks (all boolean arrays) take one bit an entry.
 """
 
+import errno
 import os
 import pathlib
+import re
 import warnings
 from typing import Any
 
@@ -125,9 +127,9 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # whatever failed in the thread that writes
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            number, reason = _reason(error)
             raise OSError(
-                getattr(error, "errno", None) or 5,
+                number,
                 f"the checkpoint could not be written ({reason}); those before it are whole",
                 str(self._directory if self._saving is None else self._folder(self._saving)),
             ) from error
@@ -184,6 +186,14 @@ class Checkpointer:
                 raise
             raise Damaged(f"{folder} cannot be read: {_first_line(error)}") from error
         return jax.tree.map(_without_bits, state, like)
+
+
+def _reason(error: Exception) -> tuple[int, str]:
+    """The system's number of an error and its words; orbax has both in a long message."""
+    number = getattr(error, "errno", None)
+    if number is None and (code := re.search(r"os_error_code='(\d+)'", str(error))):
+        number = int(code[1])
+    return (errno.EIO, _first_line(error)) if number is None else (number, os.strerror(number))
 
 
 def _first_line(error: Exception) -> str:
