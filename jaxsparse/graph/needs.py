@@ -181,10 +181,9 @@ class _Walk:
                 folds.append((product, outcome))
                 continue
             self._now = (product.record, ())
+            text = f"reads constants that no bias can take over: {outcome}"
             for term, adds in product.owed:
-                self.need(
-                    term, adds, f"they are constant, but no bias can take that over: {outcome}"
-                )
+                self.need(term, adds, text)
         return folds
 
     def _scan(self, equation, operands, record):

@@ -1,0 +1,99 @@
+"""What `shrink` returns exports with symbolic sizes, and runs at sizes it was not traced with."""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from graph_models import numbers, randomize
+from test_channels import assert_same
+from test_shrink import emptying
+
+import jaxsparse as js
+from jaxsparse.graph.symbolic import StandIns
+
+
+class Net(nn.Module):
+    """Convolutions of every kind, a class token, attention, merged and split axes."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3, 3))(x))
+        x = nn.relu(nn.Conv(8, (3, 3), feature_group_count=8)(x))
+        x = nn.relu(nn.ConvTranspose(8, (2, 2), (2, 2), transpose_kernel=True)(x))
+        x = nn.max_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1, 8)
+        token = jnp.broadcast_to(self.param("token", nn.initializers.ones, (8,)), x[:, :1].shape)
+        x = jnp.concatenate([token, x], 1)
+        x = x + nn.MultiHeadDotProductAttention(2)(x, x)
+        x = nn.LayerNorm()(nn.Dense(8)(x.reshape(-1, 8)).reshape(x.shape))
+        return nn.Dense(3)(x[:, 0] + x.mean(1))
+
+
+def shrunk(net, x):
+    params = randomize(net.init(jax.random.key(0), x))
+    channels = js.graph.channels(net.apply, params, x)
+    masks = emptying(channels, channels.groups)
+    small, run, report = js.graph.shrink(net.apply, params, masks, x)
+    assert report.after < 0.6 * report.before
+    return small, run, lambda x: net.apply(js.mask_params(params, masks), x)
+
+
+def exported(run, small, *shape):
+    symbols = jax.export.symbolic_shape(", ".join(map(str, shape)))
+    exported = jax.export.export(jax.jit(run))(small, jax.ShapeDtypeStruct(symbols, jnp.float32))
+    return jax.export.deserialize(exported.serialize())
+
+
+def test_a_symbolic_batch():
+    small, run, masked = shrunk(Net(), numbers(2, 4, 4, 3))
+    called = exported(run, small, "b", 4, 4, 3).call
+    for batch in (1, 2, 5):
+        x = numbers(batch, 4, 4, 3, seed=batch)
+        assert_same(called(small, x), masked(x))
+        assert_same(run(small, x), masked(x))
+
+
+@pytest.mark.slow
+def test_symbolic_places():
+    """A token more than there are places: an axis of size h * w + 1."""
+    small, run, masked = shrunk(Net(), numbers(2, 4, 4, 3))
+    called = exported(run, small, "b", "2*h", "w", 3).call
+    for shape in ((1, 2, 3), (3, 4, 2)):
+        x = numbers(*shape, 3)
+        assert_same(called(small, x), masked(x))
+
+
+class Mlp(nn.Module):
+    """Sizes that merge with the batch, and change there."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(8)(x))
+        x = x.reshape(-1) * 2
+        return nn.Dense(3)(x.reshape(-1, 8))
+
+
+def test_channels_in_one_axis_with_the_batch():
+    small, run, masked = shrunk(Mlp(), numbers(2, 4))
+    called = exported(run, small, "b", 4).call
+    assert_same(called(small, numbers(7, 4)), masked(numbers(7, 4)))
+
+
+def test_shrinking_on_symbolic_shapes():
+    """Shapes are enough to shrink, symbolic ones too."""
+    net, x = Mlp(), numbers(2, 4)
+    params = randomize(net.init(jax.random.key(0), x))
+    (b,) = jax.export.symbolic_shape("b")
+    masks = {"params/Dense_1/kernel": jnp.broadcast_to(jnp.arange(8)[:, None] < 5, (8, 3))}
+    shape = jax.ShapeDtypeStruct((b, 4), jnp.float32)
+    small, run, report = js.graph.shrink(net.apply, params, masks, shape)
+    assert small["params"]["Dense_0"]["kernel"].shape == (4, 5)
+    assert_same(run(small, x), net.apply(js.mask_params(params, masks), x))
+
+
+def test_numbers_for_symbolic_sizes():
+    a, b = jax.export.symbolic_shape("a, b")
+    numbers = StandIns([(a, b, 3), (102, a * 8)])
+    assert [numbers.size(d) for d in (a, b, 7)] == [113, 127, 7]  # 101 to 109 are near 102
+    assert numbers.size(a * a * 2 + b // 5) == 2 * 113**2 + 25
+    assert StandIns([(b % 8, 4)]).numbers["b"] % 8 == 0
