@@ -29,7 +29,7 @@ class Cause:
 
     Attributes:
       primitive: name of the JAX primitive, or "input", "output",
-        "constant", "block", "unused".
+        "constant", "block", "unused", "empty".
       reason: what it does to the axis.
       op: number of the op in `Channels.ops`, None for what is none of them.
     """
@@ -39,8 +39,8 @@ class Cause:
     op: int | None = None
 
     def __str__(self) -> str:
-        ends = self.primitive in ("input", "output", "constant", "block", "unused")
-        return self.reason if ends else f"{self.primitive} {self.reason}"
+        named = self.primitive not in ("input", "output", "constant", "block", "unused", "empty")
+        return f"{self.primitive} {self.reason}" if named else self.reason
 
 
 @dataclasses.dataclass(frozen=True)

@@ -331,9 +331,9 @@ def summarize(analysis: Analysis) -> Channels:
             pieces = terms.pieces(term)
             whole = terms.size(term)
             for piece in pieces:
-                count = int(np.prod([size for _, size, _ in piece.factors], dtype=int))
-                for atom, size, stride in piece.factors:
-                    repeats = count // size
+                widths = [size for _, size, _ in piece.factors]
+                for i, (atom, size, stride) in enumerate(piece.factors):
+                    repeats = int(np.prod(widths[:i] + widths[i + 1 :], dtype=int))
                     place = Place(path, axis, whole, piece.offset, size, stride, repeats)
                     places.setdefault(atom, []).append(place)
                     if terms.cause(atom) is None:

@@ -152,7 +152,9 @@ class Choice:
     def _empty(self) -> dict[int, Vector]:
         """By atom the channels of which the mask of some leaf keeps nothing."""
         empty = {atom: np.zeros(chosen.size, bool) for atom, chosen in self.asked.items()}
-        for path in self.masks:
+        for path, mask in self.masks.items():
+            if not mask.size:
+                continue  # the mask of a leaf without entries does not ask for anything
             for atom, used in self._masks_of(path):
                 empty[atom] |= ~used
         for atom in self.asked:

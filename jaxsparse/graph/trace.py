@@ -299,6 +299,9 @@ class Analysis:
 
     def _leaf(self, path, shape):
         axes = tuple(self.terms.atom(size) for size in shape)
+        for axis, size in zip(axes, shape, strict=True):
+            if not size:
+                self.terms.pin(axis, Cause("empty", "has no channels"))
         origin = Origin(path, tuple(frozenset([i]) for i in range(len(shape))))
         return Value(axes, origin, frozenset(), frozenset([path]))
 

@@ -247,3 +247,41 @@ def test_blocks_declared_by_hand_go_as_a_whole():
         js.graph.channels(fn, params, x, blocks={"up": (1, 3)})
     with pytest.raises(ValueError, match="matches no leaf; did you mean 'up'"):
         js.graph.channels(fn, params, x, blocks={"upp": (1, 2)})
+
+
+@pytest.mark.parametrize("resolve", ["union", "intersection"])
+@pytest.mark.parametrize("batch", [5, 0])
+def test_layers_of_width_0_and_batches_of_0(resolve, batch):
+    def fn(p, x):
+        return jnp.tanh(jnp.tanh(x @ p["up"] + p["bias"]) @ p["down"] + p["c"]) @ p["e"]
+
+    shapes = {"up": (3, 0), "bias": (0,), "down": (0, 4), "c": (4,), "e": (4, 2)}
+    params = randomize({path: jnp.zeros(shape) for path, shape in shapes.items()})
+    masks = {path: jnp.ones(shape, bool) for path, shape in shapes.items()}
+    masks["e"] = masks["e"].at[2:].set(False)
+    x = jnp.ones((batch, 3))
+    small, run, report = js.graph.shrink(fn, params, masks, x, resolve=resolve)
+    assert {path: leaf.shape for path, leaf in small.items()} == shapes | {
+        "down": (0, 2),
+        "c": (2,),
+        "e": (2, 2),
+    }
+    np.testing.assert_allclose(run(small, x), fn(js.mask_params(params, masks), x), rtol=1e-6)
+    assert "0 channels in bias[0], down[0], up[1]: has no channels" in str(report.channels)
+
+
+def test_where_everything_is_masked_one_channel_of_each_group_stays():
+    fn, params = two_layers(jnp.tanh, 0.3)
+    masks = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+    small, run, report = js.graph.shrink(fn, params, masks, numbers(5, 3))
+    assert small["up"].shape == (3, 1) and len(report.groups[0].kept) == 1
+    assert [len(row.channels) for row in report.pinned] == [2, 3]
+    np.testing.assert_array_equal(run(small, numbers(5, 3)), np.zeros((5, 2)))
+
+
+def test_a_model_without_parameters_or_masks():
+    fn, params = two_layers(jnp.tanh, 0.3)
+    small, _, report = js.graph.shrink(fn, params, {}, numbers(5, 3))
+    assert str(report) == "24 -> 24 parameters (100.0%)" and not report.groups
+    assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, params)
+    assert js.graph.shrink(lambda params, x: x, {}, {}, numbers(5, 3))[2].after == 0

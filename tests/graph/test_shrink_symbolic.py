@@ -86,7 +86,7 @@ def test_shrinking_on_symbolic_shapes():
     (b,) = jax.export.symbolic_shape("b")
     masks = {"params/Dense_1/kernel": jnp.broadcast_to(jnp.arange(8)[:, None] < 5, (8, 3))}
     shape = jax.ShapeDtypeStruct((b, 4), jnp.float32)
-    small, run, report = js.graph.shrink(net.apply, params, masks, shape)
+    small, run, _ = js.graph.shrink(net.apply, params, masks, shape)
     assert small["params"]["Dense_0"]["kernel"].shape == (4, 5)
     assert_same(run(small, x), net.apply(js.mask_params(params, masks), x))
 
