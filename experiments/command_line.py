@@ -8,10 +8,13 @@ import argparse
 import ast
 import fractions
 import inspect
+import logging
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from experiments import config as configs
+
+_LOG = logging.getLogger(__name__)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,6 +57,9 @@ def parse(arguments: Sequence[str], description: str = "") -> argparse.Namespace
     for key in sorted(pairs, key=lambda key: not key.endswith(".name")):
         present = configs.value_of(config, key)
         configs.assign(config, key, parse_value(key, pairs[key], present))
+        group = key.removesuffix(".name")
+        if key.endswith(".name") and (dropped := configs.drop_options(config, group)):
+            _LOG.warning("left out, for %s has none of them: %s", pairs[key], ", ".join(dropped))
     options.config = configs.check(config)
     return options
 

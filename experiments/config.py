@@ -87,6 +87,22 @@ def assign(config: Config, key: str, value: Any) -> None:
         ) from error
 
 
+def drop_options(config: Config, group: str) -> list[str]:
+    """Deletes what the factory that a group names now does not take; returns those keys.
+
+    They are what the file said to another factory. Keys of the base config, such as
+    ``data.validation``, are nobody's options and stay.
+    """
+    registry, name = _FACTORIES[group], config[group].name
+    if name not in registry.names:
+        return []
+    known = {"name", *registry.options(name), *base.get_config()[group]}
+    dropped = sorted(set(config[group]) - known)
+    for option in dropped:
+        del config[group][option]
+    return [f"{group}.{option}" for option in dropped]
+
+
 def value_of(config: Config, key: str) -> Any:
     """The value of a dotted key, or the default of an option that the file leaves out.
 

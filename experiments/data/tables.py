@@ -1,6 +1,7 @@
 """Parquet tables: the two recommendation data sets travel in one pinned wheel."""
 
 import pathlib
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -41,7 +42,7 @@ def read(file: pathlib.Path, columns: Iterable[str]) -> dict[str, np.ndarray]:
     except ImportError:
         raise ValueError(
             f"{file.name} is a parquet file, and reading it needs pyarrow: "
-            "pip install 'jaxsparse[experiments]', or .venv/bin/python -m pip install pyarrow"
+            f"{sys.executable} -m pip install pyarrow"
         ) from None
     known = pyarrow.parquet.read_schema(file).names
     columns = list(columns)

@@ -24,6 +24,23 @@ def test_a_name_decides_which_options_there_are():
     assert options.config.model.name == "cnn" and options.config.model.widths == (8, 16)
 
 
+def test_another_name_leaves_out_options_of_the_one_before(caplog):
+    recipe = parse("--config.recipe.name=one_shot").config.recipe
+    assert recipe.to_dict() == {"name": "one_shot", "begin": 1 / 3}
+    assert "one_shot has none of them: recipe.end, recipe.every, recipe.form" in caplog.text
+    options = parse("--config.recipe.name=nm", "--config.recipe.every=5", "--config.data.name=npz")
+    assert options.config.recipe.to_dict() == {
+        "name": "nm",
+        "begin": 1 / 3,
+        "end": 0.75,
+        "every": 5,
+    }
+    assert options.config.data.to_dict() == {"name": "npz", "path": "", "validation": 0.0}
+    with pytest.raises(ValueError, match="unknown config key 'recipe.form'"):
+        parse("--config.recipe.name=one_shot", "--config.recipe.form=chain")
+    assert parse("--config.recipe.name=nonsense").config.recipe.end == 0.75  # refused later on
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
