@@ -85,8 +85,9 @@ def _report(
         "dense_bytes": counts["dense_bytes"],
         "sparse_bytes": counts["stored_bytes"],
         "dense_until": begin,
-        "unmasked_step_ms": _step_ms([r for r in history if r["step"] <= begin]),
-        "masked_step_ms": _step_ms([r for r in history if r["step"] > begin]),
+        # The first record of a run holds the compilation.
+        "unmasked_step_ms": _step_ms([r for r in history[1:] if r["step"] <= begin]),
+        "masked_step_ms": _step_ms([r for r in history[1:] if r["step"] > begin]),
         "seconds": history[-1]["seconds"],
         "steps": config.steps,
         "train_examples": len(experiment.dataset.train),
@@ -109,7 +110,6 @@ def _metrics(history: Sequence[Mapping[str, float]], step: float) -> dict[str, f
 
 
 def _step_ms(records: Sequence[Mapping[str, float]]) -> float | None:
-    # The median: the first record of a run holds the compilation.
     return statistics.median(r["step_ms"] for r in records) if records else None
 
 

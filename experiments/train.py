@@ -86,6 +86,7 @@ def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Cloc
             if done == experiment.recipe.dense_until and experiment.permute is not None:
                 state, report = experiment.permute(state)
                 permutation.write(report, folder)
+                clock.start_lap(done)
             # After the records of this step, so that a checkpoint never outruns them.
             if done < steps:
                 checkpointer.save(done, state)

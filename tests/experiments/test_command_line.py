@@ -36,7 +36,7 @@ def test_another_name_leaves_out_options_of_the_one_before(caplog):
         "every": 5,
     }
     assert options.config.data.to_dict() == {"name": "npz", "path": "", "validation": 0.0}
-    with pytest.raises(ValueError, match="unknown config key 'recipe.form'"):
+    with pytest.raises(ValueError, match=r"unknown config key 'recipe.form'"):
         parse("--config.recipe.name=one_shot", "--config.recipe.form=chain")
     assert parse("--config.recipe.name=nonsense").config.recipe.end == 0.75  # refused later on
 
