@@ -40,6 +40,7 @@ SAMPLED = {
     "test_recipes.py": 5,
     "test_selection.py": 4,
     "test_shrink.py": 6,
+    "test_sparse_conv.py": 9,
     "test_sparse_dot.py": 24,
     "test_sparsify.py": 10,
     "test_storage.py": 3,

@@ -1,0 +1,94 @@
+"""y[j] = sum_t x[index[t, j]] W[t], where an index beyond x's rows means none: ways to sum.
+
+All give the same numbers but for rounding. Sums are taken in float32 at least. Rows of x that
+no index names are never read into a result, so they may hold anything.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+_ROWS = 512  # of patches at a time: they and the weights stay in a core's caches
+
+
+def implicit(
+    x: Float[Array, "n inputs"],
+    weights: Float[Array, "taps inputs outputs"],
+    index: Int32[Array, "taps m"],
+) -> Float[Array, "m outputs"]:
+    """Implicit GEMM: patches of some rows, (rows, taps inputs), times all weights at once.
+
+    Multiplies absent inputs too, as zeros; needs no list of pairs, so nothing can overflow.
+    """
+    m = index.shape[1]
+    patches, flat = _patches(x), weights.reshape(-1, weights.shape[-1])
+    y = lax.map(lambda rows: _dot(patches(rows), flat), _chunks(index))
+    return y.reshape(-1, weights.shape[-1])[:m]
+
+
+def fetch_on_demand(
+    x: Float[Array, "n inputs"],
+    weights: Float[Array, "taps inputs outputs"],
+    index: Int32[Array, "taps m"],
+) -> Float[Array, "m outputs"]:
+    """Tap by tap: fetch a row for every output, multiply, add; no patches are written."""
+    fetch = rows_of(x)
+    y = jnp.zeros((index.shape[1], weights.shape[-1]), _sum_dtype(x))
+
+    def step(y, tap):
+        return y + _dot(fetch(tap[0]), tap[1]), None
+
+    return lax.scan(step, y, (index, weights))[0]
+
+
+def weight_gradient(
+    x: Float[Array, "n inputs"], g: Float[Array, "m outputs"], index: Int32[Array, "taps m"]
+) -> Float[Array, "taps inputs outputs"]:
+    """dW[t] = sum_j x[index[t, j]]^T g[j], some rows at a time."""
+    taps, m = index.shape
+    patches, inputs = _patches(x), x.shape[1]
+    # Beyond the count g may hold NaN, and NaN times an absent input is no zero.
+    met = jnp.any(index < x.shape[0], axis=0)
+    g = jnp.where(met[:, None], g, 0)
+    chunks = _chunks(index)
+    g = jnp.pad(g, ((0, chunks.shape[0] * chunks.shape[1] - m), (0, 0)))
+    g = g.reshape(*chunks.shape[:2], -1)
+
+    def step(dw, part):
+        return dw + _dot(patches(part[0]).T, part[1]), None
+
+    dw = jnp.zeros((taps * inputs, g.shape[-1]), _sum_dtype(x))
+    return lax.scan(step, dw, (chunks, g))[0].reshape(taps, inputs, -1)
+
+
+def _patches(x):
+    fetch = rows_of(x)
+    return lambda rows: fetch(rows).reshape(rows.shape[0], -1)
+
+
+def _chunks(index: Int32[Array, "taps m"]) -> Int32[Array, "chunks rows taps"]:
+    """The index by groups of output rows, the last one filled up with absent inputs."""
+    taps, m = index.shape
+    rows = min(_ROWS, m)
+    whole = -(-m // rows)
+    spare = jnp.iinfo(jnp.int32).max
+    padded = jnp.pad(index.T, ((0, whole * rows - m), (0, 0)), constant_values=spare)
+    return padded.reshape(whole, rows, taps)
+
+
+def rows_of(x: Float[Array, "n inputs"]) -> Callable[[jax.Array], jax.Array]:
+    """Fetches rows by their indices, zeros beyond the last."""
+    # A row of zeros costs less than a test of every index.
+    filled = jnp.pad(x, ((0, 1), (0, 0)))
+    return lambda rows: jnp.take(filled, rows, axis=0, mode="clip")
+
+
+def _dot(a, b):
+    return jnp.matmul(a, b, preferred_element_type=_sum_dtype(a))
+
+
+def _sum_dtype(x):
+    return jnp.promote_types(x.dtype, jnp.float32)
