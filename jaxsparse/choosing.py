@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse import schedules, scores
 from jaxsparse.distributions import Distribution, targets_of, uniform
+from jaxsparse.masking import sharded_as
 from jaxsparse.patterns import GroupMask
 from jaxsparse.regrowth import DropAndGrow
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
@@ -105,7 +106,9 @@ def drop_and_grow(
     return {path: s | g for path, s, g in zip(budget.specs, stay, grow, strict=True)}
 
 
-def pool_scores(found: Leaves, specs: Mapping[str, LeafSpec]) -> dict[str, Float[Array, "..."]]:
+def pool_scores(
+    found: Leaves, specs: Mapping[str, LeafSpec], weights: Leaves
+) -> dict[str, Float[Array, "..."]]:
     """Pools scores of the weights' shapes; scores of the groups' shapes pass as they are.
 
     Raises:
@@ -122,7 +125,8 @@ def pool_scores(found: Leaves, specs: Mapping[str, LeafSpec]) -> dict[str, Float
                 "modulus, jnp.abs(score), would work"
             )
         if shape == spec.view.shape:
-            pooled[path] = spec.pool(found[path])
+            # Chance, for one, comes without the weight's sharding.
+            pooled[path] = spec.pool(sharded_as(found[path], weights[path]))
         elif shape == spec.group_shape:
             pooled[path] = found[path]
         else:
@@ -227,5 +231,5 @@ def compute_masks(
     budget = Budget(
         specs, schedules.one_shot(), targets_of(specs, sparsity, distribution), distribution
     )
-    groups = choose(pool_scores(found, specs), None, budget, 0)
+    groups = choose(pool_scores(found, specs, weights), None, budget, 0)
     return {path: mask.expand() for path, mask in hold(groups, specs).items()}

@@ -55,7 +55,8 @@ class _ERK(Distribution):
         while True:
             rest = [path for path in sizes if path not in dense]
             left = budget - sum(sizes[path] for path in dense)
-            scale = left / sum(raw[path] * sizes[path] for path in rest) if rest else 0.0
+            share = sum(raw[path] * sizes[path] for path in rest)
+            scale = left / share if share else 0.0  # nothing is left, or only empty leaves
             over = {path for path in rest if scale * raw[path] > 1}
             if not over:
                 return {p: 0.0 if p in dense else 1 - scale * raw[p] for p in sizes}

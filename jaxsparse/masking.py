@@ -99,10 +99,15 @@ def select(
     mask: Bool[Array, "..."], kept: Shaped[Array, "..."], masked: Shaped[Array, "..."] | float
 ) -> Shaped[Array, "..."]:
     """where(mask, kept, masked) in the dtype and sharding of `kept`."""
-    sharding = jax.typeof(kept).sharding
-    if jax.typeof(mask).sharding != sharding and sharding.mesh.are_all_axes_explicit:
-        mask = jax.sharding.reshard(mask, sharding)
-    return jnp.where(mask, kept, jnp.asarray(masked, kept.dtype))
+    return jnp.where(sharded_as(mask, kept), kept, jnp.asarray(masked, kept.dtype))
+
+
+def sharded_as(array: Array, like: Array) -> Array:
+    """The array in the explicit sharding of another one of its shape; automatic ones follow."""
+    sharding = jax.typeof(like).sharding
+    if jax.typeof(array).sharding != sharding and sharding.mesh.are_all_axes_explicit:
+        return jax.sharding.reshard(array, sharding)
+    return array
 
 
 def zero_masked(updates: Tree, params: Tree, masks: Mapping[str, Bool[Array, "..."]]) -> Tree:

@@ -151,7 +151,8 @@ def prune(
         if masks is not None:
             groups = _given_groups(masks, specs)
         elif isinstance(regrowth, DropAndGrow) and budget is not None:
-            chance = pool_scores(scores.random_scores(jax.random.key(seed), weights), specs)
+            chance = scores.random_scores(jax.random.key(seed), weights)
+            chance = pool_scores(chance, specs, weights)
             groups = choose(chance, None, budget, budget.schedule.begin)
         else:
             groups = {path: _all_kept(specs[path].pool(w)) for path, w in weights.items()}
@@ -186,7 +187,7 @@ def prune(
 
         def pooled():
             now = score.update(grads, memory, weights, context)[0] if found is None else found
-            return pool_scores(now, specs)
+            return pool_scores(now, specs, weights)
 
         def rechoose():
             if isinstance(when, ImportanceThreshold):
@@ -195,7 +196,7 @@ def prune(
                 return groups, threshold
             if isinstance(regrowth, DropAndGrow):
                 growth = regrowth.growth(grads, jax.random.fold_in(jax.random.key(seed), step))
-                growth = pool_scores(growth, specs)
+                growth = pool_scores(growth, specs, weights)
                 new = drop_and_grow(regrowth, pooled(), growth, groups, budget, step)
             else:
                 new = choose(pooled(), None if free_choice else groups, budget, step)

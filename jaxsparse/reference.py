@@ -1,5 +1,7 @@
 """`pruned`, the reference form: one optimizer, exact zeros after every step."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -52,7 +54,8 @@ def pruned(
 
     Raises:
       ValueError: on a pruner that needs raw weights, or without parameters.
-      TypeError: at init, if the optimizer fails on a leaf that is no array.
+      TypeError: if the optimizer fails, and leaves that are no floating-point arrays
+        are among the parameters; they are named.
     """
     if reset not in ("first", "all", "none"):
         raise ValueError(f"pruned: reset={reset!r} is none of 'first', 'all', 'none'")
@@ -61,18 +64,8 @@ def pruned(
 
     def init(params):
         pruner_state = pruner.init(params)
-        try:
+        with _naming_odd_leaves(params):
             return PrunedState(pruner_state, optimizer.init(params))
-        except TypeError as error:
-            odd = {path: describe(leaf) for path, leaf in leaves_by_path(params).items()}
-            odd = [f"{path!r}, {kind}" for path, kind in odd.items() if isinstance(kind, str)]
-            if not odd:
-                raise
-            raise TypeError(
-                f"the optimizer takes arrays alone, and the parameters hold {'; '.join(odd)}: "
-                "parameters with None there (equinox.partition, nnx.split) or optax.masked around "
-                "the optimizer would work"
-            ) from error
 
     def update(updates, state, params=None, **extra):
         if params is None:
@@ -84,7 +77,8 @@ def pruned(
         regrown = {path: mask & ~before[path] for path, mask in after.items()}
 
         def step():
-            return optimizer.update(passed, state.optimizer, params, **extra)
+            with _naming_odd_leaves(params):
+                return optimizer.update(passed, state.optimizer, params, **extra)
 
         if replace_update:
             any_regrown = jnp.any(jnp.stack([jnp.any(mask) for mask in regrown.values()]))
@@ -99,6 +93,28 @@ def pruned(
         return zero_masked(changes, params, stays), PrunedState(pruner_state, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@contextlib.contextmanager
+def _naming_odd_leaves(params: Tree) -> Iterator[None]:
+    """Optimizers fail on functions, keys, strings and some integers without saying where."""
+    try:
+        yield
+    except Exception as error:
+        odd = []
+        for path, leaf in leaves_by_path(params).items():
+            kind = describe(leaf)
+            if isinstance(kind, str):
+                odd.append(f"{path!r}, {kind}")
+            elif not hasattr(leaf, "dtype") or not jnp.issubdtype(kind.dtype, jnp.inexact):
+                odd.append(f"{path!r}, {type(leaf).__name__} of {kind.dtype}")
+        if not odd:
+            raise
+        raise TypeError(
+            f"the optimizer failed ({error}), and not all parameters are floating-point arrays: "
+            f"{'; '.join(odd)}. None in their place (equinox.partition, nnx.split), or "
+            "optax.masked around the optimizer, would work"
+        ) from error
 
 
 def _reset(state: Tree, params: Tree, regrown: dict[str, Bool[Array, "..."]], which: str) -> Tree:
