@@ -64,10 +64,10 @@ def group_positions(kept: np.ndarray, n: int, m: int) -> np.ndarray:
       positions (groups * n, columns), int32, ascending in a group. One which keeps
       fewer than n fills up with others.
     """
-    groups = kept.reshape(-1, m, kept.shape[1])
+    groups = kept.reshape(len(kept) // m, m, kept.shape[1])
     # Kept ones first, each part in order; then the chosen n back in order.
     chosen = np.sort(np.argsort(~groups, axis=1, kind="stable")[:, :n], axis=1)
-    return chosen.astype(np.int32).reshape(-1, kept.shape[1])
+    return chosen.astype(np.int32).reshape(len(groups) * n, kept.shape[1])
 
 
 def pack_positions(positions: np.ndarray, layout: NMLayout) -> np.ndarray:
@@ -85,7 +85,7 @@ def unpack_positions(words: np.ndarray, layout: NMLayout) -> np.ndarray:
     shifts = np.arange(layout.per_word, dtype=np.uint32)[:, None] * np.uint32(layout.bits)
     fields = (words[:, None] >> shifts) & np.uint32(2**layout.bits - 1)
     rows = layout.values_shape[0]
-    return fields.reshape(-1, words.shape[1])[:rows].astype(np.int32)
+    return fields.reshape(len(words) * layout.per_word, words.shape[1])[:rows].astype(np.int32)
 
 
 def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], unit: str) -> None:
@@ -106,7 +106,7 @@ def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], u
     if len(falls):
         j = falls[0]
         raise ValueError(f"indptr falls from {indptr[j]} to {indptr[j + 1]} after column {j}")
-    outside = np.flatnonzero((rows < 0) | (rows >= down))
+    outside = np.flatnonzero((rows < 0) | (rows >= max(down, 1)))  # spare room says 0
     if len(outside):
         e = outside[0]
         raise ValueError(f"rows[{e}] = {rows[e]} is outside the {down} rows of {unit}s")
@@ -154,7 +154,7 @@ def check_bitmap(starts: np.ndarray, bits: np.ndarray, layout: BitmapLayout) -> 
 
 def check_positions(positions: np.ndarray, n: int, m: int) -> None:
     """Raises ValueError unless every group's n positions differ and lie below m."""
-    groups = np.sort(positions.reshape(-1, n, positions.shape[-1]), axis=1)
+    groups = np.sort(positions.reshape(len(positions) // n, n, positions.shape[-1]), axis=1)
     if groups.size and groups.max() >= m:
         g, _, c = np.argwhere(groups >= m)[0]
         raise ValueError(

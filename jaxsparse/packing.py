@@ -1,5 +1,6 @@
 """From masked weights to packed ones, and back."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -151,13 +152,20 @@ def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Pa
     matrix, kept = _matrix(xp.asarray(weight), view), _matrix(kept, view)
     matrix = xp.where(kept, matrix, xp.zeros((), matrix.dtype))
     batch, slice_view = matrix.shape[:-2], _slice_view(view)
-    flat, kept = matrix.reshape(-1, *matrix.shape[-2:]), kept.reshape(-1, *matrix.shape[-2:])
+    stack = math.prod(batch)
+    if not stack:  # a slice shows what the arrays of none look like
+        matrix, kept = (
+            a.zeros((1, *matrix.shape[-2:]), b.dtype) for a, b in ((xp, matrix), (np, kept))
+        )
+    flat, kept = (a.reshape(max(stack, 1), *a.shape[-2:]) for a in (matrix, kept))
     flat, scales = convert(flat, dtype, xp)
-    if scales is not None:
-        scales = jnp.asarray(scales).reshape(*batch, -1)
     kind, arrays, static = _store(pattern, view, columns, flat, kept, xp)
-    arrays = {name: jnp.asarray(a).reshape(*batch, *a.shape[1:]) for name, a in arrays.items()}
-    return kind(**arrays, **static, view=slice_view, scales=scales)
+    if scales is not None:
+        arrays["scales"] = scales
+    arrays = {
+        name: jnp.asarray(a[:stack]).reshape(*batch, *a.shape[1:]) for name, a in arrays.items()
+    }
+    return kind(**arrays, **static, view=slice_view)
 
 
 def _matrix(leaf, view):
@@ -193,7 +201,7 @@ def _blocks(flat, kept, xp, *, block):
     grid = -(-k // bk), -(-n // bn)
 
     def tiles(array, pad):
-        array = pad(array, padding).reshape(-1, grid[0], bk, grid[1], bn)
+        array = pad(array, padding).reshape(len(array), grid[0], bk, grid[1], bn)
         return array.transpose(0, 1, 3, 2, 4)
 
     lost, kept = tiles(~kept, np.pad), tiles(kept, np.pad).any((3, 4))
@@ -246,6 +254,8 @@ def _columns(tiles, kept, xp) -> tuple[dict[str, Any], Callable]:
     stack = np.arange(len(kept))[:, None]
 
     def place(tiles, xp):
+        if not tiles.size:  # no tile to fill the room for one with
+            return xp.zeros((len(kept), room, *tiles.shape[3:]), tiles.dtype)
         values = tiles[stack, rows, np.where(spare, 0, columns)]
         return xp.where(
             spare.reshape(*spare.shape, *[1] * (values.ndim - 2)),
@@ -261,8 +271,9 @@ def _groups(flat, kept, xp, *, n, m, columns):
     flat = xp.pad(flat, ((0, 0), (0, -k % m), (0, 0)))
     lost = np.pad(~kept, ((0, 0), (0, -k % m), (0, 0)))
     kept = np.pad(kept, ((0, 0), (0, -k % m), (0, -width % columns)))
-    shared: Any = kept.reshape(*kept.shape[:2], -1, columns).any(axis=3)
-    counts: Any = shared.reshape(batch, -1, m, shared.shape[2]).sum(axis=2)
+    groups, sets = -(-k // m), -(-width // columns)
+    shared: Any = kept.reshape(batch, groups * m, sets, columns).any(axis=3)
+    counts: Any = shared.reshape(batch, groups, m, sets).sum(axis=2)
     if (counts > n).any():
         stack, group, column = (int(axis[0]) for axis in np.nonzero(counts > n))
         sharing = f" shared by {columns} columns" if columns > 1 else ""

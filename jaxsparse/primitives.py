@@ -98,6 +98,8 @@ def _register_lowerings(primitive, op, function_of):
                 **params,
             )
             function = functools.partial(function_of(module, op), **params)
+            if 0 in (*params["layout"].shape, x.shape[0]):
+                function = _nothing(ctx.avals_out[0])  # no implementation need know of it
             if sharded(ctx) and not whole:
                 function = by_rows(function, op)
             return mlir.lower_fun(function, multiple_results=False)(without_mesh(ctx), *operands)
@@ -107,6 +109,11 @@ def _register_lowerings(primitive, op, function_of):
     mlir.register_lowering(primitive, rule(None))
     for platform in _PLATFORMS:
         mlir.register_lowering(primitive, rule(platform), platform=platform)
+
+
+def _nothing(out):
+    """A product that sums nothing up, or has no entries."""
+    return lambda *_: jnp.zeros(out.shape, out.dtype)
 
 
 def _scaled_product_of(module, _):
@@ -240,8 +247,8 @@ def _product_batching(primitive, operands, axes, **params):
         return _scan_batching(primitive, operands, axes, **params)
     # One weight for the whole batch: its rows are more rows of x.
     x = jnp.moveaxis(x, axes[0], 0)
-    y = primitive.bind(x.reshape(-1, x.shape[2]), *weight, **params)
-    return y.reshape(*x.shape[:2], -1), 0
+    y = primitive.bind(x.reshape(x.shape[0] * x.shape[1], x.shape[2]), *weight, **params)
+    return y.reshape(*x.shape[:2], y.shape[1]), 0
 
 
 def _scaled_product_batching(operands, axes, **params):

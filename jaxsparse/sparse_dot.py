@@ -37,14 +37,18 @@ def sparse_dot(
         respect to `packed.values`.
       implementation: the name of one in `js.implementations()`, or None for the
         best that supports the call.
-      preferred_element_type: dtype of the result; None for what x and the values
-        promote to, or x's dtype for int8 values.
+      preferred_element_type: floating dtype of the result; None for what x and
+        the values promote to, or x's dtype for integer values. Without
+        `jax_enable_x64` float64 is float32, as everywhere in JAX. Floats of 8 bits
+        promote to nothing: beside another dtype they need it.
 
     Returns:
       y, of shape (..., *outputs).
 
     Raises:
-      TypeError: `packed` is not packed, or x is not floating point.
+      TypeError: `packed` is not packed or holds complex values, x or
+        `preferred_element_type` is not floating point, or x and the values do not
+        promote to one dtype.
       ValueError: shapes do not fit, or the named implementation cannot run.
 
     Example:
@@ -79,14 +83,19 @@ def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, o
         kernels.check(implementation)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"sparse_dot needs floating-point x, got {x.dtype}.")
+    if jnp.issubdtype(packed.values.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"sparse_dot needs real weights, this one of shape {packed.shape} is "
+            f"{packed.values.dtype}: multiply by two packed weights, its real and its imaginary "
+            "part, or by js.unpack of it."
+        )
     if packed.batch_shape:
         raise ValueError(
             f"this packed weight stacks {packed.batch_shape} kernels: map over them with "
             "jax.vmap or jax.lax.scan."
         )
     scales = packed.scales
-    if out_dtype is None:
-        out_dtype = x.dtype if scales is not None else jnp.result_type(x, packed.values)
+    out_dtype = _out_dtype(x, packed, out_dtype)
     if transpose and scales is not None:
         x = x * scales.astype(x.dtype)
     params = {"layout": packed.layout, "implementation": implementation}
@@ -97,6 +106,26 @@ def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, o
     operands = _same_varying_axes(x, packed.learned, scales, *packed.index)
     params["out_dtype"] = jnp.promote_types(out_dtype, jnp.float32)
     return scaled_product_p.bind(*operands, **params).astype(out_dtype)
+
+
+def _out_dtype(x, packed, asked):
+    """What the product is rounded to."""
+    if asked is not None:
+        if not jnp.issubdtype(asked, jnp.floating):
+            raise TypeError(
+                f"preferred_element_type={jnp.dtype(asked).name} is not floating point: round or "
+                "cast the result of sparse_dot."
+            )
+        return jax.dtypes.canonicalize_dtype(asked)
+    if not jnp.issubdtype(packed.values.dtype, jnp.floating):
+        return x.dtype
+    try:
+        return jnp.result_type(x, packed.values)
+    except jax.dtypes.TypePromotionError as error:
+        raise TypeError(
+            f"x of {x.dtype} and a weight of {packed.values.dtype} have no dtype in common: name "
+            "the result's, as in sparse_dot(..., preferred_element_type=jnp.float32)."
+        ) from error
 
 
 def sampled_product(x, g, packed: Packed, *, implementation=None, out_dtype=None):

@@ -98,7 +98,9 @@ def _as_blocks(layout: BlockLayout | CSCLayout) -> BlockLayout:
     )
 
 
-def _gathering_pays(layout: BlockLayout, batch: int) -> bool:
+def _gathering_pays(layout: BlockLayout, batch) -> bool:
+    if not isinstance(batch, int):  # an export for any batch has to do well by large ones
+        return False
     (k, n), (bk, bn) = layout.shape, layout.block
     few = 8 * layout.stored <= k * n
     small = batch * layout.nnz * (bk + bn) <= 4 * k * n
@@ -230,7 +232,7 @@ def pack_positions(found, *, layout: NMLayout):
 
 def _unpack(words, layout):
     found = (words[:, None] >> _shifts(layout)) & (2**layout.bits - 1)
-    found = found.reshape(-1, words.shape[1])[: layout.values_shape[0]]
+    found = found.reshape(len(words) * layout.per_word, words.shape[1])[: layout.values_shape[0]]
     return found.astype(jnp.int32)
 
 
@@ -239,7 +241,7 @@ def _shifts(layout):
 
 
 def _groups(array, layout):
-    return array.reshape(-1, layout.n, layout.shape[1])
+    return array.reshape(array.shape[0] // layout.n, layout.n, layout.shape[1])
 
 
 def _nm_todense(values, found, layout):

@@ -30,7 +30,7 @@ class Storage:
         return self.draw(rng, k, n, density)
 
     def pack(self, weight, mask, dtype=None) -> Packed:
-        columns = weight.shape[-1] if self.columns is None else self.columns
+        columns = max(1, weight.shape[-1]) if self.columns is None else self.columns
         return pack(weight, self.pattern, mask, dtype=dtype, columns=columns)
 
 
@@ -44,11 +44,13 @@ def blocks(bk, bn) -> Storage:
 
 def _nm(n, m, columns=1):
     def draw(rng, k, width, density):
-        shared = width if columns is None else columns
+        shared = max(1, width) if columns is None else columns
         scores = rng.random((-(-k // m), m, -(-width // shared)))
         chosen = scores.argsort(1).argsort(1) < n
         chosen &= rng.random(chosen.shape) < min(1, density * 2)
-        return np.repeat(chosen.reshape(-1, chosen.shape[2]), shared, axis=1)[:k, :width]
+        return np.repeat(chosen.reshape(-(-k // m) * m, chosen.shape[2]), shared, axis=1)[
+            :k, :width
+        ]
 
     suffix = "" if columns == 1 else f"v{columns or 'all'}"
     return Storage(f"{n}of{m}{suffix}", NM(n, m), draw, columns)

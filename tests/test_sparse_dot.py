@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxsparse.kernels import pallas_tpu
 
 from jaxsparse import kernels
-from jaxsparse.arrays import Bitmap, BlockSparse
+from jaxsparse.arrays import BlockSparse
 from jaxsparse.sparse_dot import matrix_product, sampled_product, sparse_dot
 from tests.packed_cases import (
     BY_NAME,
@@ -201,15 +201,6 @@ def test_a_batch_of_nothing(name, implementation):
     dx, dvalues = jax.grad(loss, (0, 1))(nothing, packed.values, packed, implementation)
     assert dx.shape == nothing.shape
     np.testing.assert_array_equal(dvalues, jnp.zeros_like(packed.values))
-
-
-def test_a_bitmap_without_inputs():
-    index = np.zeros(2, np.int32), np.zeros((1, 3, 1), np.uint32)
-    packed = Bitmap(jnp.zeros(1), *index, nnz=1, view=(0, 3))
-    assert packed.todense().shape == (0, 3)
-    for implementation in {"xla", "cpu"} & set(IMPLEMENTATIONS):
-        y = sparse_dot(jnp.ones((2, 0)), packed, implementation=implementation)
-        np.testing.assert_array_equal(y, jnp.zeros((2, 3)))
 
 
 def cosines(tree):
