@@ -49,9 +49,7 @@ class Packed:
 
     def _index_arrays(self):
         return tuple(
-            getattr(self, name)
-            for name in self.array_names
-            if name not in ("values", *OPTIONAL)
+            getattr(self, name) for name in self.array_names if name not in ("values", *OPTIONAL)
         )
 
     def _check(self):

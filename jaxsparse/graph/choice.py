@@ -12,8 +12,8 @@ from jaxsparse.graph.axes import along, others
 from jaxsparse.graph.folding import Meeting, Product
 from jaxsparse.graph.needs import Needs, needed
 from jaxsparse.graph.rewrite import Kept
-from jaxsparse.graph.trace import Analysis
-from jaxsparse.trees import Tree, leaves_by_path
+from jaxsparse.graph.trace import Analysis, arrays_by_path
+from jaxsparse.trees import Tree
 
 Resolve = Literal["union", "intersection"]
 Vector = Bool[np.ndarray, " size"]
@@ -39,7 +39,7 @@ class Choice:
 
     def __init__(self, analysis: Analysis, masked: Tree, masks: Mapping[str, Any]):
         self.analysis = analysis
-        self.leaves = {path: _numbers(leaf) for path, leaf in leaves_by_path(masked).items()}
+        self.leaves = {path: _numbers(leaf) for path, leaf in arrays_by_path(masked).items()}
         self.masks = {path: np.array(mask, bool) for path, mask in masks.items()}
         terms = analysis.terms
         atoms: dict[int, int] = {}

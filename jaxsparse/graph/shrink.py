@@ -12,7 +12,7 @@ from jaxsparse.graph.choice import Choice, Resolve
 from jaxsparse.graph.hosts import placed_as
 from jaxsparse.graph.rewrite import Kept, run
 from jaxsparse.graph.shrink_report import ShrinkReport, report_of
-from jaxsparse.graph.trace import Analysis
+from jaxsparse.graph.trace import Analysis, arrays_by_path
 from jaxsparse.masking import mask_params
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
@@ -89,12 +89,12 @@ def shrink(
     report = report_of(choice, summarize(analysis))
     folded = {path for paths in choice.folded.values() for path in paths}
     small = {}
-    for path, leaf in leaves_by_path(masked).items():
+    for path, leaf in arrays_by_path(masked).items():
         if path in folded:
             leaf = placed_as(jnp.asarray(choice.leaves[path]), leaf)
         small[path] = choice.kept.cut(leaf, analysis.leaves[path])
     kept = report.kept
-    shapes = jax.eval_shape(lambda tree: tree, params)
+    shapes = replace_by_path(params, _shapes(arrays_by_path(params)))
     first = _signature(inputs)
 
     def shrunk(params: Tree, *inputs: Any) -> Any:
@@ -102,9 +102,9 @@ def shrink(
         known = _signature(inputs) == first
         program = analysis if known else Analysis(fn, shapes, _shapes(inputs), blocks, removal=True)
         left = choice.kept if known else _kept_of(program, kept)
-        leaves = leaves_by_path(params)
+        leaves = arrays_by_path(params)
         _check(leaves, kept)
-        operands = [*leaves.values(), *jax.tree.leaves(inputs)]
+        operands = [*(leaves[path] for path in program.leaves), *jax.tree.leaves(inputs)]
         return jax.tree.unflatten(program.output_tree, run(program, left, operands))
 
     return replace_by_path(params, small), shrunk, report
@@ -141,8 +141,8 @@ def _check(leaves: Mapping[str, Any], kept: Mapping[str, tuple[np.ndarray, ...]]
             )
 
 
-def _shapes(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return jax.eval_shape(lambda *inputs: inputs, *inputs)
+def _shapes(arrays: Any) -> Any:
+    return jax.eval_shape(lambda arrays: arrays, arrays)
 
 
 def _signature(inputs: tuple[Any, ...]):

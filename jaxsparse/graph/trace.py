@@ -14,7 +14,7 @@ from jaxsparse.graph.axes import Cause, Terms
 from jaxsparse.graph.rules import RULES, sizes
 from jaxsparse.graph.symbolic import StandIns
 from jaxsparse.graph.values import Origin, Value, uniform_axes
-from jaxsparse.trees import Tree, leaves_by_path, near_misses
+from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,17 @@ class RawOp:
     reasons: tuple[str, ...] = ()
 
 
+def arrays_by_path(tree: Tree) -> dict[str, Any]:
+    """The leaves that are numbers; functions and flags in a tree are constants of its program."""
+    return {path: leaf for path, leaf in leaves_by_path(tree).items() if _is_number(leaf)}
+
+
+def _is_number(leaf: Any) -> bool:
+    if isinstance(leaf, bool):
+        return False
+    return hasattr(leaf, "dtype") or isinstance(leaf, complex | float | int)
+
+
 class Analysis:
     """Walks a traced program and unifies the axes of its arrays.
 
@@ -79,13 +90,11 @@ class Analysis:
         blocks: Mapping[str, tuple[int, int]] | None = None,
         removal: bool = False,
     ):
-        leaves, self.removal = leaves_by_path(params), removal
-        tree = jax.tree.structure(params)
+        leaves, self.removal = arrays_by_path(params), removal
 
-        def flat(leaves, *inputs):
-            outputs, self.output_tree = jax.tree.flatten(
-                fn(jax.tree.unflatten(tree, leaves), *inputs)
-            )
+        def flat(arrays, *inputs):
+            given = replace_by_path(params, dict(zip(leaves, arrays, strict=True)))
+            outputs, self.output_tree = jax.tree.flatten(fn(given, *inputs))
             return outputs
 
         self.output_tree: Any = None

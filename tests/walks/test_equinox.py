@@ -13,10 +13,10 @@ eqx = pytest.importorskip("equinox", reason="equinox is not installed: pip insta
 IMAGES = jax.random.normal(jax.random.key(0), (4, 4, 8, 8))
 LABELS = jnp.arange(4)
 RULES = [
-    js.Rule(r"conv/weight", *steps.PATTERNS["nm"], in_axis=1, out_axis=0),
-    js.Rule(r"mlp/layers/0/weight", *steps.PATTERNS["block"], in_axis=1, out_axis=0),
-    js.Rule(r"mlp/layers/1/weight", js.Channel(1), steps.HALF, in_axis=1, out_axis=0),
-    js.Rule(r"mlp/layers/2/weight", *steps.PATTERNS["unstructured"], in_axis=1, out_axis=0),
+    js.Rule(r"conv/weight", *steps.PATTERNS["nm"]),
+    js.Rule(r"mlp/layers/0/weight", *steps.PATTERNS["block"]),
+    js.Rule(r"mlp/layers/1/weight", js.Channel(1), steps.HALF),
+    js.Rule(r"mlp/layers/2/weight", *steps.PATTERNS["unstructured"]),
 ]
 
 
@@ -48,8 +48,13 @@ def test_equinox(tmp_path):
         y = apply(eqx.combine(params, rest), IMAGES)
         return optax.softmax_cross_entropy_with_integer_labels(y, LABELS).mean()
 
-    params, masks = steps.train(loss, params, RULES)
+    # (out, in) or (in, out)? A name does not tell, and the message says what does.
+    with pytest.raises(ValueError, match=r"js.read_axes\(rules, fn, params, \*inputs\)"):
+        js.compute_masks(model, RULES)
+    rules = js.read_axes(RULES, apply, model, IMAGES)
+
+    params, masks = steps.train(loss, params, rules)
     model = eqx.combine(params, rest)
     file = tmp_path / "net.safetensors"
-    report = steps.walk(apply, model, masks, RULES, IMAGES, file, jit=eqx.filter_jit)
+    report = steps.walk(apply, model, masks, rules, IMAGES, file, jit=eqx.filter_jit)
     assert report.kept["mlp/layers/0/weight"][0].size == 16

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from flax import nnx
 
 import jaxsparse as js
@@ -97,14 +98,13 @@ class Gemma(nnx.Module):
 
 
 TOKENS = jax.random.randint(jax.random.key(1), (4, 8), 0, VOCABULARY)
-# What each product sums over, where the last axis but one does not say it.
 RULES = [
-    js.Rule(r".*/q_einsum/w", *steps.PATTERNS["nm"], in_axis=1, out_axis=(0, 2)),
-    js.Rule(r".*/kv_einsum/w", *steps.PATTERNS["unstructured"], in_axis=2, out_axis=(0, 1, 3)),
-    js.Rule(r".*/attn_vec_einsum/w", *steps.PATTERNS["block"], in_axis=(0, 1), out_axis=2),
+    js.Rule(r".*/q_einsum/w", *steps.PATTERNS["nm"]),
+    js.Rule(r".*/kv_einsum/w", *steps.PATTERNS["unstructured"]),
+    js.Rule(r".*/attn_vec_einsum/w", *steps.PATTERNS["block"]),
     js.Rule(r".*/mlp/(gate|up)_proj/kernel", *steps.PATTERNS["nm"]),
     js.Rule(r".*/mlp/down_proj/kernel", js.Channel(-2), steps.HALF),
-    js.Rule(r"embedder", *steps.PATTERNS["block"], in_axis=1, out_axis=0),
+    js.Rule(r"embedder", *steps.PATTERNS["block"]),
 ]
 
 
@@ -118,6 +118,16 @@ def test_gemma(tmp_path):
         logits = apply(params, TOKENS)[:, :-1]
         return optax.softmax_cross_entropy_with_integer_labels(logits, TOKENS[:, 1:]).mean()
 
-    params, masks = steps.train(loss, params, RULES)
-    report = steps.walk(apply, params, masks, RULES, TOKENS, tmp_path / "gemma.safetensors")
+    # Which axes of (N, D, H) are summed over? The message says what knows it.
+    with pytest.raises(ValueError, match=r"js.read_axes\(rules, fn, params, \*inputs\)"):
+        js.compute_masks(params, RULES)
+    rules = js.read_axes(RULES, apply, params, TOKENS)
+    axes = {rule.path.rpartition("/")[0].rpartition("/")[2]: rule for rule in rules}
+    assert (axes["q_einsum"].in_axis, axes["q_einsum"].out_axis) == (1, (0, 2))
+    assert (axes["attn_vec_einsum"].in_axis, axes["attn_vec_einsum"].out_axis) == ((0, 1), 2)
+    # A table that is looked up and multiplied by, transposed: the product decides.
+    assert (axes[""].in_axis, axes[""].out_axis) == (1, 0)
+
+    params, masks = steps.train(loss, params, rules)
+    report = steps.walk(apply, params, masks, rules, TOKENS, tmp_path / "gemma.safetensors")
     assert report.kept["layers/0/mlp/up_proj/kernel"][1].size == HIDDEN // 2
