@@ -137,6 +137,7 @@ def test_infinite_slopes_do_not_reach_what_is_masked():
     assert slopes.values[1, 0] == 0 and slopes.values[1, 1] == jnp.inf
 
 
+@pytest.mark.slow
 def test_what_stays_zero_is_saved_exported_and_trained_in_a_layer(tmp_path):
     weight, mask = jax.random.normal(jax.random.key(0), (32, 32)), jnp.arange(32) % 4 < 2
     mask = mask[:, None] & (jnp.arange(32) > 3)

@@ -76,6 +76,7 @@ def test_kinds_of_parameters_are_kept():
     assert len(jax.tree.leaves(nnx.state(new, Tagged))) == 2
 
 
+@pytest.mark.slow
 def test_a_model_that_is_one_layer():
     layer = nnx.Linear(16, 32, rngs=nnx.Rngs(0))
     new, surgery = js.nn.replace(layer, [js.Rule("kernel", *HALF)], inputs=[jnp.ones((2, 16))])
@@ -91,6 +92,20 @@ def test_results_are_laid_out_as_asked():
         spec = jax.P(None, "x")
         y = jax.jit(lambda x: new(x, out_sharding=spec))(jnp.ones((2, 16)))
         assert jax.typeof(y).sharding.spec == spec
+
+
+@pytest.mark.slow
+def test_models_on_several_devices_stay_there():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    model, x = nnx.Sequential(linear(), nnx.relu, linear()), jnp.ones((8, 16))
+    state = nnx.state(model)
+    split = jax.NamedSharding(mesh, jax.P("x"))
+    nnx.update(model, jax.tree.map(lambda leaf: jax.device_put(leaf, split), state))
+    rules = [js.Rule("layers/0/kernel", *HALF)]
+    new, _ = js.nn.replace(model, rules, inputs=[x])
+    for leaf in jax.tree.leaves(nnx.state(new)):
+        assert len(leaf.sharding.device_set) == 8
+    np.testing.assert_allclose(new(x), masked(model, rules)(x), rtol=1e-4, atol=1e-5)
 
 
 class Scaled(nnx.Linear):
@@ -143,7 +158,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LoRALinear",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in REFUSED if n != "LoRALinear"),
+    ],
+)
 def test_layers_that_do_more_are_refused_by_their_path(name):
     make, reason = REFUSED[name]
     model = nnx.Sequential(make(nnx.Rngs(0)))
@@ -286,6 +307,7 @@ def test_models_that_read_a_kernel_are_found_by_inputs():
         js.nn.replace(mean, rules, inputs=[x])
 
 
+@pytest.mark.slow
 def test_leaves_that_are_one_array_stay_one():
     w = jax.random.normal(jax.random.key(0), (16, 16))
     params = {"in": {"kernel": w}, "out": {"kernel": w, "bias": jnp.zeros(16)}}

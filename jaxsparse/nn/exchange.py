@@ -8,8 +8,10 @@ kernel that several layers share.
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse.nn.nnx import SparseLinear
 from jaxsparse.packed import Packed
@@ -71,6 +73,13 @@ def exchange(model: nnx.Module, packed: Mapping[str, Packed]) -> tuple[nnx.Modul
             for held in places.get(id(layer), ()):
                 _put(held, new)
     return model, exchanged
+
+
+def replicated_as(weight: Any, kernel: jax.Array) -> Any:
+    """The arrays of a tree on all devices that a kernel lies on."""
+    if len(kernel.sharding.device_set) == 1 or not isinstance(kernel.sharding, NamedSharding):
+        return weight
+    return jax.device_put(weight, NamedSharding(kernel.sharding.mesh, PartitionSpec()))
 
 
 def nodes_by_path(model: nnx.Module) -> dict[str, Any]:
@@ -155,7 +164,8 @@ def _check_layer(path: str, place: Place, holders: list[Place], weight: Packed) 
                 f"it the layer can be exchanged, and {_CURE}"
             )
     for name, value in layer.kernel.get_metadata().items():
-        if (name in _HOOKS and value) or (name == "out_sharding" and any(value or ())):
+        names = getattr(value, "spec", value) if name == "out_sharding" else None
+        if (name in _HOOKS and value) or any(names or ()):
             raise ValueError(
                 f"{where!r} has the metadata {name}={value!r}, which is about the dense kernel; "
                 f"without it the layer can be exchanged, and {_CURE}"
@@ -180,6 +190,7 @@ def _check_layer(path: str, place: Place, holders: list[Place], weight: Packed) 
 
 def _sparse(layer: nnx.Linear, weight: Packed) -> SparseLinear:
     """The layer as a packed one, with its very bias and a kernel of the same kind."""
+    weight = replicated_as(weight, layer.kernel[...])
     new = SparseLinear(
         layer.in_features,
         layer.out_features,

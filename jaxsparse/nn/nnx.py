@@ -108,5 +108,5 @@ class SparseLinear(nnx.Module):
             implementation=self.implementation,
             preferred_element_type=self.preferred_element_type,
         )
-        y = y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+        y = y if out_sharding is None else jax.reshard(y, out_sharding)
         return y if bias is None else y + bias

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxsparse import scores
 from jaxsparse.choosing import compute_masks
 from jaxsparse.nn.comparing import compare
-from jaxsparse.nn.exchange import aliases, exchange, nodes_by_path
+from jaxsparse.nn.exchange import aliases, exchange, nodes_by_path, replicated_as
 from jaxsparse.nn.structures import normal_values
 from jaxsparse.packed import Packed, is_packed
 from jaxsparse.packing import pack_params
@@ -194,7 +194,8 @@ def _compare(model, new, packed, exchanged, inputs):
     masked = nnx.clone(model)
     old_nodes, new_nodes = nodes_by_path(masked), nodes_by_path(new)
     for path, weight in packed.items():
-        old_nodes[path][...] = weight.todense()
+        kernel = old_nodes[path]
+        kernel[...] = replicated_as(weight.todense(), kernel[...])
     for where, path in exchanged.items():
         layer = new_nodes[where]
         x = jax.random.normal(jax.random.key(0), (4, layer.in_features), packed[path].dtype)

@@ -40,6 +40,7 @@ def apply(model, images):
     return jax.vmap(model)(images)
 
 
+@pytest.mark.slow
 def test_equinox(tmp_path):
     model = Net(jax.random.key(1))
     params, rest = eqx.partition(model, eqx.is_inexact_array)

@@ -6,6 +6,7 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from flax.training import train_state
 
 import jaxsparse as js
@@ -59,6 +60,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 def test_resnet(tmp_path):
     model = ResNet()
     variables = model.init(jax.random.key(1), IMAGES)

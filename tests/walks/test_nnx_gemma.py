@@ -108,6 +108,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 def test_gemma(tmp_path):
     graph, params = nnx.split(Gemma(nnx.Rngs(0)))
 

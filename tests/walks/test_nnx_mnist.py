@@ -44,6 +44,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 def test_mnist(tmp_path):
     model = CNN(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, steps.pruned_adam(RULES), wrt=nnx.Param)
