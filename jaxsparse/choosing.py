@@ -11,7 +11,7 @@ from jaxsparse.distributions import Distribution, targets_of, uniform
 from jaxsparse.masking import sharded_as
 from jaxsparse.patterns import GroupMask
 from jaxsparse.regrowth import DropAndGrow
-from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
+from jaxsparse.rules import LeafSpec, Rule, check_rules, describe, resolve
 from jaxsparse.schedules import Schedule
 from jaxsparse.scores import Leaves, Score, ScoreContext
 from jaxsparse.selection import Candidates, count, top_k_masks
@@ -173,7 +173,10 @@ def gradients_of(grads: Tree, specs: Mapping[str, LeafSpec]) -> Leaves:
                 f"the gradient of {path!r} has shape {jnp.shape(given[path])}, "
                 f"the leaf {spec.view.shape}"
             )
-    return {path: given[path] for path in specs}
+        kind = describe(given[path])
+        if isinstance(kind, str):  # float0, for integers
+            raise ValueError(f"the gradient of {path!r} is {kind}; numbers would work")
+    return {path: jnp.asarray(given[path]) for path in specs}
 
 
 class _NoGradients(dict):

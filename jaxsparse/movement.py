@@ -84,7 +84,7 @@ def movement(
             moved = spec.pool(moved, "sum")
             size = spec.pattern.group_size(spec.view)
             slope = jax.nn.sigmoid(score) * jax.nn.sigmoid(-score)
-            weight = regularization * 0.5 * size / (score.size * layers)
+            weight = regularization * 0.5 * size / max(1, score.size * layers)
             return moved + (context.ramp * weight).astype(score.dtype) * slope
 
         steps, learned = learner.update(
