@@ -17,6 +17,7 @@ A configuration that fails prints the command that runs it alone.
 import argparse
 import os
 import random
+import re
 import sys
 import time
 import traceback
@@ -155,7 +156,12 @@ def draw(seed: int, number: int) -> Config:
 
 
 def rules_of(config: Config, paths: str = ".*/kernel") -> list[js.Rule]:
-    return [js.Rule(paths, config.pattern)]
+    """One rule for each leaf whose path matches; the stack is one of two kernels."""
+    rules = [
+        js.Rule("dense/kernel", config.pattern),
+        js.Rule("stack/kernel", config.pattern, batch_axis=0),
+    ]
+    return [rule for rule in rules if re.fullmatch(paths, rule.path)]
 
 
 def pruner_of(config: Config, paths: str = ".*/kernel", make: Any = js.prune) -> Any:
@@ -175,7 +181,7 @@ def pruner_of(config: Config, paths: str = ".*/kernel", make: Any = js.prune) ->
 
 
 def transform_of(config: Config) -> Any:
-    adam = optax.adam(1e-2)
+    adam = optax.adam(1e-2, eps=1e-3)  # 1e-8 is zero in float16, and 0 / 0 no weight
     if config.wrapper == "chain":
         return optax.chain(pruner_of(config), adam)
     if config.wrapper == "apply_masks":
@@ -189,7 +195,7 @@ def transform_of(config: Config) -> Any:
         labels = {"dense": {"bias": "a", "kernel": "a"}, "stack": {"kernel": "b"}}
         halves = {"a": "dense/kernel", "b": "stack/kernel"}
         return optax.partition(
-            {h: js.pruned(optax.adam(1e-2), pruner_of(config, p)) for h, p in halves.items()},
+            {h: js.pruned(adam, pruner_of(config, p)) for h, p in halves.items()},
             labels,
         )
     if config.wrapper == "schedule_free":
