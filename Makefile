@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal -q
 
 .NOTPARALLEL:
-.PHONY: demo test test-fast test-accelerators docs bench gpu tune tpu lint clean
+.PHONY: demo test test-fast fuzz test-accelerators docs bench gpu tune tpu lint clean
 
 demo: $(DEMO)  ## train dense, prune to 90 % in 4x16 blocks, print the table
 	@$(BIN)/python -m experiments.run --config experiments/configs/demo.py --workdir runs/demo --overwrite
@@ -18,6 +18,9 @@ test: $(READY)  ## the whole suite
 
 test-fast: $(READY)  ## what one runs while working: under three minutes
 	$(PYTEST) -m "not slow" tests
+
+fuzz: $(READY)  ## random products and transforms against float64, in MINUTES (15)
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),15)
 
 # Mosaic GPU needs jax 0.11: what the two Pythons of test and test-fast have may be
 # older or newer. `slow` also compiles for an H200, where the CUDA wheels are.

@@ -90,7 +90,7 @@ def test_an_unknown_instruction_set_is_refused():
 )
 def test_under_address_and_undefined_behaviour_sanitizers(tmp_path):
     run("cmake", "-S", str(NATIVE.parents[2]), "-B", str(tmp_path), "-DJAXSPARSE_SANITIZE=ON")
-    run("cmake", "--build", str(tmp_path), "--parallel", "2")
+    run("cmake", "--build", str(tmp_path), "--target", "products_test", "--parallel", "2")
     program = next(tmp_path.rglob("products_test"))
     for isa in ("portable", "avx2", "avx512"):
         output = run(str(program), "1000", env=os.environ | {"JAXSPARSE_CPU_ISA": isa})
