@@ -4,6 +4,8 @@ import numpy as np
 
 from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, NMLayout
 
+MOST = 2**31 - 1  # what pointers of 32 bits count to
+
 
 def column_index(kept: np.ndarray, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Compresses a boolean grid by columns.
@@ -15,7 +17,11 @@ def column_index(kept: np.ndarray, room: int | None = None) -> tuple[np.ndarray,
     Returns:
       indptr (columns + 1,) and rows (room,), int32. Column j keeps
       rows[indptr[j]:indptr[j + 1]], ascending; what is over is 0.
+
+    Raises:
+      ValueError: more are kept than pointers of 32 bits can count.
     """
+    _check_count(kept)
     _, rows = np.nonzero(kept.T)
     indptr = np.zeros(kept.shape[1] + 1, np.int32)
     np.cumsum(kept.sum(axis=0), out=indptr[1:])
@@ -36,7 +42,11 @@ def bitmap_index(kept: np.ndarray) -> tuple[np.ndarray, ...]:
 
     Returns:
       starts and bits; and the row and the column of every entry kept, int64.
+
+    Raises:
+      ValueError: more are kept than pointers of 32 bits can count.
     """
+    _check_count(kept)
     layout = BitmapLayout(kept.shape, 0)
     padded = np.zeros((layout.strips * layout.strip, kept.shape[1]), bool)
     padded[: len(kept)] = kept
@@ -45,6 +55,15 @@ def bitmap_index(kept: np.ndarray) -> tuple[np.ndarray, ...]:
     starts = np.concatenate([[0], np.cumsum(_chunk_counts(strips))]).astype(np.int32)
     strip, columns, rows = np.nonzero(strips)
     return starts, bits, strip * layout.strip + rows, columns
+
+
+def _check_count(kept):
+    total = np.count_nonzero(kept)
+    if total > MOST:
+        raise ValueError(
+            f"{total} entries of a {kept.shape} grid are kept, pointers count to {MOST}: "
+            "split the weight, or prune more of it"
+        )
 
 
 def _chunk_counts(strips):

@@ -28,6 +28,13 @@ def sparse_dot(
     the outputs that a stored weight connects it with, or becomes NaN where the
     implementation spreads the weight out.
 
+    Indices are checked when a weight is made of arrays. Of those that came otherwise, by
+    `replace` or under `jax.jit`, the native kernels refuse in every product alike what is
+    out of range, out of order or named twice; "xla" cannot raise and trusts them: what lies
+    outside is left out or counted elsewhere, of two values in one place one counts. Positions
+    of n:m always lie in their group where m is a power of two; of those that are named
+    twice the native kernels add the values up.
+
     Args:
       x: of shape (..., *inputs), floating point. For a (K, N) kernel the inputs
         are one axis of K; for the kernel (heads, width, N) of an attention

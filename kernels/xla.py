@@ -11,6 +11,10 @@ Both accumulate in float32 at least. Two formulations:
   multiplied as usual. Small blocks make poor batched products, and there a
   dense product is the fastest thing XLA can do.
 
+Indices are trusted, since a compiled program cannot raise: an entry outside the weight is left
+out, or counted from the other end where it is negative; of two values in one place one counts,
+and the gathered form adds them up.
+
 The sampled product never holds a dense gradient: it works on an eighth of the
 columns at a time, or on one position of the groups of N:M.
 """

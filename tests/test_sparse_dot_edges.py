@@ -7,6 +7,7 @@ import pytest
 from jax import export
 
 import jaxsparse as js
+from jaxsparse import indices
 from jaxsparse.sparse_dot import sparse_dot
 from tests.packed_cases import BY_NAME, IMPLEMENTATIONS, STORAGES, assert_close, draw, draw_x
 
@@ -41,6 +42,17 @@ def test_stacks_of_nothing(pattern, shape):
     assert packed.shape == js.unpack(packed).shape == shape
     y = jax.vmap(sparse_dot)(jnp.ones((shape[0], 3, shape[1])), packed)
     np.testing.assert_array_equal(y, np.zeros((shape[0], 3, shape[2])))
+
+
+@pytest.mark.parametrize("pattern", [js.Block(2, 2), js.Unstructured()], ids=str)
+@pytest.mark.parametrize("density", [0.1, 0.5])
+def test_more_entries_than_pointers_count_are_refused_by_name(pattern, density, monkeypatch):
+    monkeypatch.setattr(indices, "MOST", 7)
+    weight = jnp.ones((16, 16))
+    mask = np.random.default_rng(0).random((16, 16)) < density
+    rules = [js.Rule("head/kernel", pattern, sparsity=0.5)]
+    with pytest.raises(ValueError, match=r"'head/kernel'.* entries .*count to 7: split"):
+        js.pack_params({"head": {"kernel": weight}}, {"head/kernel": mask}, rules)
 
 
 @pytest.mark.parametrize("name", ["block4x16", "bitmap", "csc", "2of4"])
