@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxsparse import jaxprs
 from jaxsparse.factors import VIEWS, stranger
-from jaxsparse.sights import Product, Sight, Value
+from jaxsparse.sights import ENDS, Product, Sight, Value
 from jaxsparse.trees import Tree, flatten
 
 Observe = Callable[[Product, jax.Array], None]
@@ -121,10 +121,10 @@ class _Reader(jaxprs.Evaluator):
             for result, sights in zip(results, shown, strict=True)
         ]
 
-    def meet(self, equation, sight, summed, batched, x):
+    def meet(self, equation, sight, summed, batched, other):
         """Notes a product."""
         product = sight.product(equation.primitive.name, summed, batched)
-        self._note(equation, product, x)
+        self._note(equation, product, other.array)
 
     def look_up(self, equation, sight, indexed, ids):
         """Notes a lookup along some axes."""
@@ -264,30 +264,9 @@ def _stack(reader, equation, values):
     return [[s.seen((*s.axes[:axis], new, *s.axes[axis:]), {}) for s in sights]]
 
 
-@_rule("dot_general")
-def _dot_general(reader, equation, values):
-    sums, batches = equation.params["dimension_numbers"]
-    for one, other, summed, batched in zip(values, reversed(values), sums, batches, strict=True):
+@_rule(" ".join(ENDS))
+def _product(reader, equation, values):
+    for position, (one, other) in enumerate(zip(values[:2], values[1::-1], strict=True)):
         for sight in one.sights:
-            reader.meet(equation, sight, summed, batched, other.array)
-    return [()]
-
-
-@_rule("ragged_dot_general")
-def _ragged_dot_general(reader, equation, values):
-    numbers = equation.params["ragged_dot_dimension_numbers"]
-    (_, summed), (_, batched) = numbers.dot_dimension_numbers
-    x, weight, *_ = values
-    for sight in weight.sights:
-        batch = (*batched, *numbers.rhs_group_dimensions)
-        reader.meet(equation, sight, summed, batch, x.array)
-    return [()]
-
-
-@_rule("conv_general_dilated")
-def _convolution(reader, equation, values):
-    x, kernel = values
-    _, channels, *window = equation.params["dimension_numbers"].rhs_spec
-    for sight in kernel.sights:
-        reader.meet(equation, sight, (*window, channels), (), x.array)
+            reader.meet(equation, sight, *ENDS[equation.primitive.name](equation, position), other)
     return [()]

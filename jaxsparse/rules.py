@@ -172,10 +172,12 @@ def _resolve(
 ) -> tuple[tuple[str, LeafSpec], ...]:
     specs, shapes = [], dict(leaves)
     for path, rule in _choose(rules, shapes).items():
+        leaf, pattern = shapes[path], rule.pattern
+        assert pattern is not None and not isinstance(leaf, str)
         axes = rule.in_axis, rule.out_axis, rule.batch_axis
-        view = view_of(path, shapes[path].shape, *axes, directed=rule.pattern.directed)
-        rule.pattern.check(path, view)
-        specs.append((path, LeafSpec(path, rule.pattern, view, rule.sparsity)))
+        view = view_of(path, leaf.shape, *axes, directed=pattern.directed)
+        pattern.check(path, view)
+        specs.append((path, LeafSpec(path, pattern, view, rule.sparsity)))
     return tuple(sorted(specs, key=lambda item: item[0]))
 
 

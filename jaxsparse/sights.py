@@ -1,12 +1,13 @@
 """What an array in a traced program shows of the weights that it is made of."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
 
 from jaxsparse.factors import Axis, Factored, Role, roles, stranger
+from jaxsparse.views import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,20 @@ class Product:
     batch_axis: tuple[int, ...]
     partial: tuple[int, ...] = ()
     sums: bool = True
+
+    def agrees(self, view: View) -> bool:
+        """Whether a view has the axes that the product sums over, and its batches apart."""
+
+        def long(axes):
+            return {axis for axis in axes if self.shape[axis] != 1}
+
+        batch, apart = long(view.batch), long(self.batch_axis)
+        # Every kernel of a stack may multiply the same x; then the stack is an output, too.
+        return (
+            long(view.inputs) == long(self.in_axis)
+            and apart <= batch <= apart | long(self.out_axis)
+            and not self.partial
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,3 +144,33 @@ class Value:
     @classmethod
     def tree_unflatten(cls, aux, children):
         return cls(children[0], *aux)
+
+
+# By primitive, which axes of the operand at a position a product sums over, and which it takes
+# as a batch. A convolution sums over the axes of its kernel in this order, channels last.
+Ends = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _dot_general(equation, position) -> Ends:
+    sums, batches = equation.params["dimension_numbers"]
+    return sums[position], batches[position]
+
+
+def _ragged_dot_general(equation, position) -> Ends:
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    sums, batches = numbers.dot_dimension_numbers
+    groups = numbers.rhs_group_dimensions if position == 1 else ()
+    return sums[position], (*batches[position], *groups)
+
+
+def _convolution(equation, position) -> Ends:
+    numbers = equation.params["dimension_numbers"]
+    _, channels, *window = (numbers.lhs_spec, numbers.rhs_spec)[position]
+    return (*window, channels), ()
+
+
+ENDS: dict[str, Callable[..., Ends]] = {
+    "dot_general": _dot_general,
+    "ragged_dot_general": _ragged_dot_general,
+    "conv_general_dilated": _convolution,
+}

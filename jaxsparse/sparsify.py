@@ -17,8 +17,10 @@ from jaxsparse import jaxprs
 from jaxsparse.convolution import convolution
 from jaxsparse.factors import VIEWS
 from jaxsparse.packed import is_packed
+from jaxsparse.sights import ENDS
 from jaxsparse.standins import StandIn
 from jaxsparse.trees import flatten
+from jaxsparse.views import spelled
 
 
 def sparsify(
@@ -123,7 +125,7 @@ class _Run(jaxprs.Evaluator):
     def sliced(self, value):
         if isinstance(value, StandIn) and value.axes[0] and value.axes[0] == value.batch[:1]:
             return value.packed, value.slice_of
-        return super().sliced(value)
+        return self.array(value, _taken_apart("scan", value, 0)), lambda array: array
 
     def apply(self, equation, operands):
         name = equation.primitive.name
@@ -133,14 +135,15 @@ class _Run(jaxprs.Evaluator):
             rule = getattr(self, f"_{name}", None)
             results = rule(equation, *operands) if rule else None
         if results is None:
-            results = jaxprs.bind(equation, [self.array(o, name) for o in operands])
+            arrays = [self.array(o, _why_dense(equation, i, o)) for i, o in enumerate(operands)]
+            results = jaxprs.bind(equation, arrays)
         return results if isinstance(results, list) else [results]
 
     def array(self, value, operation):
         if not isinstance(value, StandIn):
             return value
-        if (value.name, operation) not in self.named:
-            self.named.add((value.name, operation))
+        if value.name not in self.named:
+            self.named.add(value.name)
             message = f"sparsify: {value.name} {value.packed} is made dense for {operation}"
             if self.on_dense == "error":
                 raise ValueError(f"{message}; on_dense='ignore' would let it")
@@ -193,33 +196,36 @@ class _Run(jaxprs.Evaluator):
 
     def _slice(self, equation, w):
         params = equation.params
-        sizes = [
-            b - a for a, b in zip(params["start_indices"], params["limit_indices"], strict=True)
-        ]
-        return _one_of_stack(w, params["start_indices"], sizes)
+        if params["strides"] is not None and any(step != 1 for step in params["strides"]):
+            return None
+        starts = params["start_indices"]
+        sizes = [end - start for start, end in zip(starts, params["limit_indices"], strict=True)]
+        return _one_of(w, starts, sizes)
 
     def _dynamic_slice(self, equation, w, *starts):
-        return _one_of_stack(w, starts, equation.params["slice_sizes"])
+        return _one_of(w, starts, equation.params["slice_sizes"])
 
     def _gather(self, equation, w, ids):
         params = equation.params
         numbers = params["dimension_numbers"]
-        whole_rows = (
-            isinstance(w, StandIn)
-            and len(w.axes) == 2
-            and numbers.start_index_map == numbers.collapsed_slice_dims == (0,)
-            and numbers.offset_dims == (ids.ndim - 1,)
-            and params["slice_sizes"] == (1, w.shape[1])
-        )
-        if not whole_rows:
+        indexed = numbers.start_index_map
+        if (
+            not isinstance(w, StandIn)
+            or len(w.axes) != 2
+            or len(indexed) != 1
+            or indexed != numbers.collapsed_slice_dims
+        ):
             return None
-        ids, size = ids[..., 0], w.shape[0]
-        rows = w.take(jnp.clip(ids, 0, size - 1))
-        if rows is None or params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
-            return rows
-        fill = params["fill_value"]
-        inside = ((ids >= 0) & (ids < size))[..., None]
-        return jnp.where(inside, rows, jnp.nan if fill is None else fill)
+        [axis], ids = indexed, ids[..., 0]
+        size, whole = w.shape[axis], w.shape[1 - axis]
+        rows = w.take(axis, jnp.clip(ids, 0, size - 1))
+        if rows is None or params["slice_sizes"][1 - axis] != whole:
+            return None
+        if params["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
+            fill = params["fill_value"]
+            inside = ((ids >= 0) & (ids < size))[..., None]
+            rows = jnp.where(inside, rows, jnp.nan if fill is None else fill)
+        return jnp.moveaxis(rows, -1, numbers.offset_dims[0])
 
     # Products.
 
@@ -256,8 +262,42 @@ class _Run(jaxprs.Evaluator):
         return convolution(x, w, params, equation.outvars[0].aval, self.implementation)
 
 
-def _one_of_stack(w, starts, sizes):
+def _one_of(w, starts, sizes):
+    """A kernel of a stack, or a row or column of a matrix."""
     cut = [i for i, (size, whole) in enumerate(zip(sizes, w.shape, strict=True)) if size != whole]
     if len(cut) != 1 or sizes[cut[0]] != 1:
         return None
-    return w.index(cut[0], starts[cut[0]])
+    [axis] = cut
+    kernel = w.index(axis, starts[axis])
+    if kernel is not None:
+        return kernel
+    row = w.take(axis, jnp.clip(jnp.asarray(starts[axis]), 0, w.shape[axis] - 1))
+    return None if row is None else jnp.expand_dims(row, axis)
+
+
+def _why_dense(equation, position, value):
+    """An operation that needs a weight dense, with what would spare it."""
+    name, params = equation.primitive.name, equation.params
+    if name in ("slice", "dynamic_slice"):
+        sizes = params.get("slice_sizes") or equation.outvars[0].aval.shape
+        cut = [i for i, size in enumerate(sizes) if size == 1 != value.shape[i]]
+        return _taken_apart(name, value, cut[0]) if len(cut) == 1 else name
+    if name not in ENDS or not isinstance(value, StandIn):
+        return name
+    product = value.sight.product(name, *ENDS[name](equation, position))
+    if product.partial:
+        return f"{name}, which sums over part of the axes {product.partial}"
+    if product.agrees(value.view):
+        return name
+    axes = spelled(product.in_axis, product.out_axis, product.batch_axis)
+    return f"{name}, which sums over other axes; with {axes} in its rule it would stay packed"
+
+
+def _taken_apart(name, value, axis):
+    ends = value.axes[axis] if isinstance(value, StandIn) else ()
+    if len(ends) != 1 or len(ends[0][0]) != 1:
+        return name
+    return (
+        f"{name}, which takes axis {ends[0][0][0]} apart; with the axes that js.read_axes gives "
+        "its rule it would stay packed"
+    )

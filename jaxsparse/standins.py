@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsparse.arrays import CSC, Bitmap, NMSparse
 from jaxsparse.factors import Factor, Factored, split
-from jaxsparse.kernels import xla
-from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, BlockLayout
+from jaxsparse.lookups import take_inputs, take_outputs
 from jaxsparse.packed import Packed
+from jaxsparse.sights import Sight
 from jaxsparse.sparse_dot import matrix_product
+from jaxsparse.views import View
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +32,7 @@ class StandIn(Factored):
       packed: the weight.
       batch, inputs, outputs: the same factors, by what they mean to the weight.
       name: the path of the weight in the arguments.
+      whole: shape of the weight as it came, stacks and all.
     """
 
     packed: Packed
@@ -39,6 +40,7 @@ class StandIn(Factored):
     inputs: tuple[Factor, ...]
     outputs: tuple[Factor, ...]
     name: str
+    whole: tuple[int, ...]
 
     @classmethod
     def of(cls, packed: Packed, name: str) -> Self:
@@ -56,6 +58,7 @@ class StandIn(Factored):
             part(axis + stacked for axis in packed.view.inputs),
             part(axis + stacked for axis in packed.view.outputs),
             name,
+            packed.shape,
         )
 
     @property
@@ -89,6 +92,24 @@ class StandIn(Factored):
 
     def _seen(self, **changes) -> Self:
         return dataclasses.replace(self, **changes)
+
+    @property
+    def view(self) -> View:
+        """The view of the weight as it came, stacks and all."""
+        stacked = range(len(self.whole) - len(self.packed.view.shape))
+        inputs, outputs = (
+            tuple(axis + len(stacked) for axis in part)
+            for part in (self.packed.view.inputs, self.packed.view.outputs)
+        )
+        return View(self.whole, tuple(stacked), inputs, outputs)
+
+    @property
+    def sight(self) -> Sight:
+        """What it shows of the weight as it came."""
+        left = {name[0] for axis in self.axes for name, _ in axis}
+        taken = (axis for axis, size in enumerate(self.whole) if size != 1 and axis not in left)
+        whole = Sight.of(self.name, self.whole).without(tuple(taken), "batch")
+        return dataclasses.replace(whole, axes=self.axes)
 
     def seen(self, axes, splits) -> Self:
         parts = {k: split(getattr(self, k), splits) for k in ("batch", "inputs", "outputs")}
@@ -163,67 +184,19 @@ class StandIn(Factored):
         shape = [self.shape[i] for i in batched], [self.shape[i] for i in free]
         return y.reshape(*shape[0], rows, *shape[1])
 
-    def take(self, ids) -> jax.Array | None:
-        """Rows of the array it stands for, from a matrix (outputs, inputs)."""
-        if self.batch or self.axes != (self.outputs, self.inputs) or self.packed.batch_shape:
+    def take(self, axis, ids) -> jax.Array | None:
+        """Slices of a matrix at positions of one axis, of shape (*ids, the other axis)."""
+        if self.batch or self.packed.batch_shape or len(self.axes) != 2:
             return None
-        return take_outputs(self.packed, ids)
+        ends = self.axes[axis], self.axes[1 - axis]
+        if ends == (self.outputs, self.inputs):
+            return take_outputs(self.packed, ids)
+        return take_inputs(self.packed, ids) if ends == (self.inputs, self.outputs) else None
 
 
 jax.tree_util.register_dataclass(
-    StandIn, ["packed"], ["axes", "batch", "inputs", "outputs", "name"]
+    StandIn, ["packed"], ["axes", "batch", "inputs", "outputs", "name", "whole"]
 )
-
-
-def take_outputs(packed: Packed, ids: jax.Array) -> jax.Array:
-    """Columns of W, of shape (*ids, K), without the dense W: a lookup in an embedding."""
-    layout = packed.layout
-    flat = ids.reshape(-1)
-    if isinstance(packed, NMSparse):
-        words = packed.positions[:, flat // layout.columns]
-        narrow = dataclasses.replace(layout, shape=(layout.shape[0], flat.size), columns=1)
-        found = xla.todense(packed.learned[:, flat], words, layout=narrow).T
-    elif isinstance(packed, Bitmap):
-        found = _bitmap_columns(packed, flat)
-    else:
-        if isinstance(packed, CSC):
-            layout = BlockLayout(layout.shape, (1, 1), layout.nnz)
-        (down, _), (bk, bn) = layout.grid, layout.block
-        (indptr, rows), values = packed.index, packed.learned.reshape(layout.values_shape)
-
-        def one(i):
-            column = i // bn
-            stored = indptr[column] + jnp.arange(down, dtype=jnp.int32)
-            last = indptr[column + 1]
-            row = rows.at[stored].get(mode="fill", fill_value=0)
-            row = jnp.where(stored < last, row, down)
-            entries = values.at[stored, :, i % bn].get(mode="fill", fill_value=0)
-            return jnp.zeros((down, bk), values.dtype).at[row].set(entries, mode="drop")
-
-        found = jax.vmap(one)(flat).reshape(flat.size, -1)[:, : layout.shape[0]]
-    if packed.scales is not None:
-        found = found.astype(packed.scales.dtype) * packed.scales[flat][:, None]
-    return found.reshape(*ids.shape, -1)
-
-
-def _bitmap_columns(packed: Bitmap, columns: jax.Array) -> jax.Array:
-    """Columns of W, of shape (columns, K): values, counted from where their chunk begins."""
-    layout = packed.layout
-    one = BitmapLayout((layout.shape[0], 1), layout.nnz)
-
-    def column(i):
-        chunk = i // CHUNK
-        others = chunk * CHUNK + jnp.arange(CHUNK, dtype=jnp.int32)
-        bits = packed.bits.at[:, others].get(mode="fill", fill_value=0)
-        counts = lax.population_count(bits).astype(jnp.int32).sum(axis=2)
-        starts = packed.starts[jnp.arange(layout.strips) * layout.chunks + chunk]
-        first = starts + jnp.sum(jnp.where(others < i, counts, 0), axis=1)
-        kept, ranks = xla.bitmap_ranks(packed.bits[:, i, None], layout=one)
-        ranks = ranks - ranks[:, :, :1] + first[:, None, None]
-        values = jnp.where(kept, packed.values.at[ranks].get(mode="fill", fill_value=0), 0)
-        return values.reshape(-1)[: layout.shape[0]]
-
-    return jax.vmap(column)(columns)
 
 
 def _reorder(matrix, have, want):

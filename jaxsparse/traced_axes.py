@@ -10,7 +10,7 @@ import numpy as np
 from jaxsparse.products import Product, products
 from jaxsparse.rules import Rule, check_rules, choose
 from jaxsparse.trees import Tree, leaves_by_path
-from jaxsparse.views import Axes, View, spelled, view_of
+from jaxsparse.views import Axes, spelled, view_of
 
 
 def read_axes(
@@ -68,10 +68,10 @@ def _filled(rule: Rule, path: str, shape: tuple[int, ...], met: Sequence[Product
     alone = dataclasses.replace(rule, path=re.escape(path), override=False)
     given = rule.in_axis, rule.out_axis, rule.batch_axis
     # What does not depend on the sides need not know them.
-    directed = rule.pattern.directed or len(shape) > 2
+    directed = len(shape) > 2 or (rule.pattern is not None and rule.pattern.directed)
     if given != (None, None, None) or not met or len(shape) < 2:
         view = view_of(path, shape, *given, directed=directed)
-        if given != (None, None, None) and sums and not any(agree(view, p) for p in sums):
+        if given != (None, None, None) and sums and not any(p.agrees(view) for p in sums):
             stated = spelled(view.inputs, view.outputs, view.batch)
             raise ValueError(
                 f"{path!r} of shape {shape}: its rule says {stated}, but {_told(sums)}"
@@ -89,21 +89,6 @@ def _filled(rule: Rule, path: str, shape: tuple[int, ...], met: Sequence[Product
     raise ValueError(
         f"{path!r} of shape {shape}: {_told(met)}; no axes do for all of them, so state in its "
         "rule those that count"
-    )
-
-
-def agree(view: View, product: Product) -> bool:
-    """Whether a view has the axes that a product sums over, and its batches apart."""
-
-    def long(axes):
-        return {axis for axis in axes if view.shape[axis] != 1}
-
-    batch, apart = long(view.batch), long(product.batch_axis)
-    # Every kernel of a stack may multiply the same x; then the stack is an output, too.
-    return (
-        long(view.inputs) == long(product.in_axis)
-        and apart <= batch <= apart | long(product.out_axis)
-        and not product.partial
     )
 
 

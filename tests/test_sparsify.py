@@ -15,9 +15,7 @@ from jaxsparse.packing import pack, pack_params, unpack_params
 from jaxsparse.patterns import Block, Unstructured
 from jaxsparse.rules import Rule
 from jaxsparse.sparsify import sparsify
-from jaxsparse.standins import take_outputs
 from jaxsparse.trees import leaves_by_path
-from tests.packed_cases import BY_NAME, draw
 
 PATTERNS = [Block(4, 16), Unstructured(), NM(2, 4)]
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=["block", "bitmap", "nm"])
@@ -27,7 +25,7 @@ def prune(leaf, pattern, in_axis=None, out_axis=None, batch_axis=None):
     """Zeroes about half of a leaf, in a way that every pattern can store."""
     from jaxsparse.views import view_of
 
-    view = view_of("weight", leaf.shape, in_axis, out_axis, batch_axis)
+    view = view_of("kernel", leaf.shape, in_axis, out_axis, batch_axis)
     matrix = np.array(view.matrix(jnp.asarray(leaf)))
     matrix[..., np.arange(matrix.shape[-2]) % 4 > 1, :] = 0
     return view.leaf(jnp.asarray(matrix))
@@ -292,8 +290,60 @@ def test_unknown_options():
         sparsify(lambda x: x, implementation="mkl")
 
 
-@pytest.mark.parametrize("name", ["block4x16", "bitmap", "csc", "2of4"])
-def test_rows_of_an_embedding_are_those_of_the_dense_one(name):
-    packed, dense = draw(BY_NAME[name], 300, 70, 0.5)
-    ids = jnp.array([[0, 69], [13, 64]])
-    np.testing.assert_array_equal(take_outputs(packed, ids), dense.T[ids])
+GUESSES = {  # what the rule says, the program, and what the warning tells
+    "batch": (
+        {"batch_axis": 0},
+        lambda w, x: jnp.einsum("bnh,nhd->bd", x.reshape(4, 4, 4), w),
+        "sums over other axes; with in_axis=(0, 1), out_axis=2 in its rule it would stay packed",
+    ),
+    "out": (
+        {"in_axis": 1, "out_axis": (0, 2)},
+        lambda w, x: jnp.einsum("bnh,nhd->bd", x.reshape(4, 4, 4), w),
+        "sums over other axes; with in_axis=(0, 1), out_axis=2 in its rule it would stay packed",
+    ),
+    "part": (
+        {"in_axis": (0, 1), "out_axis": 2},
+        lambda w, x: jnp.einsum("bn,nhd->bhd", x[:, :2], w.reshape(2, 8, 32)),
+        "sums over part of the axes (0,)",
+    ),
+    "scanned": (
+        {"in_axis": (0, 1), "out_axis": 2},
+        lambda w, x: lax.scan(lambda c, w: (c, x[:, :4] @ w), 0, w)[1],
+        "scan, which takes axis 0 apart; with the axes that js.read_axes gives its rule it would",
+    ),
+    "indexed": (
+        {"in_axis": (0, 1), "out_axis": 2},
+        lambda w, x: x[:, :4] @ w[1],
+        "slice, which takes axis 0 apart; with the axes that js.read_axes gives its rule it would",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GUESSES)
+def test_a_guess_that_a_product_contradicts_is_named_with_its_cure(name):
+    axes, program, words = GUESSES[name]
+    dense, packed = weight((4, 4, 32), Block(4, 16), **axes)
+    x = jnp.ones((4, 16))
+    run = sparsify(lambda p, x: program(p["w"], x) + program(p["w"], x))
+    with pytest.warns(UserWarning, match=r"w BlockSparse\[4x16.*dense for") as seen:
+        y = run({"w": packed}, x)
+    [warning] = seen  # once for every weight
+    assert words in str(warning.message)
+    np.testing.assert_allclose(y, 2 * program(dense, x), rtol=1e-4, atol=1e-5)
+
+
+@every_pattern
+def test_what_a_loop_hands_on_as_it_came_stays_packed(pattern):
+    dense, packed = weight((16, 16), pattern)
+    x = jax.random.normal(jax.random.key(1), (4, 16))
+
+    def scan(w, x):
+        return lax.scan(lambda c, _: ((jnp.tanh(c[0] @ c[1]), c[1]), None), (x, w), None, 3)[0]
+
+    def loop(w, x):
+        return lax.fori_loop(0, 3, lambda i, c: (jnp.tanh(c[0] @ c[1]), c[1]), (x, w))
+
+    for program in scan, loop:
+        x3, w = sparsify(program, on_dense="error")(packed, x)
+        assert is_packed(w)
+        np.testing.assert_allclose(x3, program(dense, x)[0], rtol=1e-4, atol=1e-4)

@@ -95,3 +95,50 @@ def test_an_nnx_state():
         )
     ]
     assert kept[1] > kept[0]
+
+
+class Named(nnx.Module):
+    """Layers whose kernels' axes no name tells."""
+
+    def __init__(self, rngs):
+        self.q_proj = nnx.LinearGeneral(32, (16, 8), rngs=rngs)
+        self.query = nnx.LinearGeneral(32, (16, 8), rngs=rngs)
+        self.o = nnx.Einsum("bnh,nhd->bd", (16, 16, 32), rngs=rngs)
+        self.up = nnx.ConvTranspose(32, 16, (2, 2), transpose_kernel=True, rngs=rngs)
+        self.plain = nnx.ConvTranspose(16, 32, (2, 2), rngs=rngs)
+        self.table = nnx.Embed(16, 32, rngs=rngs)
+
+    def __call__(self, image, ids):
+        x = self.plain(self.up(image)).mean((1, 2)) + self.table(ids)
+        heads = jnp.concatenate([self.q_proj(x), self.query(x)], -1)
+        return self.o(heads)
+
+
+def test_groups_lie_along_what_the_products_sum_over():
+    model = Named(nnx.Rngs(0))
+    inputs = jnp.ones((1, 4, 4, 32)), jnp.ones(1, int)
+    sparse = asp(lambda m, *inputs: m(*inputs), model, *inputs, permutation=False)
+    inner = {"q_proj": 0, "query": 0, "o": 1, "up": 3, "plain": 2}
+    assert sorted(sparse.masks) == sorted(f"{name}/kernel" for name in inner)
+    for name, axis in inner.items():
+        mask = np.moveaxis(np.asarray(sparse.masks[f"{name}/kernel"]), axis, -1)
+        assert (mask.reshape(-1, 4).sum(1) == 2).all(), name
+    with pytest.raises(ValueError, match=r"'o/kernel' of shape \(16, 16, 32\).*does not tell"):
+        asp_rules(model)
+
+
+def test_weights_of_other_frameworks():
+    params = {
+        "conv": {"weight": jax.random.normal(jax.random.key(0), (8, 16, 3, 3))},
+        "linear": {"weight": jax.random.normal(jax.random.key(1), (24, 16))},
+    }
+
+    def model(p, x, y):
+        image = jax.lax.conv_general_dilated(x, p["conv"]["weight"], (1, 1), "SAME")
+        return image, y @ p["linear"]["weight"].T
+
+    inputs = jnp.ones((1, 16, 4, 4)), jnp.ones((2, 16))
+    masks = asp(model, params, *inputs, permutation=False).masks
+    for name in ("conv/weight", "linear/weight"):
+        groups = np.moveaxis(np.asarray(masks[name]), 1, -1).reshape(-1, 4)
+        assert (groups.sum(1) == 2).all(), name
