@@ -233,19 +233,20 @@ def _gather(reader, equation, values):
     params, shape = equation.params, equation.outvars[0].aval.shape
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    stay = [i for i in range(len(sizes)) if i not in gone]
     shown = []
     for sight in weight.sights:
-        whole = [i for i in range(len(sizes)) if i not in gone]
-        if any(sizes[i] != sight.shape[i] for i in whole):
+        indexed = [i for i in range(len(sizes)) if i in gone or sizes[i] == 1 != sight.shape[i]]
+        if any(sizes[i] != sight.shape[i] for i in stay if i not in indexed):
             continue
-        part = sight.without(gone, "batch")
+        part = sight.without(indexed, "batch")
         if len(part.ends) > 1:
             axes = [stranger(size) if isinstance(size, int) else () for size in shape]
-            for place, axis in zip(numbers.offset_dims, part.axes, strict=True):
-                axes[place] = axis
+            for place, i in zip(numbers.offset_dims, stay, strict=True):
+                axes[place] = () if i in indexed else sight.axes[i]
             shown.append(part.seen(axes, {}))
         elif len(sight.ends) == 2:
-            reader.look_up(equation, sight, gone, ids.array)
+            reader.look_up(equation, sight, indexed, ids.array)
     return [shown]
 
 

@@ -206,26 +206,29 @@ class _Run(jaxprs.Evaluator):
         return _one_of(w, starts, equation.params["slice_sizes"])
 
     def _gather(self, equation, w, ids):
+        if not isinstance(w, StandIn) or len(w.axes) != 2:
+            return None
         params = equation.params
-        numbers = params["dimension_numbers"]
-        indexed = numbers.start_index_map
-        if (
-            not isinstance(w, StandIn)
-            or len(w.axes) != 2
-            or len(indexed) != 1
-            or indexed != numbers.collapsed_slice_dims
-        ):
+        numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+        fills = params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+        cut = [i for i in range(2) if i in numbers.collapsed_slice_dims or sizes[i] != w.shape[i]]
+        # A clipped start of an axis that is taken whole is 0.
+        whole = set(numbers.start_index_map) - set(cut)
+        if len(cut) != 1 or sizes[cut[0]] != 1 or (fills and whole):
             return None
-        [axis], ids = indexed, ids[..., 0]
-        size, whole = w.shape[axis], w.shape[1 - axis]
-        rows = w.take(axis, jnp.clip(ids, 0, size - 1))
-        if rows is None or params["slice_sizes"][1 - axis] != whole:
+        [axis] = cut
+        ids = ids[..., numbers.start_index_map.index(axis)]
+        rows = w.take(axis, jnp.clip(ids, 0, w.shape[axis] - 1))
+        if rows is None:
             return None
-        if params["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
+        if fills:
             fill = params["fill_value"]
-            inside = ((ids >= 0) & (ids < size))[..., None]
+            inside = ((ids >= 0) & (ids < w.shape[axis]))[..., None]
             rows = jnp.where(inside, rows, jnp.nan if fill is None else fill)
-        return jnp.moveaxis(rows, -1, numbers.offset_dims[0])
+        if axis not in numbers.collapsed_slice_dims:
+            rows = jnp.expand_dims(rows, rows.ndim - 1 + axis)
+        ends = range(ids.ndim, rows.ndim)
+        return jnp.moveaxis(rows, ends, numbers.offset_dims)
 
     # Products.
 

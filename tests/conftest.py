@@ -33,6 +33,7 @@ SAMPLED = {
     "test_checkpoint.py": 4,
     "test_cpu.py": 10,
     "test_interop.py": 9,
+    "test_lookups.py": 5,
     "test_nn.py": 6,
     "test_patterns.py": 4,
     "test_permute.py": 8,

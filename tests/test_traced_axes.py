@@ -168,7 +168,7 @@ def test_a_weight_that_no_product_meets():
 
     [rule] = js.read_axes([js.Rule("kernel", BLOCK)], model, params, jnp.ones(3))
     assert axes(rule) == (None, None, None)
-    with pytest.raises(ValueError, match="'other' of shape .* does not tell"):
+    with pytest.raises(ValueError, match=r"'other' of shape .* does not tell"):
         js.read_axes([js.Rule("other", BLOCK)], model, params, jnp.ones(3))
     with pytest.raises(ValueError, match="'typo' matches no leaf"):
         js.read_axes([js.Rule("typo", BLOCK)], model, params, jnp.ones(3))

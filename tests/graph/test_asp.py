@@ -127,6 +127,7 @@ def test_groups_lie_along_what_the_products_sum_over():
         asp_rules(model)
 
 
+@pytest.mark.slow
 def test_weights_of_other_frameworks():
     params = {
         "conv": {"weight": jax.random.normal(jax.random.key(0), (8, 16, 3, 3))},
