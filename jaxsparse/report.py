@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,9 @@ from jaxsparse.distributions import known_target
 from jaxsparse.masking import pair_masks
 from jaxsparse.packing import pack_view
 from jaxsparse.patterns import Unstructured, widen
+from jaxsparse.products import products
 from jaxsparse.rules import LeafSpec, Rule, check_rules, describe, resolve
+from jaxsparse.sights import Product, told
 from jaxsparse.trees import Tree, leaves_by_path
 from jaxsparse.views import View
 
@@ -141,6 +143,8 @@ def report(
     *,
     rules: Sequence[Rule] = (),
     targets: Mapping[str, float] | None = None,
+    fn: Callable[..., Any] | None = None,
+    inputs: Sequence[Any] = (),
 ) -> Report:
     """Counts what masks leave of the parameters.
 
@@ -151,6 +155,8 @@ def report(
         are taken as unstructured.
       targets: sparsity asked for by path, `targets(rules, params, sparsity)`; of the
         leaves that it leaves out what the rule says, and 1 - n/m for n:m.
+      fn, inputs: the model, called as fn(params, *inputs); a leaf whose pattern lies
+        along other axes than its products sum over then has a note. Nothing runs.
 
     Raises:
       KeyError: if a mask names a leaf that is not there.
@@ -163,6 +169,10 @@ def report(
     pairs = pair_masks(params, leaves_by_path(masks))
     specs = resolve(check_rules(rules), params) if rules else {}
     asked = {path: known_target(spec) for path, spec in specs.items()} | dict(targets or {})
+    met: dict[str, list[Product]] = {}
+    for product in products(fn, params, *inputs) if fn is not None and specs else ():
+        if product.sums:
+            met.setdefault(product.path, []).append(product)
     rows = []
     for path, leaf in leaves_by_path(params).items():
         kind = describe(leaf)
@@ -175,7 +185,10 @@ def report(
             mask = np.asarray(pairs[path][0])
             kept, stored = int(mask.sum()), int(min(stored, _stored_bytes(spec, mask, kind.dtype)))
             bad = _not_finite(leaf, mask)
-            pattern, note = f"{spec.pattern} on {spec.view}", _note(spec, leaf, bad)
+            pattern, note = (
+                f"{spec.pattern} on {spec.view}",
+                _note(spec, leaf, bad, met.get(path, [])),
+            )
         rows.append(
             LeafReport(path, kind.shape, str(kind.dtype), pattern, asked.get(path), kept, size,
                        size * itemsize, stored, bad, note)
@@ -223,9 +236,11 @@ def _not_finite(leaf: Any, mask: np.ndarray) -> int:
     return int(np.sum(~finite & ~mask))
 
 
-def _note(spec: LeafSpec, leaf: Any, non_finite: int) -> str:
+def _note(spec: LeafSpec, leaf: Any, non_finite: int, met: Sequence[Product]) -> str:
     bad = f"{non_finite} NaN or inf under the mask: mask_params makes zeros of them"
     notes = [bad] if non_finite else []
+    if spec.pattern.directed and met and not any(p.agrees(spec.view) for p in met):
+        notes.append(f"{told(met)}: with those in its rule it would multiply packed")
     sharding = getattr(leaf, "sharding", None)
     if isinstance(leaf, jax.Array) and sharding is not None and not sharding.is_fully_replicated:
         shard = sharding.shard_shape(leaf.shape)

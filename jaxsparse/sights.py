@@ -1,13 +1,13 @@
 """What an array in a traced program shows of the weights that it is made of."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import jax
 
 from jaxsparse.factors import Axis, Factored, Role, roles, stranger
-from jaxsparse.views import View
+from jaxsparse.views import View, spelled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,18 @@ class Product:
             and apart <= batch <= apart | long(self.out_axis)
             and not self.partial
         )
+
+
+def told(met: Iterable[Product]) -> str:
+    """Products in words, each once."""
+    words = dict.fromkeys(
+        f"{p.primitive} sums over part of the axes {p.partial}"
+        if p.partial
+        else f"{p.primitive} {'sums over' if p.sums else 'looks up'} "
+        f"{spelled(p.in_axis, p.out_axis, p.batch_axis)}"
+        for p in met
+    )
+    return " and ".join(words)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

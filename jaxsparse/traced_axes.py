@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxsparse.products import Product, products
 from jaxsparse.rules import Rule, check_rules, choose
+from jaxsparse.sights import told
 from jaxsparse.trees import Tree, leaves_by_path
 from jaxsparse.views import Axes, spelled, view_of
 
@@ -73,9 +74,7 @@ def _filled(rule: Rule, path: str, shape: tuple[int, ...], met: Sequence[Product
         view = view_of(path, shape, *given, directed=directed)
         if given != (None, None, None) and sums and not any(p.agrees(view) for p in sums):
             stated = spelled(view.inputs, view.outputs, view.batch)
-            raise ValueError(
-                f"{path!r} of shape {shape}: its rule says {stated}, but {_told(sums)}"
-            )
+            raise ValueError(f"{path!r} of shape {shape}: its rule says {stated}, but {told(sums)}")
         return alone
     met = sums or met
     whole = {(p.in_axis, p.out_axis, p.batch_axis) for p in met if not p.partial}
@@ -87,20 +86,9 @@ def _filled(rule: Rule, path: str, shape: tuple[int, ...], met: Sequence[Product
     if not directed:
         return alone
     raise ValueError(
-        f"{path!r} of shape {shape}: {_told(met)}; no axes do for all of them, so state in its "
+        f"{path!r} of shape {shape}: {told(met)}; no axes do for all of them, so state in its "
         "rule those that count"
     )
-
-
-def _told(met: Sequence[Product]) -> str:
-    told = dict.fromkeys(
-        f"{p.primitive} sums over part of the axes {p.partial}"
-        if p.partial
-        else f"{p.primitive} {'sums over' if p.sums else 'looks up'} "
-        f"{spelled(p.in_axis, p.out_axis, p.batch_axis)}"
-        for p in met
-    )
-    return " and ".join(told)
 
 
 def _axes(axes: tuple[int, ...]) -> Axes:

@@ -229,3 +229,26 @@ def test_a_mask_of_another_shape_is_no_mask():
 def test_infinite_complex_weights_under_the_mask():
     w = {"w": jnp.array([1 + 2j, complex(0, jnp.inf)])}
     assert js.report(w, {"w": np.array([True, False])}).leaves[0].non_finite == 1
+
+
+def test_axes_that_the_model_does_not_sum_over_are_noted():
+    params = {"out": {"w": jnp.ones((4, 8, 16))}, "head": {"kernel": jnp.ones((16, 4))}}
+
+    def model(params, x):
+        x = jnp.einsum("bnh,nhd->bd", x, params["out"]["w"])
+        return x @ params["head"]["kernel"]
+
+    def notes(**axes):
+        rules = [
+            js.Rule("out/w", js.Block(4, 4), 0.5, **axes),
+            js.Rule("head/kernel", js.Block(4, 4), 0.5),
+        ]
+        masks = js.compute_masks(params, rules)
+        inputs = (jax.ShapeDtypeStruct((2, 4, 8), jnp.float32),)
+        report = js.report(params, masks, rules=rules, fn=model, inputs=inputs)
+        return {leaf.path: leaf.note for leaf in report.leaves}
+
+    assert notes(in_axis=(0, 1), out_axis=2) == {"out/w": "", "head/kernel": ""}
+    found = notes(batch_axis=0)
+    assert "dot_general sums over in_axis=(0, 1), out_axis=2: with those" in found["out/w"]
+    assert found["head/kernel"] == ""
