@@ -24,6 +24,7 @@ import warnings
 
 import jax
 import numpy as np
+import sklearn.datasets  # noqa: F401  here rather than in every fork
 
 from experiments import config as configs
 from experiments import latency, train
