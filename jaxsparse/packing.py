@@ -70,6 +70,7 @@ def pack(
       unless `dtype` rounds.
 
     Raises:
+      TypeError: the weight is no array of numbers.
       ValueError: a group of an N:M pattern keeps more than n entries; the mask
         has another shape; a batch axis does not lead; `dtype` cannot hold the
         entries kept (an integer other than int8, NaN in int8, 1e6 in float16).
@@ -81,8 +82,19 @@ def pack(
       >>> packed.values.shape, packed.nbytes
       ((1, 4, 16), 280)
     """
+    _check_numbers(weight)
     view = view_of("the weight", weight.shape, in_axis, out_axis, batch_axis)
     return pack_view(weight, pattern, mask, view, dtype=dtype, columns=columns)
+
+
+def _check_numbers(weight) -> None:
+    dtype: Any = getattr(weight, "dtype", None)
+    numbers = dtype is not None and any(jnp.issubdtype(dtype, k) for k in (np.bool_, np.number))
+    if not numbers or dtype in (np.longdouble, np.clongdouble):
+        raise TypeError(
+            f"a {type(weight).__name__}{'' if dtype is None else f' of {dtype}'} cannot be packed; "
+            f"an array of numbers that JAX knows would work"
+        )
 
 
 def unpack(packed: Packed | Array) -> Array:
@@ -111,8 +123,8 @@ def pack_params(
       The tree with packed weights in the place of these leaves.
 
     Raises:
-      ValueError: a rule matches no leaf, a mask has no rule, or a weight cannot
-        be packed; the path is quoted.
+      ValueError, TypeError: a rule matches no leaf, a mask has no rule, or a weight
+        cannot be packed; the path is quoted.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse as js
@@ -131,9 +143,11 @@ def pack_params(
     for path, spec in specs.items():
         try:
             mask = given.get(path)
+            _check_numbers(leaves[path])
             packed[path] = pack_view(leaves[path], spec.pattern, mask, spec.view, dtype=dtype)
-        except ValueError as error:
-            raise ValueError(f"{path!r} of shape {leaves[path].shape}: {error}") from error
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{path!r} of shape {np.shape(leaves[path])}: {error}") from error
     return replace_by_path(params, packed)
 
 

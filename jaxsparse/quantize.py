@@ -7,6 +7,7 @@ scale of a column that holds one would be none, and every weight of the column l
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -33,9 +34,12 @@ def convert(
     Raises:
       ValueError: the dtype cannot hold the values; says which one and what would work.
     """
-    if dtype is None or jnp.dtype(dtype) == flat.dtype:
+    asked = flat.dtype if dtype is None else jnp.dtype(dtype)
+    dtype = jax.dtypes.canonicalize_dtype(asked)  # 64 bits are 32 for JAX, unless it is told
+    if dtype == flat.dtype:
         return flat, None
-    dtype = jnp.dtype(dtype)
+    if asked == flat.dtype and not jnp.issubdtype(asked, jnp.inexact):
+        return _narrow(flat, dtype), None
     is_complex = jnp.issubdtype(flat.dtype, jnp.complexfloating)
     if is_complex and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise ValueError(
@@ -51,15 +55,26 @@ def convert(
     return flat.astype(dtype), None
 
 
+def _narrow(flat, dtype):
+    narrow = flat.astype(dtype)
+    if (lost := narrow != flat).any():
+        raise ValueError(
+            f"{_entry(flat, lost)} does not fit into {dtype}; jax_enable_x64 keeps {flat.dtype}"
+        )
+    return narrow
+
+
 def _check_range(flat, dtype):
     if not jnp.issubdtype(flat.dtype, jnp.inexact):
         flat = flat.astype(np.float64)
     with np.errstate(over="ignore"):
         lost = np.isfinite(flat) & ~np.isfinite(flat.astype(dtype))
     if lost.any():
+        wider = "bfloat16" if np.abs(flat[lost]).max() < float(jnp.finfo(jnp.bfloat16).max) else ""
         raise ValueError(
             f"{_entry(flat, lost)} does not fit into {dtype}, whose largest is "
-            f"{float(jnp.finfo(dtype).max):g}; scale the weight, or bfloat16 would work"
+            f"{float(jnp.finfo(dtype).max):g}; scale the weight, or "
+            f"{wider or 'jax_enable_x64'} would work"
         )
 
 

@@ -86,3 +86,30 @@ def test_complex_keeps_its_imaginary_part_or_is_refused():
     for dtype in ("float32", "int8"):
         with pytest.raises(ValueError, match=r"complex64 values stored in .* imaginary"):
             js.pack(weight, js.Block(4, 16), dtype=dtype)
+
+
+def test_64_bits_are_narrowed_where_nothing_is_lost():
+    wide = WEIGHT.astype(np.float64)
+    packed = js.pack(wide, js.Block(4, 16))
+    assert packed.dtype == jnp.float32
+    np.testing.assert_array_equal(js.unpack(packed), WEIGHT)
+    wide[3, 5] = 1e300
+    with pytest.raises(
+        ValueError, match=r"1e\+300 at input 3 .* does not fit into float32.*jax_enable_x64"
+    ):
+        js.pack(wide, js.Block(4, 16))
+    whole = np.arange(64 * 48).reshape(64, 48)
+    np.testing.assert_array_equal(js.unpack(js.pack(whole, js.Block(4, 16))), whole)
+    whole[1, 2] = 2**40
+    with pytest.raises(ValueError, match="1099511627776 at input 1 of output column 2 does not"):
+        js.pack(whole, js.Block(4, 16))
+
+
+@pytest.mark.parametrize(
+    "weight", [3.0, [[1.0]], None, jax.random.split(jax.random.key(0), 8), np.array([["a"]])]
+)
+def test_what_is_no_array_of_numbers_is_refused(weight):
+    with pytest.raises(
+        TypeError, match=r"a (float|list|NoneType|PRNGKeyArray|ndarray).* cannot be"
+    ):
+        js.pack(weight, js.Block(4, 4))
