@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import operator
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import jax
 import jax.export
@@ -190,6 +190,17 @@ class Packed:
             tuple(axis + batch for axis in self.view.outputs),
         )
         return stacked.leaf(matrix(self.learned, self.scales, *self.index))
+
+    def _no_array(self, *operands: Any) -> NoReturn:
+        del operands
+        raise TypeError(
+            f"{self!r} is a packed weight, not an array: js.sparsify(function) runs a function of "
+            "arrays on it, js.sparse_dot(x, packed) multiplies by it, js.unpack(packed) is dense"
+        )
+
+    # What a model's own code would do with a kernel, where `sparsify` was left out.
+    __jax_array__ = __array__ = __getitem__ = _no_array
+    __matmul__ = __rmatmul__ = __mul__ = __rmul__ = __add__ = __radd__ = _no_array
 
     def __repr__(self) -> str:
         values = self.values

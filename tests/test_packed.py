@@ -162,3 +162,24 @@ def test_bits_that_do_not_fit_are_refused():
     packed = js.pack(jnp.ones((8, 4)), js.NM(2, 4), jnp.zeros((8, 4), bool))
     with pytest.raises(ValueError, match=r"held has shape \(3,\), needs \(1,\)"):
         js.NMSparse(packed.values, packed.positions, 2, 4, (8, 4), held=np.zeros(3, np.uint32))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, w: x @ w,
+        lambda x, w: w @ x.T,
+        lambda x, w: np.asarray(x) @ w,
+        lambda x, w: jnp.dot(x, w),
+        lambda x, w: jnp.einsum("ij,jk", x, w),
+        lambda x, w: jnp.take(w, jnp.arange(2), axis=0),
+        lambda x, w: w[...],
+        lambda x, w: 2 * w + 1,
+        lambda x, w: jnp.asarray(w),
+        lambda x, w: np.asarray(w),
+    ],
+)
+def test_a_packed_weight_used_as_an_array_says_what_would_work(use):
+    packed, x = js.pack(np.eye(8, dtype=np.float32), js.Block(4, 4)), jnp.ones((2, 8))
+    with pytest.raises(TypeError, match=r"packed weight, not an array: js\.sparsify\(function\)"):
+        use(x, packed)
