@@ -144,7 +144,8 @@ def check_countable(specs: Mapping[str, LeafSpec]) -> None:
             raise ValueError(
                 f"leaf {path!r} of shape {spec.view.shape}: {spec.pattern} would choose among "
                 f"{spec.units} groups in one slice, and counts go to {MOST_UNITS}; larger groups, "
-                "such as Block(4, 16), or a batch_axis in its rule would work"
+                "such as Block(4, 16), would work, so would in its rule batch_axis=0, in_axis=(), "
+                "out_axis=1, which chooses in every row of a matrix"
             )
 
 

@@ -119,6 +119,11 @@ def prune(
     >>> state.masks["kernel"].groups.tolist()
     [[False, True], [True, False]]
     """
+    if rules is None and schedule is not None and masks is not None:
+        raise ValueError(
+            "prune: a schedule chooses masks anew, and without rules nothing says of which pattern "
+            "and how sparse; rules beside the masks, or no schedule, would work"
+        )
     rules = _implied_rules(masks) if rules is None else check_rules(rules)
     score = score or scores.magnitude()
     distribution = distribution or uniform()
@@ -198,8 +203,12 @@ def prune(
                 growth = regrowth.growth(grads, jax.random.fold_in(jax.random.key(seed), step))
                 growth = pool_scores(growth, specs, weights)
                 new = drop_and_grow(regrowth, pooled(), growth, groups, budget, step)
+            elif free_choice:
+                new = choose(pooled(), None, budget, step)
             else:
-                new = choose(pooled(), None if free_choice else groups, budget, step)
+                # A budget above what is kept (given masks, a schedule that turns) buys nothing.
+                new = choose(pooled(), groups, budget, step)
+                new = {path: mask & groups[path] for path, mask in new.items()}
             return new, threshold
 
         chosen = groups, threshold
@@ -259,8 +268,8 @@ def _check_arguments(schedule: Any, masks: Any, regrowth: Regrowth, sparsity: An
         )
     if schedule is None and isinstance(regrowth, DropAndGrow):
         raise ValueError(
-            f"prune: {regrowth} moves groups when the schedule says so, and there is none; "
-            "schedule=constant(end=1000, every=100) would work"
+            f"prune: {regrowth} moves groups when the schedule says so, and there is none; rules "
+            "and schedule=constant(end=1000, every=100) would work"
         )
     if sparsity is not None and schedules.is_given(_as_schedule(schedule)):
         raise ValueError(

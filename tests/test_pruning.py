@@ -51,6 +51,7 @@ def test_nm_takes_no_threshold():
             "when the schedule says so",
         ),
         (lambda: js.prune(HALF, schedule=0.5, sparsity=0.9), ValueError, "sparsity=0.9 is given"),
+        (lambda: js.prune(masks=W, schedule=js.one_shot()), ValueError, "without rules nothing"),
     ],
 )
 def test_bad_arguments(build, error, message):
@@ -129,6 +130,19 @@ def test_what_becomes_infinite_in_training_is_zero_where_it_is_masked():
     assert (js.mask_params(params, masks)["w"][0] == 0).all()
     leaf = js.report(params, masks).leaves[0]
     assert leaf.non_finite == 1 and "mask_params" in leaf.note
+
+
+def test_without_regrowth_nothing_comes_back_whatever_the_budget():
+    """Given masks may be sparser than the schedule is yet, and a sparsity may be turned down."""
+    mask = {"w": W["w"] > 12}
+    pruner = js.prune(HALF, masks=mask, schedule=js.cubic(end=4))
+    state, step = pruner.init(W), jax.jit(pruner.update)
+    for _ in range(5):
+        _, state = step(W, state, W)
+        np.testing.assert_array_equal(js.masks(state)["w"], mask["w"])
+    nm = js.prune([js.Rule("w", js.NM(2, 4))], masks=mask, schedule=js.cubic(end=4))
+    _, state = nm.update(W, nm.init(W), W)
+    np.testing.assert_array_equal(js.masks(state)["w"], mask["w"])
 
 
 def test_static_masks_need_no_rules():
