@@ -331,7 +331,8 @@ def _given_groups(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
                 f"the mask of {path!r} has shape {mask.shape}, the leaf {spec.view.shape}"
             )
         groups[path] = spec.pool(mask, "max") > 0
-        if not isinstance(mask, Tracer) and (spec.expand(groups[path]) != mask).any():
+        splits = (spec.expand(groups[path]) != mask).any()
+        if not isinstance(splits, Tracer) and splits:
             raise ValueError(f"the mask of {path!r} splits groups of {spec.pattern}")
     for path in given:
         if path not in specs:
@@ -351,8 +352,8 @@ def _check_finite(weights: Mapping[str, Array]) -> None:
     An update is added, and nothing that is added to a NaN makes it zero.
     """
     for path, weight in weights.items():
-        bad = 0 if isinstance(weight, Tracer) else int(_not_finite(weight))
-        if bad:
+        bad = _not_finite(weight)  # traced under jit, whatever the weight is
+        if not isinstance(bad, Tracer) and bad:
             raise ValueError(
                 f"{bad} of the weights of {path!r}, of shape {weight.shape}, are NaN or infinite: "
                 "no update would make zeros of them when they are masked; jnp.nan_to_num of this "

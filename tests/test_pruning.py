@@ -121,6 +121,14 @@ def test_weights_that_no_update_can_clear_are_refused(bad):
         assert after["w"][0, 1] == 0 and np.isfinite(after["w"]).all(), state
 
 
+def test_initialised_under_jit_with_weights_and_masks_from_outside():
+    mask = {"w": W["w"] > 8}
+    for pruner in (one_shot(), js.prune(HALF, masks=mask)):
+        inside = jax.jit(lambda pruner=pruner: pruner.init(W))()
+        for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(pruner.init(W)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_what_becomes_infinite_in_training_is_zero_where_it_is_masked():
     """The sum of an infinity and an update is no zero; `mask_params` is, and says so."""
     tx = js.pruned(optax.sgd(1.0), js.prune(masks={"w": jnp.ones((4, 4), bool).at[0].set(False)}))
