@@ -187,7 +187,7 @@ class Terms:
         for piece in self.pieces(term):
             grid = positions[piece.grid()]
             for i, (atom, _, _) in enumerate(piece.factors):
-                yield atom, grid.any(axis=others(i, grid.ndim))
+                yield atom, np.asarray(grid.any(axis=others(i, grid.ndim)))
 
     def _new(self, size: int, kind: Kind, parts: tuple[int, ...]) -> int:
         self._parent.append(len(self._parent))

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Shaped
 
@@ -178,7 +179,7 @@ class Choice:
 
 def _numbers(leaf: Any) -> Any:
     """A leaf on this host; keys of random numbers stay as they are."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return leaf
     return np.asarray(leaf)
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxsparse.graph.axes import others
 
@@ -94,3 +94,13 @@ def either(a: Constants, b: Constants) -> Constants:
     """What is known of an array that is one or the other."""
     axes = tuple(agreed(pair) for pair in zip(a.axes, b.axes, strict=True))
     return Constants(axes, a.value if a.value == b.value else np.nan)
+
+
+def zeros_only(vector: Vector) -> Vector:
+    """What is known to be zero, of what is known."""
+    return np.where(vector == 0, 0, np.nan)
+
+
+def where_zero(zero: Bool[np.ndarray, " size"]) -> Vector:
+    """Zero at some positions, unknown at the others."""
+    return np.where(zero, 0, np.nan)

@@ -143,11 +143,11 @@ def contribution(
     for axis, vector in values.items():
         spread = np.expand_dims(vector, [i for i in range(len(patch)) if i != axis])
         other = np.where(spread != 0, spread, other).astype(dtype)
-    operands = [other, other]
+    operands: list[Any] = [other, other]
     operands[weight] = jnp.asarray(array).astype(dtype)
-    params = {"preferred_element_type": None, "precision": lax.Precision.HIGHEST}
+    params: dict[str, Any] = {"preferred_element_type": None, "precision": lax.Precision.HIGHEST}
     if is_dot:
-        return np.asarray(lax.dot_general(*operands, numbers, **params))
+        return np.asarray(lax.dot_general(operands[0], operands[1], numbers, **params))
     names = ("window_strides", "padding", "rhs_dilation", "dimension_numbers")
     options = {name: equation.params[name] for name in (*names, "feature_group_count")}
     return np.asarray(lax.conv_general_dilated(*operands, **options, **params))
@@ -250,11 +250,12 @@ def _meeting(equation, operands):
             continue
         if isinstance(leaf.source, int):
             continue
-        pairs = list(zip(product.axes, leaf.axes or [None] * len(product.axes), strict=True))
+        own_axes = leaf.axes or (None,) * len(product.axes)
+        pairs = list(zip(product.axes, own_axes, strict=True))
         lost = [axis for axis, own in pairs if axis is not None and own is None]
         if lost:
             return f"{leaf.source} is one number for all channels"
-        by_axis = {own: axis for axis, own in pairs if own is not None}
+        by_axis: dict[int, int | None] = {own: axis for axis, own in pairs if own is not None}
         axes = tuple(by_axis.get(i) for i in range(1 + max(by_axis, default=-1)))
         return Meeting(leaf.source, axes, -1 if equation.primitive.name == "sub" else 1)
     return None

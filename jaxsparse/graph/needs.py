@@ -227,7 +227,8 @@ class _Walk:
         return joined
 
     def _constants(self, program, operands, records):
-        return [result.constants for result in self.run(*program, operands, records)]
+        jaxpr, consts = program
+        return [result.constants for result in self.run(jaxpr, consts, operands, records)]
 
     def _settle(self, step: Callable[[list[Constants]], list[Constants]], carry: list[Constants]):
         """What holds of the carry in every round: what one more round leaves true."""
