@@ -11,6 +11,7 @@ from jaxtyping import Bool, Shaped
 
 from jaxsparse.graph.axes import along, others
 from jaxsparse.graph.folding import Meeting, Product
+from jaxsparse.graph.hosts import whole
 from jaxsparse.graph.needs import Needs, needed
 from jaxsparse.graph.rewrite import Kept
 from jaxsparse.graph.trace import Analysis, arrays_by_path
@@ -179,9 +180,9 @@ class Choice:
 
 def _numbers(leaf: Any) -> Any:
     """A leaf on this host; keys of random numbers stay as they are."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.extended):
         return leaf
-    return np.asarray(leaf)
+    return whole(leaf)
 
 
 def _outer(vectors: list[Vector]) -> Shaped[np.ndarray, "..."]:

@@ -66,6 +66,7 @@ def shrink(
 
     Raises:
       ValueError: for another `resolve`, and masks of other shapes.
+      TypeError: for parameters of which only the shapes are given.
       KeyError: for masks of leaves that are not there.
 
     Example:
@@ -82,6 +83,12 @@ def shrink(
     """
     if resolve not in ("union", "intersection"):
         raise ValueError(f"resolve={resolve!r} is neither 'union' nor 'intersection'")
+    for path, leaf in arrays_by_path(params).items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{path!r} is {leaf}, a shape: what is zero is asked of the numbers, so arrays "
+                "would work; channels(...) takes shapes"
+            )
     masked = mask_params(params, masks)
     analysis = Analysis(fn, params, inputs, blocks, removal=True)
     choice = Choice(analysis, masked, leaves_by_path(masks))

@@ -226,6 +226,8 @@ def test_mistakes_are_errors():
         ValueError, match=r"'up' has shape \(3, 4\); the smaller model has \(3, 3\)"
     ):
         run(small | {"up": params["up"]}, x)
+    with pytest.raises(TypeError, match=r"'up' is ShapeDtypeStruct.*, a shape: .* would work"):
+        js.graph.shrink(fn, {"up": jax.ShapeDtypeStruct((3, 4), "float32")}, masks, x)
     with pytest.raises(KeyError, match="no leaf 'up'; did you mean 'ups'"):
         run({"bias": small["bias"], "down": small["down"], "ups": small["up"]}, x)
 
@@ -285,3 +287,16 @@ def test_a_model_without_parameters_or_masks():
     assert str(report) == "24 -> 24 parameters (100.0%)" and not report.groups
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, params)
     assert js.graph.shrink(lambda params, x: x, {}, {}, numbers(5, 3))[2].after == 0
+
+
+def test_numbers_of_python_among_the_parameters():
+    fn, params = two_layers(jnp.tanh, 0.3)
+    params |= {"scale": 2.0, "count": 3}
+    masks = first_empty("up", "bias", "down")
+
+    def scaled(p, x):
+        return fn(p, x) * p["scale"] + p["count"]
+
+    small, run, _ = js.graph.shrink(scaled, params, masks, numbers(5, 3))
+    assert small["up"].shape == (3, 3) and small["scale"] == 2.0
+    assert_same(run(small, numbers(5, 3)), scaled(js.mask_params(params, masks), numbers(5, 3)))
