@@ -12,7 +12,8 @@ from jaxsparse.activations.maps import KernelMap
 from jaxsparse.activations.sites import same_sites
 from jaxsparse.activations.tensor import SparseTensor, flagged
 
-Dataflow = Literal["implicit", "fetch_on_demand"]
+Dataflow = Literal["implicit", "fetch_on_demand", "gather_scatter"]
+DATAFLOWS = ("implicit", "fetch_on_demand", "gather_scatter")
 
 
 def sparse_conv(
@@ -33,14 +34,18 @@ def sparse_conv(
       weights: the window's shape, then (inputs, outputs).
       kernel_map: from `kernel_map`, `transposed_map`, or the `inverse` of one.
       bias: added to every output, also one that sees no input.
-      dataflow: how to sum; None chooses.
+      dataflow: how to sum, which changes results by rounding alone. "implicit": patches of
+        some rows at a time; "fetch_on_demand": tap by tap, a row for every output;
+        "gather_scatter": on the pairs alone, for a map from `group_pairs`. None takes what a
+        table of measurements says: "gather_scatter" where pairs are listed and few, else
+        "implicit"; `tune_dataflow` measures.
 
     Returns:
       Features on the map's outputs, of the dtype of x and the weights together.
 
     Raises:
       ValueError: weights of another window or number of channels, a map of other
-        coordinates (flagged under `jit`), an unknown dataflow.
+        coordinates (flagged under `jit`), a dataflow that is unknown or lacks lists.
       TypeError: features or weights that are no floats.
 
     Example:
@@ -62,8 +67,13 @@ def sparse_conv(
     for name, array in (("features", x.features), ("weights", weights)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"{name} have dtype {array.dtype}, need a float.")
-    if dataflow not in (None, *_FORWARD):
-        raise ValueError(f"dataflow={dataflow!r} is none of {', '.join(_FORWARD)}.")
+    if dataflow not in (None, *DATAFLOWS):
+        raise ValueError(f"dataflow={dataflow!r} is none of {', '.join(DATAFLOWS)}.")
+    lists = kernel_map.lists
+    if dataflow == "gather_scatter" and lists is None:
+        raise ValueError("gather_scatter multiplies lists of pairs; give group_pairs(kernel_map).")
+    if dataflow is None:
+        dataflow = _fastest(kernel_map, x.channels)
     same = same_sites(x.sites, kernel_map.inputs, "sparse_conv")
     dtype = jnp.promote_types(x.features.dtype, weights.dtype)
     y: Any = _product(
@@ -71,33 +81,64 @@ def sparse_conv(
         weights.reshape(-1, *weights.shape[-2:]).astype(dtype),
         kernel_map.index,
         kernel_map.reverse,
-        dataflow or "implicit",
+        lists if dataflow == "gather_scatter" else None,
+        dataflow,
     )
     if bias is not None:
         y = y + bias.astype(dtype)
-    return flagged(y, kernel_map.outputs, same & x.sites.ok & kernel_map.inputs.ok)
+    ok = same & x.sites.ok & kernel_map.inputs.ok
+    if dataflow == "gather_scatter":
+        ok = ok & lists.ok
+    return flagged(y, kernel_map.outputs, ok)
 
 
-_FORWARD = {"implicit": dataflows.implicit, "fetch_on_demand": dataflows.fetch_on_demand}
+# Listed rows, as a fraction of all that "implicit" multiplies, below which "gather_scatter" is
+# faster, by the channels of x: where both take the same time by the rates of a simulated lidar
+# scan with 6.5 and 9.5 of 27 neighbours, float32, one core of an AMD EPYC with AVX-512,
+# jax 0.10.2. Other devices are unmeasured; `tune_dataflow` measures.
+_BREAK_EVEN = ((128, 0.42), (64, 0.28), (32, 0.20), (16, 0.25), (0, 0.37))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-@partial(jax.jit, static_argnums=4)
-def _product(x, weights, index, reverse, dataflow):
+def _fastest(kernel_map: KernelMap, channels: int) -> Dataflow:
+    """By what is known when compiling; `fetch_on_demand` won nowhere."""
+    if kernel_map.lists is None:
+        return "implicit"
+    break_even = next(fraction for least, fraction in _BREAK_EVEN if channels >= least)
+    grouping, outputs = kernel_map.lists.grouping, kernel_map.outputs.capacity
+    rows = sum(len(taps) * room for taps, room in grouping.products)
+    rows += 0 if grouping.middle is None else outputs
+    faster = rows < break_even * kernel_map.window.taps * outputs
+    return "gather_scatter" if faster else "implicit"
+
+
+def _apply(dataflow, x, weights, index, lists):
+    if dataflow == "gather_scatter":
+        return dataflows.gather_scatter(x, weights, index, lists)
+    return getattr(dataflows, dataflow)(x, weights, index)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.jit, static_argnums=5)
+def _product(x, weights, index, reverse, lists, dataflow):
     del reverse
-    return _FORWARD[dataflow](x, weights, index).astype(x.dtype)
+    return _apply(dataflow, x, weights, index, lists).astype(x.dtype)
 
 
-def _product_fwd(x, weights, index, reverse, dataflow):
-    return _product(x, weights, index, reverse, dataflow), (x, weights, index, reverse)
+def _product_fwd(x, weights, index, reverse, lists, dataflow):
+    y = _product(x, weights, index, reverse, lists, dataflow)
+    return y, (x, weights, index, reverse, lists)
 
 
 @partial(jax.jit, static_argnums=0)
 def _product_bwd(dataflow, saved, g):
-    x, weights, index, reverse = saved
-    dx = _FORWARD[dataflow](g, weights.swapaxes(1, 2), reverse)
-    dw = dataflows.weight_gradient(x, g, index)
-    return dx.astype(x.dtype), dw.astype(weights.dtype), None, None
+    x, weights, index, reverse, lists = saved
+    if dataflow == "gather_scatter":
+        dx = _apply(dataflow, g, weights.swapaxes(1, 2), reverse, lists.inverse)
+        dw = dataflows.listed_weight_gradient(x, g, index, lists)
+    else:
+        dx = _apply(dataflow, g, weights.swapaxes(1, 2), reverse, None)
+        dw = dataflows.weight_gradient(x, g, index)
+    return dx.astype(x.dtype), dw.astype(weights.dtype), None, None, None
 
 
 _product.defvjp(_product_fwd, _product_bwd)

@@ -5,9 +5,11 @@ no index names are never read into a result, so they may hold anything.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
@@ -42,6 +44,49 @@ def fetch_on_demand(
         return y + _dot(fetch(tap[0]), tap[1]), None
 
     return lax.scan(step, y, (index, weights))[0]
+
+
+def gather_scatter(
+    x: Float[Array, "n inputs"],
+    weights: Float[Array, "taps inputs outputs"],
+    index: Int32[Array, "taps m"],
+    lists: Any,
+) -> Float[Array, "m outputs"]:
+    """Gather, GEMM, scatter: one batched product for each group of taps, on their pairs alone.
+
+    Args:
+      lists: `PairLists` of the same pairs.
+    """
+    m, outputs, middle = index.shape[1], weights.shape[-1], lists.grouping.middle
+    fetch = rows_of(x)
+    if middle is None:
+        y = jnp.zeros((m, outputs), _sum_dtype(x))
+    else:
+        y = _dot(fetch(index[middle]), weights[middle])
+    parts = zip(lists.grouping.products, lists.inputs, lists.outputs, strict=True)
+    for (taps, _), into, out in parts:
+        products = _dot(fetch(into), weights[np.array(taps)])
+        y = y.at[out.reshape(-1)].add(products.reshape(-1, outputs), mode="drop")
+    return y
+
+
+def listed_weight_gradient(
+    x: Float[Array, "n inputs"],
+    g: Float[Array, "m outputs"],
+    index: Int32[Array, "taps m"],
+    lists: Any,
+) -> Float[Array, "taps inputs outputs"]:
+    """`weight_gradient` on the pairs alone."""
+    fetch, fetch_g, middle = rows_of(x), rows_of(g), lists.grouping.middle
+    dw = jnp.zeros((index.shape[0], x.shape[1], g.shape[1]), _sum_dtype(x))
+    if middle is not None:
+        met = (index[middle] < x.shape[0])[:, None]
+        dw = dw.at[middle].set(_dot(fetch(index[middle]).T, jnp.where(met, g, 0)))
+    parts = zip(lists.grouping.products, lists.inputs, lists.outputs, strict=True)
+    for (taps, _), into, out in parts:
+        products = _dot(fetch(into).swapaxes(1, 2), fetch_g(out))
+        dw = dw.at[np.array(taps)].set(products)
+    return dw
 
 
 def weight_gradient(

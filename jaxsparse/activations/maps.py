@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class KernelMap:
       inputs: sites that features must stand on.
       elsewhere: sites of the outputs; None where they are the inputs' own.
       window: of the convolution.
+      lists: the pairs once more, as `group_pairs` lays them out.
     """
 
     index: Int32[Array, "taps outputs"]
@@ -37,6 +38,7 @@ class KernelMap:
     inputs: Sites
     elsewhere: Sites | None
     window: Window
+    lists: Any = None
 
     @property
     def outputs(self) -> Sites:
@@ -49,9 +51,9 @@ class KernelMap:
 
         Of a strided map this is the inverse convolution, back onto the finer sites.
         """
-        if self.elsewhere is None:
-            return KernelMap(self.reverse, self.index, self.inputs, None, self.window)
-        return KernelMap(self.reverse, self.index, self.elsewhere, self.inputs, self.window)
+        elsewhere = None if self.elsewhere is None else self.inputs
+        lists = None if self.lists is None else self.lists.inverse
+        return KernelMap(self.reverse, self.index, self.outputs, elsewhere, self.window, lists)
 
     @property
     def sizes(self) -> Int32[Array, "taps"]:

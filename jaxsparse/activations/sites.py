@@ -110,7 +110,7 @@ def sites(
             f"coordinates have shape {coordinates.shape}, need (rows, 1 + axes), the batch first."
         )
     given = coordinates.shape[0]
-    capacity = max(given, 1) if capacity is None else capacity
+    capacity = max(given, 1) if capacity is None else int(capacity)
     needed: Any = given if count is None else count
     if capacity < max(given, 1):
         raise ValueError(
