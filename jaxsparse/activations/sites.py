@@ -109,12 +109,13 @@ def sites(
         raise ValueError(
             f"coordinates have shape {coordinates.shape}, need (rows, 1 + axes), the batch first."
         )
-    given = coordinates.shape[0]
-    capacity = max(given, 1) if capacity is None else int(capacity)
+    given: int = coordinates.shape[0]
+    least = max(given, 1)
+    capacity = least if capacity is None else capacity
     needed: Any = given if count is None else count
-    if capacity < max(given, 1):
+    if capacity < least:
         raise ValueError(
-            f"{given} rows do not fit a capacity of {capacity}; pass capacity={max(given, 1)}."
+            f"{given} rows do not fit a capacity of {capacity}; pass capacity={least}."
         )
     require(
         (needed >= 0) & (needed <= capacity),
