@@ -152,8 +152,9 @@ class Checkpointer:
 
     def _sum_up(self) -> None:
         """Adds the checksums while the step still has its temporary name."""
-        if jax.process_index() == 0:
-            for folder in self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+        if jax.process_index() == 0 and self._saving is not None:
+            temporary = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            for folder in [*temporary] or [self._folder(self._saving)]:
                 checksums.write(folder)
 
     def _set_aside(self) -> None:

@@ -19,6 +19,8 @@ _FREE = ("nnz",)  # how many are kept may differ: the places are restored, too
 
 
 def _packed_to_state(packed: Packed) -> dict[str, Any]:
+    if packed.values is None:
+        raise ValueError(f"{packed!r} is a structure without values; with_values completes it")
     arrays = {n: a for n in packed.array_names if (a := getattr(packed, n)) is not None}
     return {"arrays": arrays, "fields": _without_lists(to_json(packed))}
 

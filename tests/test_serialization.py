@@ -34,6 +34,12 @@ def test_another_number_of_weights_comes_back_with_its_places():
     np.testing.assert_array_equal(found.todense(), dense)
 
 
+def test_a_structure_is_refused():
+    packed, _ = draw(BY_NAME["csc"], 20, 24, 0.8)
+    with pytest.raises(ValueError, match="structure without values; with_values completes it"):
+        serialization.to_bytes({"up": packed.structure})
+
+
 def state_of(packed, **arrays):
     state = serialization.to_state_dict(packed)
     return state | {"arrays": state["arrays"] | arrays}
