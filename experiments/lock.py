@@ -27,8 +27,9 @@ def held(folder: str | pathlib.Path) -> Iterator[None]:
       OSError: the folder cannot be written to; the file is named.
     """
     path = pathlib.Path(folder) / NAME
-    with naming(path):
+    with naming(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
         file = _open(path)
     try:
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}

@@ -51,7 +51,7 @@ def write(
         report |= latency.measure(experiment, state)
     if experiment.permute is not None:
         report["permutation"] = workdir.read_json(
-            folder / permutation.NUMBERS, "start the run again with --overwrite"
+            folder / permutation.NUMBERS, "start the run again with --overwrite", list
         )
     if with_html:
         from experiments import page  # late: matplotlib, which only this needs

@@ -73,18 +73,21 @@ def read_report(folder: pathlib.Path) -> dict[str, Any]:
     return read_json(folder / REPORT, cure)
 
 
-def read_json(path: pathlib.Path, cure: str) -> Any:
+def read_json(path: pathlib.Path, cure: str, kind: type = dict) -> Any:
     """What a JSON file holds.
 
     Raises:
-      ValueError: it is torn or was never JSON; names the file and the cure.
+      ValueError: it is torn, or was never JSON of this kind; names the file and the cure.
     """
     with naming(path):
         text = path.read_bytes()
     try:
-        return json.loads(text)
+        if isinstance(value := json.loads(text), kind):
+            return value
+        problem = f"a {type(value).__name__} in place of a {kind.__name__}"
     except ValueError as error:
-        raise ValueError(f"{path} is torn, or no JSON ({error}); {cure}") from error
+        problem = str(error)
+    raise ValueError(f"{path} is torn, or none of ours ({problem}); {cure}")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -68,7 +68,7 @@ def test_a_second_run_in_the_folder_is_told_who_has_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["", '{"seed": 0, "ste', "\0" * 40])
+@pytest.mark.parametrize("text", ["", '{"seed": 0, "ste', "\0" * 40, "[1]"])
 def test_torn_files_are_errors_that_name_them(text, tmp_path):
     workdir.open_workdir(tmp_path, CONFIG, overwrite=False)
     (tmp_path / "config.json").write_text(text)
