@@ -87,7 +87,9 @@ def walk(
     check(forward(loaded, inputs))
 
     # With the weights inside: not every framework's trees can be written into a program.
-    exported = jax.export.export(jax.jit(lambda inputs: sparse(packed, inputs)))(inputs)
+    (batch,) = jax.export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((batch, *inputs.shape[1:]), inputs.dtype)
+    exported = jax.export.export(jax.jit(lambda inputs: sparse(packed, inputs)))(shape)
     check(jax.export.deserialize(exported.serialize()).call(inputs))
 
     small, run, report = js.graph.shrink(apply, params, masks, inputs)

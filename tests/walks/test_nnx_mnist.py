@@ -69,6 +69,11 @@ def test_mnist(tmp_path):
     report = steps.walk(apply, params, masks, RULES, IMAGES, tmp_path / "cnn.safetensors")
     assert report.kept["linear1/kernel"][1].size == 32
 
+    # Packed weights in the model's own code: the message says what they need.
+    packed = js.pack_params(params, masks, RULES)
+    with pytest.raises(TypeError, match=r"js.sparsify\(function\) runs a function of arrays on it"):
+        nnx.merge(graph, packed, rest)(IMAGES)
+
     # The layers themselves, exchanged: what is no nnx.Linear is named, with what works instead.
     with pytest.raises(ValueError, match="'conv1/kernel' is not the kernel"):
         js.nn.replace(model, RULES)
