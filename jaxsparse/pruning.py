@@ -33,8 +33,8 @@ from jaxsparse.choosing import (
 from jaxsparse.distributions import Distribution, targets_of, uniform
 from jaxsparse.masking import NEED_PARAMS, mask_tree, next_count, warn_unless_masked
 from jaxsparse.movement import ImportanceThreshold
-from jaxsparse.nm import NM
-from jaxsparse.patterns import GroupMask, Unstructured, real, widen
+from jaxsparse.patterns import GroupMask, Unstructured, real
+from jaxsparse.refusals import check_arguments, check_finite, check_pairs
 from jaxsparse.regrowth import DropAndGrow, Regrowth, StraightThrough
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.schedules import Schedule
@@ -119,12 +119,8 @@ def prune(
     >>> state.masks["kernel"].groups.tolist()
     [[False, True], [True, False]]
     """
-    if rules is None and schedule is not None and masks is not None:
-        raise ValueError(
-            "prune: a schedule chooses masks anew, and without rules nothing says of which pattern "
-            "and how sparse; rules beside the masks, or no schedule, would work"
-        )
-    rules = _implied_rules(masks) if rules is None else check_rules(rules)
+    ruled = rules is not None
+    rules = check_rules(rules) if ruled else _implied_rules(masks)
     score = score or scores.magnitude()
     distribution = distribution or uniform()
     when = _as_schedule(schedule)
@@ -133,13 +129,13 @@ def prune(
             "prune: sparsity must be static: inject_hyperparams(prune, static_args=('sparsity',)) "
             "would work, so would a float schedule, which may be traced"
         )
-    _check_arguments(schedule, masks, regrowth, sparsity)
+    check_arguments(when, masks, regrowth, sparsity, ruled)
     free_choice = isinstance(regrowth, StraightThrough) or isinstance(when, ImportanceThreshold)
     dense_gradients = regrowth == StraightThrough("dense")
 
     def plan(params) -> tuple[dict[str, LeafSpec], Budget | None]:
         specs = resolve(rules, params)
-        _check_pairs(specs, when, regrowth)
+        check_pairs(specs, when, regrowth)
         check_countable(specs)
         if not isinstance(when, Schedule):
             return specs, None
@@ -152,7 +148,7 @@ def prune(
             return MAP_PARAMS
         specs, budget = plan(params)
         weights = {path: _array(w) for path, w in leaves_by_path(params).items() if path in specs}
-        _check_finite(weights)
+        check_finite(weights)
         if masks is not None:
             groups = _given_groups(masks, specs)
         elif isinstance(regrowth, DropAndGrow) and budget is not None:
@@ -258,26 +254,6 @@ def _implied_rules(masks: Tree | None) -> tuple[Rule, ...]:
     return tuple(Rule(re.escape(path), Unstructured(), 0.0) for path in leaves_by_path(masks))
 
 
-def _check_arguments(schedule: Any, masks: Any, regrowth: Regrowth, sparsity: Any) -> None:
-    """Raises ValueError on arguments that would prune nothing, or be ignored."""
-    if schedule is None and masks is None:
-        raise ValueError(
-            "prune: neither schedule nor masks, so nothing would ever be pruned; "
-            "schedule=one_shot(), schedule=cubic(begin=0, end=1000) or "
-            "masks=compute_masks(params, rules) would work"
-        )
-    if schedule is None and isinstance(regrowth, DropAndGrow):
-        raise ValueError(
-            f"prune: {regrowth} moves groups when the schedule says so, and there is none; rules "
-            "and schedule=constant(end=1000, every=100) would work"
-        )
-    if sparsity is not None and schedules.is_given(_as_schedule(schedule)):
-        raise ValueError(
-            f"prune: the schedule is the sparsity itself, but sparsity={sparsity} is given too; "
-            "schedule=cubic(begin=0, end=1000), or no sparsity, would work"
-        )
-
-
 def _as_schedule(schedule: Any) -> Schedule | ImportanceThreshold | None:
     if schedule is None or isinstance(schedule, Schedule | ImportanceThreshold):
         return schedule
@@ -295,27 +271,6 @@ def _ramp(when: Schedule | ImportanceThreshold | None, step: Array) -> Float[Arr
     if isinstance(when, ImportanceThreshold):
         return when.ramp(step)
     return jnp.zeros(()) if when is None else when.ramp(step)
-
-
-def _check_pairs(specs: Mapping[str, LeafSpec], when: Any, regrowth: Regrowth) -> None:
-    """Raises ValueError on the pairs that cannot work together."""
-    for path, spec in specs.items():
-        fixed = isinstance(spec.pattern, NM)
-        if fixed and isinstance(regrowth, DropAndGrow):
-            raise ValueError(
-                f"{regrowth} moves groups about, but {spec.pattern} on {path!r} fixes how many of "
-                "every m are kept; straight_through() would work"
-            )
-        if fixed and isinstance(when, ImportanceThreshold):
-            raise ValueError(
-                f"importance_threshold keeps as many as pass it, but {spec.pattern} on {path!r} "
-                "fixes how many; a count schedule such as cubic(...) would work"
-            )
-        if spec.sparsity is not None and when is not None and schedules.is_given(when):
-            raise ValueError(
-                f"the schedule is the sparsity itself, but the rule of {path!r} says "
-                f"{spec.sparsity}; a rule without sparsity would work"
-            )
 
 
 def _given_groups(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
@@ -344,26 +299,6 @@ def _array(weight: Any) -> Array:
     """A weight to pool; optimizers are initialised with bare shapes, too."""
     bare = isinstance(weight, jax.ShapeDtypeStruct)
     return jnp.zeros(weight.shape, weight.dtype) if bare else jnp.asarray(weight)
-
-
-def _check_finite(weights: Mapping[str, Array]) -> None:
-    """Raises ValueError on NaN and infinities, where values are at hand.
-
-    An update is added, and nothing that is added to a NaN makes it zero.
-    """
-    for path, weight in weights.items():
-        bad = _not_finite(weight)  # traced under jit, whatever the weight is
-        if not isinstance(bad, Tracer) and bad:
-            raise ValueError(
-                f"{bad} of the weights of {path!r}, of shape {weight.shape}, are NaN or infinite: "
-                "no update would make zeros of them when they are masked; jnp.nan_to_num of this "
-                "leaf would work, and where masks hide them already js.mask_params(params, masks)"
-            )
-
-
-@jax.jit
-def _not_finite(weight: Array) -> Int[Array, ""]:
-    return jnp.sum(~jnp.isfinite(widen(weight)))
 
 
 def _is_traced(tree: Tree) -> bool:

@@ -170,10 +170,10 @@ def resolve(rules: Sequence[Rule], params: Tree) -> dict[str, LeafSpec]:
 def _resolve(
     rules: tuple[Rule, ...], leaves: tuple[tuple[str, jax.ShapeDtypeStruct | str], ...]
 ) -> tuple[tuple[str, LeafSpec], ...]:
-    specs, shapes = [], dict(leaves)
-    for path, rule in _choose(rules, shapes).items():
-        leaf, pattern = shapes[path], rule.pattern
-        assert pattern is not None and not isinstance(leaf, str)
+    specs, by_path = [], dict(leaves)
+    for path, rule in _choose(rules, by_path).items():
+        leaf, pattern = by_path[path], rule.pattern
+        assert pattern is not None and not isinstance(leaf, str)  # `_choose` leaves these out
         axes = rule.in_axis, rule.out_axis, rule.batch_axis
         view = view_of(path, leaf.shape, *axes, directed=pattern.directed)
         pattern.check(path, view)
