@@ -1,6 +1,6 @@
 """Which channels go: those in question are struck out until all that are left are needed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -61,14 +61,15 @@ class Choice:
     def resolve(self, resolve: Resolve) -> None:
         """Decides."""
         if resolve == "intersection":
-            empty, needs = self._empty(), self._needed()
-            before = dict(self.left)
-            self._strike(empty, needs)
+            self._ask()
+            needs, before = self._needed(), self.left
+            self._strike({atom: self.asked[atom] for atom in self.free}, needs)
             for atom, used in needs.channels.items():
                 self.inexact[atom] = before[atom] & ~self.left[atom] & used
         while True:
-            empty, self.needs = self._empty(), self._needed()
-            idle = {atom: empty[atom] & ~self.needs.channels[atom] for atom in self.free}
+            self._ask()
+            self.needs = self._needed()
+            idle = {atom: self.asked[atom] & ~self.needs.channels[atom] for atom in self.free}
             if not self._strike(idle, self.needs):
                 return
 
@@ -151,24 +152,17 @@ class Choice:
     def _needed(self) -> Needs:
         return needed(self.analysis, self.leaves, self.free)
 
-    def _empty(self) -> dict[int, Vector]:
-        """By atom the channels of which the mask of some leaf keeps nothing."""
-        empty = {atom: np.zeros(chosen.size, bool) for atom, chosen in self.asked.items()}
+    def _ask(self) -> None:
+        """Puts in question the channels of which the mask of some leaf keeps nothing."""
         for path, mask in self.masks.items():
             if not mask.size:
                 continue  # the mask of a leaf without entries does not ask for anything
-            for atom, used in self._masks_of(path):
-                empty[atom] |= ~used
-        for atom in self.asked:
-            self.asked[atom] |= empty[atom]
-        return empty
-
-    def _masks_of(self, path: str) -> Iterator[tuple[int, Vector]]:
-        axes = self.analysis.leaves[path].axes
-        alive = self.masks[path] & _outer([self.kept.vector(term) for term in axes])
-        for axis, term in enumerate(axes):
-            used = np.asarray(alive.any(axis=others(axis, alive.ndim)))
-            yield from self.analysis.terms.channels(term, used)
+            axes = self.analysis.leaves[path].axes
+            alive = mask & _outer([self.kept.vector(term) for term in axes])
+            for axis, term in enumerate(axes):
+                used = np.asarray(alive.any(axis=others(axis, alive.ndim)))
+                for atom, some in self.analysis.terms.channels(term, used):
+                    self.asked[atom] |= ~some
 
     def _cleared(self, leaf: Any, path: str, kept: Kept) -> Any:
         """The leaf with zeros where channels are not left."""

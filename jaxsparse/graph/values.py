@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -58,6 +60,8 @@ class Value:
 
 def uniform_axes(constant: Any) -> list[bool]:
     """For every axis of a constant whether all its slices are equal."""
+    if jnp.issubdtype(getattr(constant, "dtype", float), jax.dtypes.extended):
+        return [False] * np.ndim(constant)  # keys of random numbers
     array = np.asarray(constant)
     if array.dtype.kind == "V" or array.dtype.hasobject:
         return [False] * array.ndim

@@ -115,3 +115,16 @@ def test_code_that_insists_on_a_size_is_an_error():
         js.graph.shrink_model(model, masks, x)
     with pytest.raises(ValueError, match="its own code insists on sizes"):
         js.graph.shrink_model(model, masks, jax.ShapeDtypeStruct((5, 3), np.float32))
+
+
+def test_constants_go_into_the_next_bias():
+    model = drawn(
+        nnx.Sequential(
+            nnx.Linear(3, 8, rngs=nnx.Rngs(0)), nnx.gelu, nnx.Linear(8, 2, rngs=nnx.Rngs(0))
+        )
+    )
+    x, masks = numbers(5, 3), {"layers/0/kernel": jnp.broadcast_to(jnp.arange(8) < 5, (3, 8))}
+    small, report = js.graph.shrink_model(model, masks, x)
+    assert small.layers[0].out_features == 5
+    assert report.groups[0].folded["layers/2/bias"].tolist() == [5, 6, 7]
+    assert_same(small(x), masked(model, masks)(x))

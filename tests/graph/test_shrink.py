@@ -300,3 +300,17 @@ def test_numbers_of_python_among_the_parameters():
     small, run, _ = js.graph.shrink(scaled, params, masks, numbers(5, 3))
     assert small["up"].shape == (3, 3) and small["scale"] == 2.0
     assert_same(run(small, numbers(5, 3)), scaled(js.mask_params(params, masks), numbers(5, 3)))
+
+
+def test_keys_that_are_closed_over():
+    """As many as there are examples: one random mask each."""
+    _, params = two_layers(jnp.tanh, 0.3)
+    keys, masks = jax.random.split(jax.random.key(3), 5), first_empty("down")
+
+    def noisy(p, x):
+        noise = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys)
+        return (jnp.tanh(x @ p["up"] + p["bias"]) + noise) @ p["down"]
+
+    small, run, _ = js.graph.shrink(noisy, params, masks, numbers(5, 3))
+    assert small["up"].shape == (3, 3)
+    assert_same(run(small, numbers(5, 3)), noisy(js.mask_params(params, masks), numbers(5, 3)))
