@@ -226,6 +226,7 @@ def test_nothing_is_taken_over_where_the_last_channel_stays():
     assert report.groups[0].stays[0].reasons == ("one channel of a group always stays",)
 
 
+@pytest.mark.slow
 def test_a_chain_of_constants():
     """The second layer hears constants only, in one of its neurons."""
 
@@ -245,6 +246,7 @@ def test_a_chain_of_constants():
     assert_same(run(small, X), fn(js.mask_params(params, masks), X))
 
 
+@pytest.mark.slow
 def test_what_was_taken_over_is_not_lost_under_intersection():
     fn, params, _, _ = model("two readers, one without a bias")
     small, run, report = js.graph.shrink(fn, params, MASKS, X, resolve="intersection")
@@ -256,6 +258,7 @@ def test_what_was_taken_over_is_not_lost_under_intersection():
     assert_same(run(small, X), fn(js.mask_params(params, MASKS), X))
 
 
+@pytest.mark.slow
 def test_in_float64():
     with jax.enable_x64(True):
         fn, params, _, _ = model("batch norm", jnp.float64)

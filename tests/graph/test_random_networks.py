@@ -316,6 +316,6 @@ def test_a_few_networks(names, seed):
 
 @pytest.mark.slow
 @drawn
-@settings(max_examples=200, **quiet)
-def test_two_hundred_networks(names, seed):
+@settings(max_examples=150, **quiet)
+def test_many_networks(names, seed):
     check(names, seed)

@@ -56,17 +56,22 @@ def unread(count):
         ({"groups": 1, "each": 8}, 4, 8, 4),
         ({"groups": 8, "each": 1}, 4, 4, 4),
         ({"groups": 8, "each": 2}, 4, 2, 4),  # a multiplier of 2
-        ({"groups": 8, "each": 1, "dims": 1}, 3, 3, 3),
-        ({"groups": 8, "each": 1, "dims": 3}, 3, 3, 3),
-        ({"groups": 4, "each": 2}, 4, 4, 4),  # two groups of two
-        ({"groups": 2, "each": 4}, 4, 4, 4),
-        ({"groups": 4, "each": 2}, 3, 4, 4),  # half a group cannot go
-        ({"groups": 8, "each": 1, "layout": "NCH", "kernel_layout": "OIH"}, 3, 3, 3),
-        ({"groups": 4, "each": 2, "layout": "NCH", "kernel_layout": "IOH"}, 4, 4, 4),
-        ({"groups": 4, "each": 2, "kernel_layout": "OHI"}, 4, 4, 4),
-        ({"groups": 8, "each": 1, "lhs_dilation": (2, 2)}, 3, 3, 3),
-        ({"groups": 4, "each": 2, "rhs_dilation": (2, 1), "strides": (2, 1)}, 2, 2, 2),
-        ({"groups": 1, "each": 4, "batch_groups": 2}, 4, 8, 8),  # a group of examples stays
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ({"groups": 8, "each": 1, "dims": 1}, 3, 3, 3),
+                ({"groups": 8, "each": 1, "dims": 3}, 3, 3, 3),
+                ({"groups": 4, "each": 2}, 4, 4, 4),  # two groups of two
+                ({"groups": 2, "each": 4}, 4, 4, 4),
+                ({"groups": 4, "each": 2}, 3, 4, 4),  # half a group cannot go
+                ({"groups": 8, "each": 1, "layout": "NCH", "kernel_layout": "OIH"}, 3, 3, 3),
+                ({"groups": 4, "each": 2, "layout": "NCH", "kernel_layout": "IOH"}, 4, 4, 4),
+                ({"groups": 4, "each": 2, "kernel_layout": "OHI"}, 4, 4, 4),
+                ({"groups": 8, "each": 1, "lhs_dilation": (2, 2)}, 3, 3, 3),
+                ({"groups": 4, "each": 2, "rhs_dilation": (2, 1), "strides": (2, 1)}, 2, 2, 2),
+                ({"groups": 1, "each": 4, "batch_groups": 2}, 4, 8, 8),  # a group of examples stays
+            )
+        ),
     ],
 )
 def test_unread_channels_go_through(options, read, hidden, out):
@@ -78,6 +83,7 @@ def test_unread_channels_go_through(options, read, hidden, out):
     assert not any(len(group.inexact) for group in report.groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
 def test_what_nothing_feeds_goes(groups):
     """Empty columns of the first layer, or an empty kernel between."""
@@ -95,6 +101,7 @@ def test_what_nothing_feeds_goes(groups):
     assert_same(run(small, x), fn(js.mask_params(params, masks), x))
 
 
+@pytest.mark.slow
 def test_groups_of_examples():
     """Output channels belong to one group of examples each, input channels to all."""
     fn, params, x = block(2, 1, 4, batch_groups=2)
@@ -124,7 +131,10 @@ class Decoder(nn.Module):
         return nn.Conv(2, (1,) * self.dims, name="head")(nn.relu(up(x)))
 
 
-@pytest.mark.parametrize(("flipped", "dims"), [(False, 2), (True, 2), (True, 1), (True, 3)])
+@pytest.mark.parametrize(
+    ("flipped", "dims"),
+    [(True, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((False, 2), (True, 1)))],
+)
 def test_transposed(flipped, dims):
     net, x = Decoder(flipped, dims), numbers(1, *[3] * dims, 3)
     params = randomize(net.init(jax.random.key(1), x))

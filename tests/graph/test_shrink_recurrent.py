@@ -47,7 +47,8 @@ def test_cells_of_nnx(cell):
     assert_same(small(X), masked(model, masks)(X))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS[::3])
 def test_the_model_itself_as_parameters(cell):
     """Keys and counts of its random streams are leaves like any other."""
     model = drawn(Tagger(cell))
@@ -61,7 +62,8 @@ def test_the_model_itself_as_parameters(cell):
     assert_same(run(small, longer), masked(model, masks)(longer))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS[::2])
 def test_cells_of_linen(cell):
     net = nn.Sequential([nn.RNN(getattr(nn, cell)(8)), nn.Dense(3)])
     params = randomize(net.init(jax.random.key(0), X))
@@ -100,6 +102,7 @@ class Dropped(nn.Module):
         return nn.Dense(3)(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", [True, False])
 def test_dropout_drops_what_it_dropped_before(typed):
     """In training mode, with the key as an argument: the numbers drawn are cut, not redrawn."""
@@ -122,6 +125,7 @@ def test_dropout_drops_what_it_dropped_before(typed):
     assert not js.graph.channels(fn, params, x, key).groups
 
 
+@pytest.mark.slow
 def test_dropout_of_a_constant_is_no_constant():
     net, x, key = Dropped(), numbers(4, 6), jax.random.key(7)
     params = randomize(net.init({"params": key, "dropout": key}, x))
