@@ -133,7 +133,11 @@ class Decoder(nn.Module):
 
 @pytest.mark.parametrize(
     ("flipped", "dims"),
-    [(True, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((False, 2), (True, 1)))],
+    [
+        (True, 2),
+        pytest.param(False, 2, marks=pytest.mark.slow),
+        pytest.param(True, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_transposed(flipped, dims):
     net, x = Decoder(flipped, dims), numbers(1, *[3] * dims, 3)
