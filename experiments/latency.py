@@ -13,7 +13,7 @@ import jaxsparse as js
 from experiments.bench.timing import interleave
 from experiments.experiment import Experiment, TrainState
 
-_EXAMPLES, _SECONDS = 1024, 0.5
+_EXAMPLES, _SECONDS = 1024, 1.0
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -49,7 +49,7 @@ def measure(experiment: Experiment, state: TrainState) -> dict[str, Any]:
         outputs = {name: jax.block_until_ready(run()) for name, run in runs.items()}
     begin = time.perf_counter()
     jax.block_until_ready([run() for run in runs.values()])
-    rounds = max(5, min(300, int(_SECONDS / (time.perf_counter() - begin))))
+    rounds = max(15, min(300, int(_SECONDS / (time.perf_counter() - begin))))
     times = interleave(runs, rounds)
     percentiles = {
         f"{name}_percentiles_ms": [1e3 * float(q) for q in np.percentile(seconds, _PERCENTILES)]

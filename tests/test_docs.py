@@ -59,7 +59,7 @@ def blocks_of(page):
 @pytest.mark.parametrize(
     "page",
     [pytest.param(p, marks=[] if p.name == "README.md" else pytest.mark.slow) for p in PAGES],
-    ids=lambda p: p.name,
+    ids=lambda p: "/".join(p.parts[-2:]),
 )
 def test_pages_run_from_top_to_bottom(page, tmp_path):
     """The Python blocks of a page are one program, run as a reader would."""

@@ -49,7 +49,8 @@ def tell(line):
     for pattern, text in _PHASES:
         if re.match(pattern, line):
             say(text)
-    if found := _WHEEL.match(line):
+    found = _WHEEL.match(line)
+    if found:
         size = f" ({found['size']})" if found["size"] else ""
         say(f"      {found['name']} {found['version']}{size}")
 
