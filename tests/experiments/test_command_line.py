@@ -1,4 +1,6 @@
 import doctest
+import subprocess
+import sys
 
 import pytest
 
@@ -71,6 +73,19 @@ def test_what_is_missing():
 def test_a_mistake_ends_the_program_with_one_line():
     with pytest.raises(SystemExit, match=r"^error: unknown config key 'sed'[^\n]*$"):
         run.main([*DEMO, "--config.sed=1"])
+
+
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [
+        ("jaxsparse", ["orbax.checkpoint"]),
+        ("experiments.run", ["pyarrow", "igraph", "sklearn", "matplotlib", "orbax.checkpoint"]),
+    ],
+)
+def test_what_takes_long_is_imported_late(module, late):
+    program = f"import sys, {module}; print([m for m in {late} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 @pytest.mark.parametrize("module", [command_line, run, steps], ids=lambda module: module.__name__)
