@@ -141,9 +141,10 @@ def kernel_map(
     else:
         bounds = Bounds.of_shape(fine.bounds.batch, out_shape)
         _same_kind(fine, bounds)
-    made = _strided(fine, window=window, outputs=outputs, bounds=bounds, capacity=capacity)
-    require_room(made.outputs)
-    return made
+    options = dict(outputs=outputs, bounds=bounds, capacity=capacity)
+    coarse, index, reverse = _strided(fine, window=window, **options)
+    require_room(coarse)
+    return KernelMap(index, reverse, fine, coarse, window)
 
 
 def transposed_map(
@@ -193,9 +194,9 @@ def transposed_map(
     if out_shape is not None:
         bounds = Bounds.of_shape(coarse.bounds.batch, out_shape)
         _same_kind(coarse, bounds)
-    made = _transposed(coarse, window=window, bounds=bounds, capacity=capacity)
-    require_room(made.outputs)
-    return made
+    fine, index, reverse = _transposed(coarse, window=window, bounds=bounds, capacity=capacity)
+    require_room(fine)
+    return KernelMap(reverse, index, coarse, fine, window)
 
 
 def _refuse(outputs, **options):
@@ -219,8 +220,7 @@ def _strided(fine: Sites, *, window: Window, outputs: Outputs, bounds: Bounds, c
         keys, _ = _reached(fine, window, bounds)
     capacity = min(bounds.places, keys.size) if capacity is None else capacity
     coarse = distinct_sites(keys, bounds, capacity, fine.ok)
-    index, reverse = _pairs(fine, coarse=coarse, window=window)
-    return KernelMap(index, reverse, fine, coarse, window)
+    return coarse, *_pairs(fine, coarse=coarse, window=window)
 
 
 @partial(jax.jit, static_argnames=("window", "bounds", "capacity"))
@@ -228,8 +228,7 @@ def _transposed(coarse: Sites, *, window: Window, bounds: Bounds, capacity):
     keys = _spread(coarse, window, bounds)
     capacity = min(bounds.places, keys.size) if capacity is None else capacity
     fine = distinct_sites(keys, bounds, capacity, coarse.ok)
-    index, reverse = _pairs(fine, coarse=coarse, window=window)
-    return KernelMap(reverse, index, coarse, fine, window)
+    return fine, *_pairs(fine, coarse=coarse, window=window)
 
 
 @partial(jax.jit, static_argnames=("window",))
