@@ -248,7 +248,7 @@ def _learned(values, held):
 @_learned.defjvp
 def _learned_jvp(primals, tangents):
     values, held = primals
-    return values, _zero_where(held, tangents[0])
+    return _learned(values, held), _zero_where(held, tangents[0])  # for the next derivative too
 
 
 def _fields(packed):

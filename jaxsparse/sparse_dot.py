@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, DTypeLike, Float
 
 import jaxsparse.kernels as kernels
@@ -75,13 +76,17 @@ def sparse_dot(
             f"x of shape {x.shape} does not end in {inputs}, the inputs of a packed weight "
             f"of shape {packed.shape}."
         )
+    # Rows are cut among devices in their order: axes that are cut come first.
+    cut = [i for i in range(len(batch)) if jax.typeof(x).sharding.spec[i] is not None]
+    front = range(len(cut))
+    x = jnp.moveaxis(x, cut, front)
     y = matrix_product(
         x.reshape(math.prod(batch), math.prod(inputs)),
         packed,
         implementation=implementation,
         out_dtype=preferred_element_type,
     )
-    return y.reshape(*batch, *outputs)
+    return jnp.moveaxis(y.reshape(*x.shape[: len(batch)], *outputs), front, cut)
 
 
 def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, out_dtype=None):
@@ -107,10 +112,11 @@ def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, o
         x = x * scales.astype(x.dtype)
     params = {"layout": packed.layout, "implementation": implementation}
     if scales is None or transpose:
-        operands = _same_varying_axes(x, packed.learned, *packed.index)
+        operands = _same_varying_axes(_rows(x), _whole(packed.learned), *packed.index)
         params |= {"transpose": transpose, "out_dtype": jnp.dtype(out_dtype)}
         return product_p.bind(*operands, **params)
-    operands = _same_varying_axes(x, packed.learned, scales, *packed.index)
+    weight = _whole(packed.learned), _whole(scales)
+    operands = _same_varying_axes(_rows(x), *weight, *packed.index)
     params["out_dtype"] = jnp.promote_types(out_dtype, jnp.float32)
     return scaled_product_p.bind(*operands, **params).astype(out_dtype)
 
@@ -143,6 +149,22 @@ def sampled_product(x, g, packed: Packed, *, implementation=None, out_dtype=None
         out_dtype=jnp.dtype(out_dtype or jnp.result_type(x, g)),
         implementation=implementation,
     )
+
+
+def _rows(x):
+    """x (M, K) sharded by rows at most: the inputs of a row meet in every sum."""
+    rows, inputs = jax.typeof(x).sharding.spec
+    return x if inputs is None else reshard(x, PartitionSpec(rows, None))
+
+
+def _whole(array):
+    """An array of a weight on every device, as the product takes it.
+
+    Under explicit axes this has to be written down, for a gradient to come back sharded as
+    the array is.
+    """
+    sharded = any(axis is not None for axis in jax.typeof(array).sharding.spec)
+    return reshard(array, PartitionSpec(*[None] * array.ndim)) if sharded else array
 
 
 def _same_varying_axes(*arrays):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxsparse as js
 from jaxsparse import indices
@@ -117,6 +119,26 @@ def test_floats_of_eight_bits(name, kinds):
     assert_close(out, np.asarray(x, np.float32) @ dense, "bfloat16")
     dx, dvalues = pullback(jnp.ones_like(out))
     assert (dx.dtype, dvalues.dtype) == (x.dtype, packed.values.dtype)
+
+
+@pytest.mark.parametrize("name", ["block4x16", "bitmap", "2of4"])
+@pytest.mark.parametrize("spec", [P(None, None, "d"), P(None, "d"), P("d")], ids=str)
+def test_any_axis_of_x_and_the_values_may_be_cut(name, spec):
+    mesh = jax.make_mesh((2,), ("d",), (AxisType.Explicit,), devices=jax.devices()[:2])
+    packed, dense = draw(BY_NAME[name], 40, 32, 1)  # as many values for either device
+    with jax.set_mesh(mesh):
+        x = jax.device_put(draw_x(24, 40).reshape(4, 6, 40), NamedSharding(mesh, spec))
+        values = jax.device_put(packed.values, NamedSharding(mesh, P("d")))
+
+        def loss(x, values):
+            y = sparse_dot(x, packed.with_values(values))
+            return jnp.sum(y**2), y
+
+        (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, values)
+    assert_close(y, np.asarray(x) @ dense)
+    for gradient, array in zip(gradients, (x, values), strict=True):
+        assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
+    assert_close(gradients[0], 2 * (np.asarray(x) @ dense) @ dense.T)
 
 
 @pytest.mark.slow
