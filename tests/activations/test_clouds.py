@@ -14,11 +14,11 @@ from jaxsparse.nn import clouds
 BOX = act.Bounds(2, (0, 0), (8, 8))
 
 
-def drawn(seed=0, capacity=64):
+def drawn(seed=0):
     rng = np.random.default_rng(seed)
     rows = np.unique(rng.integers(0, 8, (45, 3)) % (2, 8, 8), axis=0)
     values = rng.normal(size=(len(rows), 3)).astype(np.float32)
-    return act.sparse_tensor(rng.permutation(rows), values, BOX, capacity=capacity)
+    return act.sparse_tensor(rng.permutation(rows), values, BOX, capacity=64)
 
 
 OPTIONS = {
@@ -28,6 +28,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_both_flaxes_convolve_alike(name):
     x, options = drawn(), OPTIONS[name]
@@ -45,6 +46,7 @@ def test_both_flaxes_convolve_alike(name):
     assert half.apply(variables, x).features.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_a_map_given_must_be_the_layers_own():
     x = drawn()
     layer = clouds.nnx.SparseConv(3, 4, (3, 3), rngs=nnx.Rngs(0))
@@ -85,8 +87,6 @@ def test_a_unet_learns_and_reads_no_padding():
     dirty = x.with_features(jnp.where(x.valid[:, None], x.features, jnp.nan))
     count = int(x.count)
     np.testing.assert_allclose(model(dirty).features[:count], y.features[:count], atol=1e-5)
-    wide = model(drawn(capacity=100))
-    np.testing.assert_allclose(wide.features[:count], y.features[:count], atol=1e-4)
 
 
 @pytest.mark.slow

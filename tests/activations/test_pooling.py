@@ -22,8 +22,10 @@ def drawn(seed=0, n=40, batches=2):
 REDUCE = {"max": np.max, "avg": np.mean, "sum": np.sum}
 
 
-@named("reduce", REDUCE)
-@named("outputs", ["floor", "submanifold", "receptive"])
+@named(
+    ("outputs", "reduce"),
+    [("floor", "max"), ("floor", "avg"), ("submanifold", "max"), ("receptive", "sum")],
+)
 def test_windows_are_reduced_over_the_sites_that_are_there(reduce, outputs):
     x = drawn()
     stride, size = (1, 3) if outputs == "submanifold" else (2, (2, 1))
@@ -94,15 +96,19 @@ def test_dense_and_back():
 def test_duplicates_are_reduced_as_named(case, reduce):
     rows, values = np.array(case["coords"]), np.array(case["features"], np.float32)
     box = act.Bounds(2, (0, 0, 0), (4, 4, 4))
-    found = act.coalesce(rows, values, box, reduce=reduce, capacity=15)
+    more, given = 14 - len(rows), len(rows)
+    padded = np.pad(rows, ((0, more), (0, 0)), constant_values=9)
+    noise = np.pad(values, ((0, more), (0, 0)), constant_values=np.nan)
+    found = act.coalesce(padded, noise, box, reduce=reduce, capacity=15, count=given)
     n = case["unique"]
     assert int(found.tensor.count) == n
     np.testing.assert_array_equal(found.tensor.coordinates[:n], case["sorted_unique_coords"])
     np.testing.assert_array_equal(found.counts[:n], case["sorted_counts"])
     assert found.counts[n:].sum() == 0
     np.testing.assert_allclose(found.tensor.features[:n], case[f"{reduce}_sorted"])
-    np.testing.assert_array_equal(found.tensor.coordinates[found.rows], rows)
-    if n > 1:
+    np.testing.assert_array_equal(found.tensor.coordinates[found.rows[:given]], rows)
+    assert found.rows[given:].tolist() == [15] * more
+    if reduce == "sum" and n > 1:
         with pytest.raises(ValueError, match=f"pass capacity={n} or more"):
             act.coalesce(rows, values, box, reduce=reduce, capacity=n - 1)
 
