@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SHELL := bash
+comma := ,
 DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal -q
@@ -37,7 +39,7 @@ $(VENV)/.cuda: $(READY)
 	  || echo "not all of this can be installed here: the tests say what they skip"
 
 docs: $(READY)  ## the API reference, from docstrings, in build/docs
-	$(BIN)/python tools/reference.py build/docs
+	$(BIN)/python docs/reference.py build/docs
 
 bench: $(READY)  ## what the transforms cost on this machine
 	$(BIN)/python -m experiments.bench.transforms
@@ -63,13 +65,24 @@ lint: $(READY)
 	$(BIN)/python -m pip install -q 'jaxsparse[dev]'
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
+# pip says hundreds of lines, or with -q nothing for a minute: this shows a line a package,
+# and all of it where pip fails.
+PIP_INSTALL = set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check $(1) $(WITH) 2>&1 \
+  | tee $(VENV)/pip.log | sed -un 's/^ *\(Collecting [^ ]*\|Building editable .*started\|Installing collected packages\).*/   \1/p' \
+  || { cat $(VENV)/pip.log; exit 1; }
+
 $(DEMO): pyproject.toml
-	@$(PYTHON) tools/environment.py $(VENV) -e '.[demo]' $(WITH)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxsparse needs Python 3.11 or later, this is " + sys.version)'
+	@echo "1/2 a private environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "2/2 packages, some 250 MB unless pip has them, and the CPU kernels: a minute or two"
+	@$(call PIP_INSTALL,-e '.[demo]')
 	@touch $@
 
 # By its name and not by its path, so that pip takes what is installed and compiles nothing.
 $(READY): $(DEMO)
-	@$(PYTHON) tools/environment.py $(VENV) 'jaxsparse[experiments,test]' $(WITH)
+	@echo "packages for the tests"
+	@$(call PIP_INSTALL,'jaxsparse[experiments$(comma)test]')
 	@touch $@
 
 clean:

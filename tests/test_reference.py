@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-FILE = pathlib.Path(__file__).parent.parent / "tools" / "reference.py"
+FILE = pathlib.Path(__file__).parent.parent / "docs" / "reference.py"
 spec = importlib.util.spec_from_file_location("reference", FILE)
 assert spec is not None and spec.loader is not None
 reference = importlib.util.module_from_spec(spec)

@@ -1,6 +1,6 @@
 """Writes the API reference from the docstrings.
 
-    python tools/reference.py DIRECTORY
+    python docs/reference.py DIRECTORY
 
 A page per public module, with the names that the module lists; open DIRECTORY/index.html.
 """
