@@ -38,7 +38,7 @@ def fetch_on_demand(
 ) -> Float[Array, "m outputs"]:
     """Tap by tap: fetch a row for every output, multiply, add; no patches are written."""
     fetch = rows_of(x)
-    y = jnp.zeros((index.shape[1], weights.shape[-1]), _sum_dtype(x))
+    y = jnp.zeros((index.shape[1], weights.shape[-1]), sum_dtype(x))
 
     def step(y, tap):
         return y + _dot(fetch(tap[0]), tap[1]), None
@@ -60,7 +60,7 @@ def gather_scatter(
     m, outputs, middle = index.shape[1], weights.shape[-1], lists.grouping.middle
     fetch = rows_of(x)
     if middle is None:
-        y = jnp.zeros((m, outputs), _sum_dtype(x))
+        y = jnp.zeros((m, outputs), sum_dtype(x))
     else:
         y = _dot(fetch(index[middle]), weights[middle])
     parts = zip(lists.grouping.products, lists.inputs, lists.outputs, strict=True)
@@ -78,7 +78,7 @@ def listed_weight_gradient(
 ) -> Float[Array, "taps inputs outputs"]:
     """`weight_gradient` on the pairs alone."""
     fetch, fetch_g, middle = rows_of(x), rows_of(g), lists.grouping.middle
-    dw = jnp.zeros((index.shape[0], x.shape[1], g.shape[1]), _sum_dtype(x))
+    dw = jnp.zeros((index.shape[0], x.shape[1], g.shape[1]), sum_dtype(x))
     if middle is not None:
         met = (index[middle] < x.shape[0])[:, None]
         dw = dw.at[middle].set(_dot(fetch(index[middle]).T, jnp.where(met, g, 0)))
@@ -105,7 +105,7 @@ def weight_gradient(
     def step(dw, part):
         return dw + _dot(patches(part[0]).T, part[1]), None
 
-    dw = jnp.zeros((taps * inputs, g.shape[-1]), _sum_dtype(x))
+    dw = jnp.zeros((taps * inputs, g.shape[-1]), sum_dtype(x))
     return lax.scan(step, dw, (chunks, g))[0].reshape(taps, inputs, -1)
 
 
@@ -132,8 +132,9 @@ def rows_of(x: Float[Array, "n inputs"]) -> Callable[[jax.Array], jax.Array]:
 
 
 def _dot(a, b):
-    return jnp.matmul(a, b, preferred_element_type=_sum_dtype(a))
+    return jnp.matmul(a, b, preferred_element_type=sum_dtype(a))
 
 
-def _sum_dtype(x):
+def sum_dtype(x: jax.Array) -> Any:
+    """What sums of x are taken in: float32 at least."""
     return jnp.promote_types(x.dtype, jnp.float32)

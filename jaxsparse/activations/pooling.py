@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxsparse.activations.dataflows import rows_of
+from jaxsparse.activations.dataflows import rows_of, sum_dtype
 from jaxsparse.activations.faults import poison
 from jaxsparse.activations.maps import KernelMap
 from jaxsparse.activations.sites import same_sites
@@ -31,6 +31,7 @@ def pool(x: SparseTensor, kernel_map: KernelMap, reduce: Reduction = "max") -> S
 
     Raises:
       ValueError: an unknown reduction, a map of other coordinates (flagged under `jit`).
+      TypeError: features that are no floats.
 
     Example:
       >>> import jax.numpy as jnp
@@ -40,7 +41,7 @@ def pool(x: SparseTensor, kernel_map: KernelMap, reduce: Reduction = "max") -> S
       >>> act.pool(x, halves, "avg").features.ravel().tolist()
       [3.0, 2.0]
     """
-    _check(reduce)
+    _check(reduce, x.features)
     same = same_sites(x.sites, kernel_map.inputs, "pool")
     index, reverse = kernel_map.index, kernel_map.reverse
     if reduce == "max":
@@ -49,7 +50,7 @@ def pool(x: SparseTensor, kernel_map: KernelMap, reduce: Reduction = "max") -> S
         y = _sum(x.features, index, reverse)
         if reduce == "avg":
             met = jnp.sum(index < x.capacity, axis=0)
-            y = y / jnp.maximum(met, 1).astype(y.dtype)[:, None]
+            y = (y / jnp.maximum(met, 1).astype(sum_dtype(y))[:, None]).astype(y.dtype)
     return flagged(y, kernel_map.outputs, same & x.sites.ok & kernel_map.inputs.ok)
 
 
@@ -62,6 +63,7 @@ def global_pool(x: SparseTensor, reduce: Reduction = "max") -> Float[Array, "bat
 
     Raises:
       ValueError: an unknown reduction.
+      TypeError: features that are no floats.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,23 +72,26 @@ def global_pool(x: SparseTensor, reduce: Reduction = "max") -> Float[Array, "bat
       >>> act.global_pool(x).ravel().tolist()
       [5.0, 2.0]
     """
-    _check(reduce)
-    batches = x.bounds.batch
+    _check(reduce, x.features)
+    batches, dtype = x.bounds.batch, sum_dtype(x.features)
     batch = jnp.where(x.valid, x.coordinates[:, 0], batches)
-    features = jnp.where(x.valid[:, None], x.features, 0)
-    met = jax.ops.segment_sum(x.valid.astype(features.dtype), batch, batches + 1)[:-1, None]
+    features = jnp.where(x.valid[:, None], x.features, 0).astype(dtype)
+    met = jax.ops.segment_sum(x.valid.astype(dtype), batch, batches + 1)[:-1, None]
     if reduce == "max":
         y = jax.ops.segment_max(features, batch, batches + 1)[:-1]
         y = jnp.where(met > 0, y, 0)
     else:
         y = jax.ops.segment_sum(features, batch, batches + 1)[:-1]
         y = y / jnp.maximum(met, 1) if reduce == "avg" else y
+    y = y.astype(x.features.dtype)
     return poison(y, x.sites.ok)
 
 
-def _check(reduce):
+def _check(reduce, features):
     if reduce not in _REDUCTIONS:
         raise ValueError(f"reduce={reduce!r} is none of {', '.join(_REDUCTIONS)}.")
+    if not jnp.issubdtype(features.dtype, jnp.floating):
+        raise TypeError(f"features have dtype {features.dtype}, need a float.")
 
 
 @jax.custom_vjp
@@ -98,7 +103,7 @@ def _sum(x, index, reverse):
 
 def _gathered_sum(x, index):
     fetch = rows_of(x)
-    y = jnp.zeros((index.shape[1], x.shape[1]), jnp.promote_types(x.dtype, jnp.float32))
+    y = jnp.zeros((index.shape[1], x.shape[1]), sum_dtype(x))
     return lax.scan(lambda y, rows: (y + fetch(rows), None), y, index)[0].astype(x.dtype)
 
 

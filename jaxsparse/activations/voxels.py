@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from jaxsparse.activations.bounds import NOWHERE, Bounds, smallest_bounds, sorted_places
+from jaxsparse.activations.dataflows import sum_dtype
 from jaxsparse.activations.faults import is_known, require
 from jaxsparse.activations.sites import distinct_sites, require_room
 from jaxsparse.activations.tensor import SparseTensor, flagged
@@ -208,7 +209,10 @@ def _by_segment(keys, features, capacity, reduce):
             :-1
         ]
         return jnp.where(counts[:, None] > 0, values, 0), rows, counts
-    values = segments(sorted_features)[:-1]
+    floats = jnp.issubdtype(features.dtype, jnp.floating)
+    if reduce == "sum" and not floats:
+        return segments(sorted_features)[:-1], rows, counts
+    values = segments(sorted_features.astype(sum_dtype(features)))[:-1]
     if reduce == "mean":
         values = values / jnp.maximum(counts, 1).astype(values.dtype)[:, None]
-    return values, rows, counts
+    return values.astype(features.dtype) if floats else values, rows, counts

@@ -73,6 +73,21 @@ def test_whole_clouds_are_reduced(reduce):
     assert not np.any(dx[int(x.count) :]) and np.all(np.isfinite(dx))
 
 
+def test_sums_of_bfloat16_are_taken_in_float32():
+    rows = np.stack([np.zeros(600, int), np.arange(600)], axis=1)
+    ones = jnp.ones((600, 1), jnp.bfloat16)
+    x = act.sparse_tensor(rows, ones)
+    assert act.global_pool(x, "sum").tolist() == [[600]]
+    assert act.global_pool(x, "avg").tolist() == [[1]]
+    same = act.coalesce(0 * rows, ones, reduce="sum", capacity=1)
+    assert same.tensor.features.tolist() == [[600]] and same.tensor.features.dtype == jnp.bfloat16
+    assert act.coalesce(0 * rows, ones, reduce="mean", capacity=1).tensor.features.tolist() == [[1]]
+    whole = act.coalesce(0 * rows, jnp.full((600, 1), 2**25 + 1), reduce="sum", capacity=1)
+    assert whole.tensor.features.dtype == jnp.int32  # whole numbers are summed as such
+    with pytest.raises(TypeError, match="int32, need a float"):
+        act.pool(x.map(lambda f: f.astype(jnp.int32)), act.kernel_map(x, 3))
+
+
 def test_dense_and_back():
     x = drawn()
     grid = act.to_dense(x)
