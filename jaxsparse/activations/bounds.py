@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 from typing import Self
 
@@ -29,6 +30,7 @@ class Bounds:
 
     Raises:
       ValueError: an empty or overfull box, or coordinates beyond int32.
+      TypeError: numbers that are not whole.
 
     Example:
       >>> from jaxsparse.activations import Bounds
@@ -41,9 +43,9 @@ class Bounds:
     upper: tuple[int, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "batch", int(self.batch))
-        object.__setattr__(self, "lower", tuple(int(n) for n in self.lower))
-        object.__setattr__(self, "upper", tuple(int(n) for n in self.upper))
+        object.__setattr__(self, "batch", operator.index(self.batch))
+        object.__setattr__(self, "lower", tuple(map(operator.index, self.lower)))
+        object.__setattr__(self, "upper", tuple(map(operator.index, self.upper)))
         if len(self.lower) != len(self.upper) or not self.lower:
             raise ValueError(f"{self} needs as many upper as lower ends, and one at least.")
         if self.batch < 1 or any(size < 1 for size in self.shape):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Self
 
@@ -48,6 +49,7 @@ class Window:
 
         Raises:
           ValueError: another number of axes than `rank`, a size below 1.
+          TypeError: numbers that are not whole.
         """
 
         def per_axis(name, value):
@@ -56,7 +58,7 @@ class Window:
                 raise ValueError(
                     f"{name}={value} needs {rank} numbers, one a spatial axis, or one."
                 )
-            return tuple(int(v) for v in values)
+            return tuple(map(operator.index, values))
 
         size, dilation = per_axis("size", size), per_axis("dilation", dilation)
         padding = centred(size, dilation) if padding is None else per_axis("padding", padding)

@@ -415,9 +415,13 @@ def test_bad_input_is_refused_and_named(quoted, call):
         call()
 
 
-def test_coordinates_that_are_no_integers_are_refused():
+def test_what_is_no_whole_number_is_refused():
     with pytest.raises(TypeError, match="voxelize"):
         act.sites(np.zeros((2, 3)))
+    with pytest.raises(TypeError, match="integer"):
+        act.Bounds(1, (0.5,), (4,))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="integer"):
+        act.kernel_map(FAR, 3, stride=1.5)  # pyright: ignore[reportArgumentType]
 
 
 @named(
