@@ -88,6 +88,7 @@ def test_sums_of_bfloat16_are_taken_in_float32():
         act.pool(x.map(lambda f: f.astype(jnp.int32)), act.kernel_map(x, 3))
 
 
+@pytest.mark.slow
 def test_dense_and_back():
     x = drawn()
     grid = act.to_dense(x)
