@@ -23,13 +23,13 @@ def write(folder: pathlib.Path) -> None:
     ...     file = folder / "part" / "data"
     ...     _ = file.write_text("weights")
     ...     write(folder)
-    ...     verify(folder)
+    ...     _ = verify(folder)
     ...     _ = file.write_text("weighty")
     ...     try:
     ...         verify(folder)
     ...     except Damaged as error:
-    ...         print(str(error).replace(directory, "..."))
-    .../part/data is not what was written: its SHA-256 differs
+    ...         print(str(error).replace(directory, "run"))
+    run/part/data is not what was written: its SHA-256 differs
     """
     inner = sorted(f for f in folder.glob("*/**/*") if f.is_file())
     sums = {file.relative_to(folder).as_posix(): _sha256(file) for file in inner}

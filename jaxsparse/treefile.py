@@ -22,17 +22,12 @@ PACKED, TREE = "jaxsparse", "jaxsparse.tree"
 _TREE_FIELDS = {"numbers": dict, "none": list, "prng": dict, "dtypes": dict, "keys": dict}
 _NUMBERS = {kind.__name__: kind for kind in (bool, int, float)}
 # Stored as bytes, along an axis more, for the format has no name that every reader knows.
-_AS_BYTES = {
-    dtype.name: dtype
-    for dtype in map(
-        np.dtype,
-        (
-            *("complex64", "complex128", ml_dtypes.int4, ml_dtypes.uint4),
-            *(ml_dtypes.float8_e4m3, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2fnuz),
-            *(ml_dtypes.float8_e4m3b11fnuz, ml_dtypes.float8_e3m4, ml_dtypes.float8_e8m0fnu),
-        ),
-    )
-}
+_NAMELESS = (
+    *("complex64", "complex128", ml_dtypes.int4, ml_dtypes.uint4),
+    *(ml_dtypes.float8_e4m3, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2fnuz),
+    *(ml_dtypes.float8_e4m3b11fnuz, ml_dtypes.float8_e3m4, ml_dtypes.float8_e8m0fnu),
+)
+_AS_BYTES = {np.dtype(kind).name: np.dtype(kind) for kind in _NAMELESS}
 
 
 class Plan:
