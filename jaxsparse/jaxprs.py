@@ -94,6 +94,15 @@ def split_scan(equation, operands: Sequence[Any]) -> tuple[list[Any], list[Any],
     return list(operands[:first]), list(operands[first:second]), list(operands[second:])
 
 
+def scan_options(equation, stacked: Sequence[Any]) -> dict[str, Any]:
+    """What `lax.scan` is told beside its operands, to run a `scan` again."""
+    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
+    if jax.tree.leaves(stacked):
+        # They have the length, which need not be a number: an export may leave it open.
+        options["length"] = None
+    return options
+
+
 def split_while(equation, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """The operands of a `while`: constants of its condition, of its body, and the carry."""
     first = equation.params["cond_nconsts"]
@@ -159,8 +168,7 @@ class Evaluator:
         return [self.array(r, "being returned") for r in self.run(jaxpr, consts, args)]
 
     def _scan(self, equation, operands):
-        params = equation.params
-        jaxpr, closed = open_jaxpr(params["jaxpr"])
+        jaxpr, closed = open_jaxpr(equation.params["jaxpr"])
         consts, carry, xs = split_scan(equation, operands)
         loop = _Loop(self, "the carry of scan", jaxpr, len(consts), carry)
         entries = [self.sliced(x) for x in xs]
@@ -171,8 +179,8 @@ class Evaluator:
             ys = [self.array(r, "being returned") for r in results[len(carry) :]]
             return loop.next(results[: len(carry)]), ys
 
-        options = {k: params[k] for k in ("length", "reverse", "unroll")}
-        arrays, ys = lax.scan(body, loop.start, [array for array, _ in entries], **options)
+        stacked = [array for array, _ in entries]
+        arrays, ys = lax.scan(body, loop.start, stacked, **scan_options(equation, stacked))
         return [*loop.end(arrays, operands), *self.rebuilt(ys, operands)]
 
     def _while(self, equation, operands):

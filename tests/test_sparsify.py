@@ -3,6 +3,7 @@
 import warnings
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -347,3 +348,17 @@ def test_what_a_loop_hands_on_as_it_came_stays_packed(pattern):
         x3, w = sparsify(program, on_dense="error")(packed, x)
         assert is_packed(w)
         np.testing.assert_allclose(x3, program(dense, x)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_loop_over_a_number_of_steps_that_an_export_leaves_open():
+    dense, packed = weight((16, 16), Block(4, 16))
+
+    def recur(w, x):
+        return lax.scan(lambda c, x: (jnp.tanh(x + c @ w), c), jnp.zeros(16), x)
+
+    shape = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("steps"), 16), jnp.float32)
+    exported = jax.export.export(jax.jit(sparsify(recur, on_dense="error")))(packed, shape)
+    for steps in 1, 5:
+        x = jax.random.normal(jax.random.key(1), (steps, 16))
+        got, expected = exported.call(packed, x), recur(dense, x)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)

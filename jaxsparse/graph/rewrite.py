@@ -231,8 +231,7 @@ def _conv_general_dilated(rewriter, equation, operands, record):
 
 
 def _scan(rewriter, equation, operands, record):
-    params = equation.params
-    jaxpr, consts = jaxprs.open_jaxpr(params["jaxpr"])
+    jaxpr, consts = jaxprs.open_jaxpr(equation.params["jaxpr"])
     constants, carry, stacked = jaxprs.split_scan(equation, operands)
     results = _inner_results(record, len(carry))
 
@@ -241,8 +240,7 @@ def _scan(rewriter, equation, operands, record):
         arrays = rewriter.inside(jaxpr, consts, given, record.inner[0], results)
         return arrays[: len(carry)], arrays[len(carry) :]
 
-    options = {k: params[k] for k in ("length", "reverse", "unroll")}
-    carry, stacks = lax.scan(body, carry, stacked, **options)
+    carry, stacks = lax.scan(body, carry, stacked, **jaxprs.scan_options(equation, stacked))
     return [*carry, *stacks]
 
 

@@ -65,6 +65,23 @@ def test_symbolic_places():
         assert_same(called(small, x), masked(x))
 
 
+def test_a_recurrent_layer_over_an_open_number_of_steps():
+    class Recurrent(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(nn.RNN(nn.SimpleCell(8))(nn.Dense(8)(x)))
+
+    net, x = Recurrent(), numbers(2, 4, 4)
+    params = randomize(net.init(jax.random.key(0), x))
+    masks = {"params/SimpleCell_0/i/kernel": jnp.broadcast_to(jnp.arange(8)[:, None] < 5, (8, 8))}
+    small, run, report = js.graph.shrink(net.apply, params, masks, x)
+    assert report.after < report.before
+    called = exported(jax.jit(run), small, "b", "steps", 4).call
+    for shape in (1, 2), (3, 7):
+        x = numbers(*shape, 4)
+        assert_same(called(small, x), net.apply(js.mask_params(params, masks), x))
+
+
 class Mlp(nn.Module):
     """Sizes that merge with the batch, and change there."""
 
