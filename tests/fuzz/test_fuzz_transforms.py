@@ -1,6 +1,7 @@
 """A slice of the fuzzing of `prune`; `python -m tests.fuzz.transforms` is the whole of it."""
 
 import pytest
+
 from tests.fuzz import transforms
 
 DRAWN = [transforms.draw(0, number) for number in range(500)]
