@@ -47,7 +47,7 @@ def cast_later(arrays, *, dtype):
         ({"promote_dtype": cast_later}, jnp.float16),
         ({"kernel_metadata": {"group": "slow"}, "bias_metadata": {"group": "fast"}}, jnp.float32),
     ],
-    ids=str,
+    ids=lambda given: "-".join(given) if isinstance(given, dict) else given.__name__,
 )
 def test_options_of_a_layer_are_kept(options, dtype):
     layer = nnx.Linear(16, 32, rngs=nnx.Rngs(0), **options)
