@@ -9,7 +9,7 @@ import optax
 from experiments.registry import Registry
 from experiments.steps import resolve
 
-OPTIMIZERS: Registry[optax.GradientTransformation] = Registry("optimizer")
+OPTIMIZERS: Registry[optax.GradientTransformation] = Registry("optimizer", given=1)
 
 
 @OPTIMIZERS.register("adamw")

@@ -92,7 +92,7 @@ class Recipe(NamedTuple):
     permutation: Mapping[str, Any] | None = None
 
 
-RECIPES: Registry[Recipe] = Registry("recipe")
+RECIPES: Registry[Recipe] = Registry("recipe", given=1)
 
 _RAMPS = {
     "cubic": js.cubic,

@@ -19,7 +19,7 @@ def near_misses(name: str, known: Iterable[str]) -> str:
       ``"; did you mean 'a' or 'b'?"`` for up to three close names, otherwise
       the whole list: ``"; known: a, b, c"``.
     """
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if close:
         return f"; did you mean {' or '.join(map(repr, close))}?"
@@ -31,10 +31,12 @@ class Registry(Generic[T]):
 
     Args:
       kind: the noun that errors use.
+      given: how many arguments of a factory come first and are no options, for the
+        program gives them itself.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, given: int = 0):
+        self.kind, self.given = kind, given
         self._factories: dict[str, Callable[..., T]] = {}
 
     @property
@@ -54,10 +56,11 @@ class Registry(Generic[T]):
         return add
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
-        """What the factory ``name`` takes by keyword; nothing of an unknown one."""
+        """What a config may tell the factory ``name``; nothing of an unknown one."""
         if name not in self._factories:
             return {}
-        return dict(inspect.signature(self._factories[name]).parameters)
+        parameters = inspect.signature(self._factories[name]).parameters
+        return dict([*parameters.items()][self.given :])
 
     def create(self, name: str, /, *args: Any, **options: Any) -> T:
         """Calls the factory ``name`` with ``args`` and the options of a config.

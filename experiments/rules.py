@@ -42,9 +42,11 @@ def parse_rules(entries: Sequence[Sequence]) -> list[js.Rule]:
     Raises:
       ValueError: an entry of another form, or an unknown pattern.
     """
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise ValueError(f"rules is a list of (path regex, pattern), not {entries!r}")
     rules = []
     for entry in entries:
-        if isinstance(entry, str) or len(entry) not in (2, 3):
+        if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) not in (2, 3):
             raise ValueError(
                 f"a rule is (path regex, pattern) or (path regex, pattern, sparsity): {entry!r}"
             )

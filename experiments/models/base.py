@@ -28,7 +28,7 @@ class Model(NamedTuple):
     apply: Callable[[Params, Extra, Any, jax.Array | None], tuple[jax.Array, Extra]]
 
 
-MODELS: Registry[Model] = Registry("model")
+MODELS: Registry[Model] = Registry("model", given=1)
 
 
 def create(name: str, dataset: Dataset, **options: Any) -> Model:

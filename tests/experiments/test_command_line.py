@@ -48,6 +48,8 @@ def test_another_name_leaves_out_options_of_the_one_before(caplog):
     [
         ("--config.sed=1", "unknown config key 'sed'; did you mean 'seed'?"),
         ("--config.recipe.beginn=1", "unknown config key 'recipe.beginn'; did you mean"),
+        ("--config.optimizer.learning_rate=1", "unknown config key 'optimizer.learning_rate'"),
+        ("--config.recipe.setup=1", "unknown config key 'recipe.setup'"),
         ("--config.recipe=1", "config.recipe is a group of keys: recipe.begin, recipe.end"),
         ("--config.steps=many", "config.steps = 'many' does not read as a whole number such as"),
         ("--config.sparsity=much", "'much' does not read as a number such as 0.9"),

@@ -5,7 +5,7 @@ from experiments.registry import Registry, near_misses
 
 @pytest.fixture
 def fruit():
-    registry = Registry("fruit")
+    registry = Registry("fruit", given=1)
 
     @registry.register("apple")
     def apple(basket, size: int, colour: str = "red"):
@@ -16,6 +16,11 @@ def fruit():
 
 def test_options_reach_the_factory(fruit):
     assert fruit.create("apple", "b", size=3) == ("b", 3, "red")
+
+
+def test_what_the_program_gives_is_no_option(fruit):
+    assert [*fruit.options("apple")] == ["size", "colour"]
+    assert [*fruit.options("pear")] == []
 
 
 @pytest.mark.parametrize(
@@ -40,3 +45,7 @@ def test_a_name_is_taken_once(fruit):
 
 def test_near_misses_without_any_name():
     assert near_misses("a", []) == "; known: none"
+
+
+def test_a_near_miss_is_said_once():
+    assert near_misses("sed", ["seed", "seed"]) == "; did you mean 'seed'?"

@@ -28,9 +28,12 @@ def test_rules():
     one, two = rules.parse_rules([("a/kernel", "2:4"), ("b/kernel", "4x16", 0.8)])
     assert one == js.Rule("a/kernel", js.NM(2, 4))
     assert two == js.Rule("b/kernel", js.Block(4, 16), sparsity=0.8)
-    for entry in ("a/kernel", ("a/kernel",)):
+    for entry in ("a/kernel", ("a/kernel",), 1):
         with pytest.raises(ValueError, match="a rule is"):
             rules.parse_rules([entry])
+    for entries in (1, "a/kernel"):
+        with pytest.raises(ValueError, match=f"rules is a list of .*, not {entries!r}"):
+            rules.parse_rules(entries)
 
 
 def test_distributions():
