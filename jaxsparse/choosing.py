@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse import schedules, scores
-from jaxsparse.distributions import Distribution, targets_of, uniform
+from jaxsparse.distributions import Distribution, as_distribution, targets_of
 from jaxsparse.masking import sharded_as
 from jaxsparse.patterns import GroupMask
 from jaxsparse.regrowth import DropAndGrow
@@ -219,13 +219,13 @@ def compute_masks(
     Raises:
       ValueError: on bad rules or sparsities, on a score that looks at gradients when
         none are given, and on gradients that do not fit, quoting path and shape.
+      TypeError: on arguments of the wrong kind.
 
     >>> from jaxsparse.patterns import Unstructured
     >>> compute_masks({"w": jnp.array([1.0, -2.0])}, [Rule("w", Unstructured(), 0.5)])["w"].tolist()
     [False, True]
     """
-    score = score or scores.magnitude()
-    distribution = distribution or uniform()
+    score, distribution = scores.as_score(score), as_distribution(distribution)
     specs = resolve(check_rules(rules), params)
     check_countable(specs)
     weights = leaves_of(params, specs)

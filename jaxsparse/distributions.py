@@ -180,7 +180,16 @@ def targets(
       ValueError: on bad rules, and on a leaf that neither names.
     """
     specs = resolve(check_rules(rules), params)
-    return targets_of(specs, sparsity, distribution or uniform())
+    return targets_of(specs, sparsity, as_distribution(distribution))
+
+
+def as_distribution(distribution: Distribution | None) -> Distribution:
+    """The distribution, uniform by default; a TypeError on anything else."""
+    if distribution is None:
+        return uniform()
+    if not isinstance(distribution, Distribution):
+        raise TypeError(f"{distribution!r} is no distribution; uniform() or erk() would work")
+    return distribution
 
 
 def targets_of(

@@ -30,7 +30,7 @@ from jaxsparse.choosing import (
     leaves_of,
     pool_scores,
 )
-from jaxsparse.distributions import Distribution, targets_of, uniform
+from jaxsparse.distributions import Distribution, as_distribution, targets_of
 from jaxsparse.masking import NEED_PARAMS, mask_tree, next_count, warn_unless_masked
 from jaxsparse.movement import ImportanceThreshold
 from jaxsparse.patterns import GroupMask, Unstructured, real
@@ -121,8 +121,7 @@ def prune(
     """
     ruled = rules is not None
     rules = check_rules(rules) if ruled else _implied_rules(masks)
-    score = score or scores.magnitude()
-    distribution = distribution or uniform()
+    score, distribution = scores.as_score(score), as_distribution(distribution)
     when = _as_schedule(schedule)
     if isinstance(sparsity, jax.Array):
         raise TypeError(

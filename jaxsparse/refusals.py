@@ -17,7 +17,12 @@ from jaxsparse.rules import LeafSpec
 
 
 def check_arguments(when: Any, masks: Any, regrowth: Regrowth, sparsity: Any, ruled: bool) -> None:
-    """Raises ValueError on arguments that would prune nothing, or be ignored."""
+    """Raises on arguments of the wrong kind, that would prune nothing, or be ignored."""
+    if not isinstance(regrowth, Regrowth):
+        raise TypeError(
+            f"prune: {regrowth!r} is no regrowth; None, regrow_gradient() or straight_through() "
+            "would work"
+        )
     if when is None and masks is None:
         raise ValueError(
             "prune: neither schedule nor masks, so nothing would ever be pruned; "

@@ -258,6 +258,8 @@ def _check_path(path: Any) -> None:
 
 def check_rules(rules: Iterable[Any]) -> tuple[Rule, ...]:
     """Returns the rules as a tuple; anything that is no Rule is a TypeError."""
+    if isinstance(rules, Rule | str):
+        raise TypeError(f"{rules!r} is no list of rules; [Rule(path, pattern)] would work")
     rules = tuple(rules)
     for rule in rules:
         if not isinstance(rule, Rule):

@@ -54,6 +54,15 @@ class Score(NamedTuple):
     update: Callable[[Leaves, Any, Leaves, ScoreContext], tuple[Leaves, Any]]
 
 
+def as_score(score: Score | None) -> Score:
+    """The score, magnitude by default; a TypeError on what is no pair of functions."""
+    if score is None:
+        return magnitude()
+    if not (callable(getattr(score, "init", None)) and callable(getattr(score, "update", None))):
+        raise TypeError(f"{score!r} is no score; magnitude() or Score(init, update) would work")
+    return score
+
+
 def magnitude() -> Score:
     """|w|: Han et al. 2015, arXiv 1506.02626."""
 

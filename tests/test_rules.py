@@ -86,6 +86,8 @@ def test_sparsity_beyond_the_pattern():
         (lambda: js.Rule("w", js.Unstructured), TypeError, "is no pattern"),
         (lambda: js.Rule("w", (4, 16)), TypeError, r"Block\(4, 16\)"),
         (lambda: check_rules(["w"]), TypeError, "'w' is no Rule"),
+        (lambda: check_rules("w"), TypeError, "'w' is no list of rules"),
+        (lambda: check_rules(js.Rule("w", None, override=True)), TypeError, r"; \[Rule\(path, "),
     ],
 )
 def test_wrong_kinds(make, error, words):
