@@ -411,7 +411,7 @@ WHOLE = [
 @pytest.mark.parametrize("shape,axes,pattern", WHOLE)
 def test_explicit_axes_that_leave_groups_whole_change_nothing(shape, axes, pattern):
     mesh, weight = explicit(shape, *axes)
-    rules = [js.Rule("w", pattern)]
+    rules = [js.Rule("w", pattern, in_axis=-2)]
     tx = js.pruned(optax.adam(1e-2), js.prune(rules, sparsity=0.5, schedule=js.one_shot()))
 
     def train(params):
