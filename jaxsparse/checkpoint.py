@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from jaxsparse import checksums
 from jaxsparse.checksums import Damaged
-from jaxsparse.trees import names, near_misses
+from jaxsparse.trees import becomes, names, near_misses
 
 Tree = Any
 
@@ -90,7 +90,8 @@ class Checkpointer:
 
         Args:
           like: a tree of the same structure, shapes, dtypes and shardings; arrays or
-            `jax.ShapeDtypeStruct`.
+            `jax.ShapeDtypeStruct`. A Python number, such as the step of a new
+            `TrainState`, takes the scalar that `jit` made of it, too.
 
         Raises:
           ValueError: the checkpoint does not fit `like`, the paths are quoted; or every
@@ -221,6 +222,8 @@ def _bits(like: Any) -> jax.ShapeDtypeStruct:
 
 
 def _without_bits(leaf: Any, like: Any) -> Any:
+    if isinstance(like, bool | int | float) and isinstance(leaf, np.ndarray):
+        return jax.numpy.asarray(leaf)
     if not _is_mask(like) or leaf.dtype == bool:
         return leaf
     count = int(np.prod(like.shape))
@@ -261,6 +264,9 @@ def _abstract(folder: pathlib.Path, stored: dict[str, Any], like: Tree) -> Tree:
         here, there = _kind(stored.get(path)), _kind(leaf)
         if _is_mask(leaf) and here == _kind(_bits(leaf)):
             asked.append(np.empty(here[0], np.uint8))
+            continue
+        if isinstance(here, tuple) and becomes(leaf, *here):
+            asked.append(np.empty((), here[1]))
             continue
         asked.append(ocp.utils.to_shape_dtype_struct(leaf))
         if path in stored and here != there and None not in (here, there):

@@ -20,7 +20,13 @@ import numpy as np
 from jaxsparse import tensorfile
 from jaxsparse.packed import is_packed
 from jaxsparse.treefile import Contents, Plan, Refused
-from jaxsparse.trees import flatten_keys, leaves_by_path, near_misses, replace_by_path
+from jaxsparse.trees import (
+    becomes,
+    flatten_keys,
+    leaves_by_path,
+    near_misses,
+    replace_by_path,
+)
 
 Tree = Any
 MAX_DEPTH = 256  # of what is nested by the slashes of a path
@@ -72,6 +78,7 @@ def load_safetensors(path: str | pathlib.Path, like: Tree = None) -> Any:
       like: a tree to put the leaves into: an `nnx.State`, boxed linen parameters, a
         Haiku or Equinox tree, of arrays or `jax.ShapeDtypeStruct`. Every leaf must be
         there with its shape and dtype, and no other; functions stay those of `like`.
+        A Python number takes the scalar that `jit` makes of it, too.
         Whether a weight is packed, and how, is for the file to say.
 
     Returns:
@@ -126,6 +133,8 @@ def _check_fit(path, found: Mapping[str, Any], like: Tree) -> None:
             raise ValueError(f"{path} has {name!r}, which `like` lacks; {close}")
     for name, leaf in found.items():
         here, there = _describe(leaf), _describe(wanted[name])
+        if hasattr(leaf, "shape") and becomes(wanted[name], *here):
+            continue
         if any(a != b for a, b in zip(here, there, strict=True) if None not in (a, b)):
             raise ValueError(f"{path}: {name!r} is {_words(here)} there, {_words(there)} in `like`")
 

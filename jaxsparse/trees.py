@@ -88,6 +88,17 @@ def near_misses(name: str, known: Iterable[str], limit: int = 5) -> str:
     return f"known: {shown}" if names else "there is none"
 
 
+def becomes(number: Any, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Whether `jit` makes such an array of a Python number, as of a `TrainState`'s step.
+
+    >>> becomes(0, (), jax.numpy.int32), becomes(0, (), jax.numpy.float32)
+    (True, False)
+    """
+    kinds = {bool: jax.numpy.bool_, int: jax.numpy.signedinteger, float: jax.numpy.floating}
+    kind = kinds.get(type(number))
+    return kind is not None and tuple(shape) == () and jax.numpy.issubdtype(dtype, kind)
+
+
 def _is_box(node: Any) -> bool:
     return isinstance(node, nnx.Variable | meta.AxisMetadata)
 

@@ -11,9 +11,11 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from flax.core import meta
+from flax.training.train_state import TrainState
 from members import END, small_params, step_of, transform_for
 
 import jaxsparse as js
@@ -205,6 +207,25 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
             if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
                 a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_new_train_state_takes_the_step_that_jit_made_an_array_of(tmp_path):
+    params = {"w": jnp.arange(8.0)}
+    tx = js.pruned(optax.adam(0.1), js.prune([js.Rule("w", js.Unstructured())], schedule=0.5))
+    step = jax.jit(lambda state: state.apply_gradients(grads=state.params))
+    new = TrainState.create(apply_fn=None, params=params, tx=tx)
+    state = step(step(new))
+    saved(tmp_path / "run", state)
+    js.save_safetensors(tmp_path / "state", state)
+    found = restored(tmp_path / "run", new)[1], js.load_safetensors(tmp_path / "state", like=new)
+    for resumed in found:
+        assert resumed.step.dtype == jnp.int32 and resumed.step == 2
+        jax.tree.map(np.testing.assert_array_equal, step(resumed), step(state))
+    saved(tmp_path / "numbers", {"a": jnp.bfloat16(1.5), "b": jnp.bool_(True)})
+    _, numbers = restored(tmp_path / "numbers", {"a": 0.0, "b": False})
+    assert numbers["a"].dtype == jnp.bfloat16 and numbers["a"] == 1.5 and numbers["b"]
+    with pytest.raises(ValueError, match=r"'a' is bfloat16\[\] in the .*, a Python int asked for"):
+        restored(tmp_path / "numbers", {"a": 0, "b": False})
 
 
 def test_masks_take_a_bit_an_entry_and_old_checkpoints_load(tmp_path, monkeypatch):
