@@ -74,9 +74,12 @@ class NM(Pattern):
     def check(self, path: str, view: View) -> None:
         if not self.pad:
             k, n = view.matrix_shape
-            check_divides(f"{self}", path, view, "input", k, self.m)
+            check = functools.partial(
+                check_divides, f"{self}", path, view, name="m", least=self.n + 1
+            )
+            check("input", size=k, block=self.m)
             if self.method != "1d":
-                check_divides(f"{self}", path, view, "output", n, self.m)
+                check("output", size=n, block=self.m)
 
     def group_shape(self, view: View) -> tuple[int, ...]:
         return (*view.batch_shape, *self._padded(view))

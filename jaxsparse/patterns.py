@@ -369,16 +369,28 @@ def check_reduce(pattern: Pattern, reduce: str) -> None:
         raise ValueError(f"{pattern}: reduce={reduce!r} is none of {', '.join(REDUCES)}")
 
 
-def check_divides(what: str, path: str, view: View, side: str, size: int, block: int) -> None:
-    """Raises ValueError with the nearest sizes unless `block` divides `size`."""
+def check_divides(
+    what: str,
+    path: str,
+    view: View,
+    side: str,
+    size: int,
+    block: int,
+    name: str = "a block",
+    least: int = 1,
+) -> None:
+    """Raises ValueError with the nearest sizes unless `block` divides `size`.
+
+    `name` is what the pattern calls a block, and `least` the smallest that it takes.
+    """
     if size % block:
         nearest = " or ".join(str(s) for s in (size - size % block, size + -size % block) if s > 0)
-        divisors = [d for d in range(1, size + 1) if size % d == 0]
-        closest = sorted(divisors, key=lambda d: abs(d - block))[:2]
+        divisors = [d for d in range(least, size + 1) if size % d == 0]
+        closest = sorted(sorted(divisors, key=lambda d: abs(d - block))[:2])
+        other = f"so would {name} of {' or '.join(map(str, closest))} there, " if closest else ""
         raise ValueError(
             f"{what} on {path!r} of shape {view.shape}, seen as {view}: the {side} size {size} is "
-            f"no multiple of {block}; {side} size {nearest} would work, so would a block of "
-            f"{' or '.join(map(str, sorted(closest)))} there, or pad=True"
+            f"no multiple of {block}; {side} size {nearest} would work, {other}or pad=True"
         )
 
 

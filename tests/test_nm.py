@@ -176,3 +176,14 @@ def test_a_schedule_prunes_what_loses_least_first_and_brings_nothing_back(method
 def test_errors(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "cures"),
+    [(10, "8 or 12 would work, so would m of 5 or 10 there, or"), (2, "4 would work, or")],
+)
+def test_what_does_not_divide_names_an_m_that_keeps_two(inputs, cures):
+    weight = {"w": jnp.ones((inputs, 4))}
+    with pytest.raises(ValueError, match=f"input size {inputs} is no .* size {cures} pad=True"):
+        js.targets([js.Rule("w", js.NM(2, 4))], weight)
+    assert js.targets([js.Rule("w", js.NM(2, 4, pad=True))], weight)
