@@ -140,7 +140,10 @@ def test_what_does_not_divide_is_an_error_with_sizes():
         (lambda: js.Block(4, 4, "median"), "median.*none of mean, sum, max, l2"),
         (lambda: js.Channel(0, "median"), "median"),
         (lambda: js.Channel(2).check("w", view_of("w", (3, 4))), "axes -2 to 1 would work"),
-        (lambda: js.Channel(0).check("w", view_of("w", (2, 3, 4))), "axis 0 is a batch axis"),
+        (
+            lambda: js.Channel(0).check("w", view_of("w", (2, 3, 4), batch_axis=0)),
+            "axis 0 is a batch axis",
+        ),
     ],
 )
 def test_errors(make, words):
@@ -174,7 +177,7 @@ def test_group_mask_is_a_pytree_of_one_bit_a_group():
 )
 def test_whole_groups_on_eight_devices_gather_nothing(kind, pattern, path, shape, spec):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
-    view = view_of(path, shape)
+    view = view_of(path, shape, batch_axis=0 if path == "layers/kernel" else None)
     leaf = np.random.default_rng(2).random(shape).astype(np.float32)
 
     def mask(weight):
