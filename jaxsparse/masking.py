@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, Shaped
 
+from jaxsparse.packed import is_packed
 from jaxsparse.rules import describe
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
@@ -57,6 +58,11 @@ def pair_masks(
     pairs = {}
     for path, mask in masks.items():
         if path not in leaves:
+            if is_packed(leaf := leaves_by_path(params, is_packed).get(path)):
+                raise ValueError(
+                    f"mask for {path!r}, which is packed, {leaf!r}; js.unpack_params(params) "
+                    "would work"
+                )
             raise KeyError(f"mask for {path!r}, but no such leaf; {near_misses(path, leaves)}")
         leaf = describe(leaves[path])
         if isinstance(leaf, str):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from jaxsparse.packed import is_packed
 from jaxsparse.patterns import Pattern, Reduce, check_sparsity
 from jaxsparse.trees import Tree, leaves_by_path, near_misses
 from jaxsparse.views import Axes, View, view_of
@@ -163,6 +164,7 @@ def resolve(rules: Sequence[Rule], params: Tree) -> dict[str, LeafSpec]:
         pattern does not fit; path, shape and near misses are quoted.
     """
     leaves = {path: describe(leaf) for path, leaf in leaves_by_path(params).items()}
+    _refuse_packed(rules, leaves, params)
     return dict(_resolve(tuple(rules), tuple(sorted(leaves.items(), key=lambda item: item[0]))))
 
 
@@ -184,7 +186,25 @@ def _resolve(
 def choose(rules: Sequence[Rule], params: Tree) -> dict[str, Rule]:
     """Returns the rule that every leaf goes by, sorted by path; its errors are `resolve`'s."""
     leaves = {path: describe(leaf) for path, leaf in leaves_by_path(params).items()}
+    _refuse_packed(rules, leaves, params)
     return dict(sorted(_choose(tuple(rules), leaves).items()))
+
+
+def _refuse_packed(
+    rules: Sequence[Rule], leaves: dict[str, jax.ShapeDtypeStruct | str], params: Tree
+) -> None:
+    """Raises ValueError on a rule whose leaves are all packed; parts of them are near misses."""
+    whole = leaves_by_path(params, is_packed).items()
+    packed = {path: repr(leaf) for path, leaf in whole if is_packed(leaf)}
+    for rule in rules if packed else ():
+        if any(_meant(rule, path, leaf) for path, leaf in leaves.items()):
+            continue
+        for path, leaf in packed.items():
+            if _meant(rule, path, leaf):
+                raise ValueError(
+                    f"rule {rule.label} names {path!r}, which is packed, {leaf}; "
+                    "js.unpack_params(params) would work"
+                )
 
 
 def _choose(

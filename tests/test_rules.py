@@ -79,6 +79,25 @@ def test_sparsity_beyond_the_pattern():
     assert js.Rule("w", js.NM(2, 3), sparsity=1 / 3).sparsity == 1 / 3
 
 
+def test_a_packed_weight_is_called_one_and_not_its_parts():
+    rules, params = (
+        [js.Rule("up/kernel", js.Block(4, 4), 0.5)],
+        {"up": {"kernel": jnp.ones((8, 8))}},
+    )
+    masks = js.compute_masks(params, rules)
+    packed = js.pack_params(params, masks, rules)
+    for use in (
+        lambda: js.pack_params(packed, masks, rules),
+        lambda: js.compute_masks(packed, rules),
+        lambda: js.mask_params(packed, masks),
+        lambda: js.report(packed, masks),
+        lambda: js.graph.shrink(lambda p: p["up"]["kernel"], packed, masks),
+    ):
+        with pytest.raises(ValueError, match=r"'up/kernel', which is packed.* js.unpack_params\("):
+            use()
+    assert js.mask_params(js.unpack_params(packed), masks)
+
+
 @pytest.mark.parametrize(
     "make,error,words",
     [
