@@ -28,6 +28,7 @@ _NAMELESS = (
     *(ml_dtypes.float8_e4m3b11fnuz, ml_dtypes.float8_e3m4, ml_dtypes.float8_e8m0fnu),
 )
 _AS_BYTES = {np.dtype(kind).name: np.dtype(kind) for kind in _NAMELESS}
+_FOUR_BITS = ("int4", "uint4")
 
 
 class Plan:
@@ -88,6 +89,8 @@ class Plan:
         if dtype.name in _AS_BYTES:
             self.tree["dtypes"][name] = dtype.name
             data = np.ascontiguousarray(array, dtype).reshape(*array.shape, 1)
+            if dtype.name in _FOUR_BITS:  # JAX leaves the upper half of a byte as it likes
+                data = data.astype(np.int8)
             self.tensors[name] = data.view(np.uint8)
         elif tensorfile.writes(dtype):
             self.tensors[name] = array if isinstance(array, jax.Array) else np.asarray(array, dtype)
@@ -202,11 +205,12 @@ class Contents:
         def read(tensors):
             data = tensors(name, entry)
             array = data.view(dtype).reshape(entry.shape[:-1])
-            # The upper half of a byte is no part of a four-bit integer.
-            if stored in ("int4", "uint4") and not np.array_equal(
-                array.astype(np.int8).view(np.uint8), data.reshape(array.shape)
-            ):
-                raise Refused(f"tensor {shorten(name)}: a byte of it is out of {stored}'s range")
+            if stored in _FOUR_BITS:
+                # The upper half of a byte is no part of the number: the sign's, or nothing.
+                whole, data = array.astype(np.int8).view(np.uint8), data.reshape(array.shape)
+                if not ((data == whole) | (data == whole & 0xF)).all():
+                    what = f"a byte of it is out of {stored}'s range"
+                    raise Refused(f"tensor {shorten(name)}: {what}")
             return on_device(array)
 
         return Leaf(_Abstract(entry.shape[:-1], dtype), read)

@@ -72,6 +72,7 @@ LEAVES = {
     "none": None,
     "swapped bytes": np.arange(3, dtype=">f4"),
     "strided": WEIGHT.T[::2],
+    "negative int4": jnp.arange(-8, 8).astype(jnp.int4),  # JAX clears the upper half of a byte
     **{
         dtype: BITS.astype(dtype)
         for dtype in ("uint8", "int16", "uint32", "float64", "int64", "complex64", "complex128")
