@@ -399,7 +399,9 @@ def check_sparsity(what: str, sparsity: float, pattern: Pattern | None = None) -
     if not 0 <= sparsity < 1:
         hint = f"; did you mean {sparsity / 100}?" if 1 < sparsity < 100 else ""
         raise ValueError(f"{what}: sparsity {sparsity} is not in [0, 1){hint}")
-    if pattern is not None and sparsity > pattern.max_sparsity:
+    if pattern is None or sparsity <= pattern.max_sparsity:
+        return
+    if not math.isclose(sparsity, pattern.max_sparsity):  # 1 - 2/3 is more than 1/3
         raise ValueError(
             f"{what}: sparsity {sparsity} is above {pattern.max_sparsity}, "
             f"which is all that {pattern} prunes"

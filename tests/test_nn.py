@@ -190,3 +190,9 @@ def test_structures_that_cannot_be():
         js.nn.random_structure(key, (8, 8), js.NM(2, 4), 0.9)
     with pytest.raises(TypeError, match="Channel"):
         js.nn.random_structure(key, (8, 8), js.Channel(-1), 0.5)
+
+
+@pytest.mark.parametrize("sparsity", [None, 1 / 3, 1 - 2 / 3])
+def test_the_sparsity_of_nm_may_be_rounded(sparsity):
+    structure = js.nn.random_structure(jax.random.key(0), (6, 3), js.NM(2, 3), sparsity)
+    assert structure.density == 2 / 3

@@ -230,3 +230,10 @@ class Plain(js.Pattern):
 def test_patterns_of_your_own_are_told_apart():
     assert Plain(2) != Plain(4) and Plain(2) != js.Unstructured()
     assert js.Block(4, 4) == js.Block(4, 4) and hash(js.Block(4, 4)) == hash(js.Block(4, 4))
+
+
+def test_the_sparsity_of_nm_may_be_rounded():
+    params = {"w": jnp.arange(18.0).reshape(6, 3)}
+    for sparsity in (1 / 3, 1 - 2 / 3):  # the second is the larger
+        masks = js.compute_masks(params, [js.Rule("w", js.NM(2, 3), sparsity)])
+        assert masks["w"].sum() == 12

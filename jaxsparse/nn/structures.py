@@ -38,7 +38,7 @@ def random_structure(
     """
     view = View(tuple(shape), (), (0,), (1,))
     if isinstance(pattern, NM):
-        if sparsity not in (None, 1 - pattern.n / pattern.m):
+        if sparsity is not None and not math.isclose(sparsity, pattern.max_sparsity):
             raise ValueError(f"{pattern} has its own sparsity, not {sparsity}.")
         return _groups(key, view, pattern.n, pattern.m)
     if not isinstance(pattern, Block | Unstructured):
