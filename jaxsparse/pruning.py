@@ -5,6 +5,7 @@ pruning is a choice handed to it: the score, the schedule, the distribution, the
 regrowth.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -279,14 +280,17 @@ def _given_groups(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
     for path, spec in specs.items():
         if path not in given:
             raise ValueError(f"no mask given for leaf {path!r}; {near_misses(path, given)}")
-        mask = jnp.asarray(given[path], bool)
-        if mask.shape != spec.view.shape:
-            raise ValueError(
-                f"the mask of {path!r} has shape {mask.shape}, the leaf {spec.view.shape}"
-            )
-        groups[path] = spec.pool(mask, "max") > 0
-        splits = (spec.expand(groups[path]) != mask).any()
-        if not isinstance(splits, Tracer) and splits:
+        traced = isinstance(given[path], Tracer)
+        # Masks that are there are checked in a `jax.jit` of `init`, too.
+        with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+            mask = jnp.asarray(given[path], bool)
+            if mask.shape != spec.view.shape:
+                raise ValueError(
+                    f"the mask of {path!r} has shape {mask.shape}, the leaf {spec.view.shape}"
+                )
+            groups[path] = spec.pool(mask, "max") > 0
+            splits = (spec.expand(groups[path]) != mask).any()
+        if not traced and splits:
             raise ValueError(f"the mask of {path!r} splits groups of {spec.pattern}")
     for path in given:
         if path not in specs:

@@ -177,8 +177,10 @@ def test_static_masks_need_no_rules():
 
 def test_given_masks_must_fit_the_pattern():
     mask = jnp.ones((4, 4), bool).at[0, 0].set(False)
-    with pytest.raises(ValueError, match=r"mask of 'w' splits groups of Block\("):
-        js.prune([js.Rule("w", js.Block(2, 2), 0.5)], masks={"w": mask}).init(W)
+    blocks = js.prune([js.Rule("w", js.Block(2, 2), 0.5)], masks={"w": mask})
+    for init in (blocks.init, jax.jit(blocks.init)):
+        with pytest.raises(ValueError, match=r"mask of 'w' splits groups of Block\("):
+            init(W)
     with pytest.raises(ValueError, match="no mask given for leaf 'w'"):
         js.prune(HALF, masks={"v": mask}).init(W)
     with pytest.raises(ValueError, match=r"mask for 'v', but no rule for it; known: 'w'"):
