@@ -71,6 +71,11 @@ def pair_masks(
             raise ValueError(
                 f"the mask of {path!r} has shape {jnp.shape(mask)}, the leaf {leaf.shape}"
             )
+        if jnp.issubdtype(jnp.result_type(mask), jnp.inexact):
+            raise ValueError(
+                f"the mask of {path!r} is of {jnp.result_type(mask)}, like a weight; bool would "
+                "work, and in mask_params(params, masks) the parameters come first"
+            )
         pairs[path] = jnp.asarray(mask, bool), jnp.asarray(leaves[path])
     return pairs
 

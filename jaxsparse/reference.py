@@ -53,7 +53,7 @@ def pruned(
         does: the change of masks is that step's update.
 
     Raises:
-      ValueError: on a pruner that needs raw weights, or without parameters.
+      ValueError: on a pruner that needs raw weights or is none, or without parameters.
       TypeError: if the optimizer fails, and leaves that are no floating-point arrays
         are among the parameters; they are named.
     """

@@ -112,6 +112,15 @@ def test_mask_params_names_what_does_not_fit():
         js.mask_params(W, {"w": jnp.ones(4, bool)})
 
 
+def test_arguments_in_each_others_place_are_named():
+    params, masks = {"w": jnp.ones(2)}, {"w": jnp.array([True, False])}
+    with pytest.raises(ValueError, match="the mask of 'w' is of float32.*come first"):
+        js.mask_params(masks, params)
+    pruner = js.prune([js.Rule("w", js.Unstructured(), 0.5)], schedule=js.one_shot())
+    with pytest.raises(ValueError, match="the optimizer comes first"):
+        js.pruned(pruner, optax.adam(1e-3)).init(params)
+
+
 def test_masked_nan_and_inf_are_zero():
     bad = {"w": jnp.full((4, 4), jnp.nan).at[0].set(jnp.inf)}
     seen = js.mask_params(bad, {"w": jnp.zeros((4, 4), bool)})
