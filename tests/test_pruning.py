@@ -114,7 +114,7 @@ def test_mask_params_names_what_does_not_fit():
 
 def test_arguments_in_each_others_place_are_named():
     params, masks = {"w": jnp.ones(2)}, {"w": jnp.array([True, False])}
-    with pytest.raises(ValueError, match="the mask of 'w' is of float32.*come first"):
+    with pytest.raises(ValueError, match=r"the mask of 'w' is of float32.*come first"):
         js.mask_params(masks, params)
     pruner = js.prune([js.Rule("w", js.Unstructured(), 0.5)], schedule=js.one_shot())
     with pytest.raises(ValueError, match="the optimizer comes first"):
