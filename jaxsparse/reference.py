@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from jaxsparse.masking import NEED_PARAMS, select, zero_masked
-from jaxsparse.pruning import masks
+from jaxsparse.pruning import has_masks, masks
 from jaxsparse.rules import describe
 from jaxsparse.trees import Tree, flatten, leaves_by_path, replace_by_path
 
@@ -64,6 +64,11 @@ def pruned(
 
     def init(params):
         pruner_state = pruner.init(params)
+        if not has_masks(pruner_state):
+            raise ValueError(
+                "pruned(optimizer, pruner): the second argument holds no masks; a prune(...), or "
+                "partitions and wraps of it, would work there, and the optimizer comes first"
+            )
         with _naming_odd_leaves(params):
             return PrunedState(pruner_state, optimizer.init(params))
 

@@ -13,7 +13,8 @@ from jaxsparse.graph.channels import Channels, Group, channels
 from jaxsparse.graph.hosts import of_first_process, whole
 from jaxsparse.graph.search import search_permutation
 from jaxsparse.nm import NM
-from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
+from jaxsparse.rules import LeafSpec, Rule, resolve
+from jaxsparse.traced_axes import read_axes
 from jaxsparse.trees import Tree, leaves_by_path
 
 Search = Callable[..., Any]
@@ -119,7 +120,7 @@ def permute(
     Args:
       fn, params, inputs: the model, as in `channels`; params are arrays.
       rules: the rules to prune with; those with another pattern than NM say nothing
-        here.
+        here. Axes that they leave open are read from the trace, as by `read_axes`.
       search: called as search(matrix, n, m, **options) for every group; returns
         `permutation`, `plain`, `retained` and `bound`, as `search_permutation` does.
       blocks: channels that go together, as in `channels`.
@@ -152,7 +153,7 @@ def permute(
     """
     specs = {
         path: spec
-        for path, spec in resolve(check_rules(rules), params).items()
+        for path, spec in resolve(read_axes(rules, fn, params, *inputs), params).items()
         if isinstance(spec.pattern, NM)
     }
     if not specs:

@@ -74,6 +74,7 @@ def test_masks_keep_more_and_the_function_stays(name):
             assert 0 <= row.efficacy <= 1 + 1e-12
     plain, gained = (sum(getattr(leaf, k) for leaf in report.leaves) for k in ("plain", "retained"))
     assert gained > plain
+    rules = js.read_axes(rules, model.fn, model.params, *model.inputs)
     for params, column in ((model.params, "plain"), (new, "retained")):
         masked = js.mask_params(params, js.compute_masks(params, rules))
         leaves = leaves_by_path(masked)
