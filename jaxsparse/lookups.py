@@ -73,11 +73,16 @@ def _block_rows(packed, ids):
     (down, across), (bk, bn) = layout.grid, layout.block
     row = (ids // bk)[:, None]
     low = jnp.broadcast_to(indptr[:-1], (ids.size, across))
-    high = end = jnp.broadcast_to(indptr[1:], low.shape)
-    for _ in range(down.bit_length()):
+    end = jnp.broadcast_to(indptr[1:], low.shape)
+
+    def halve(_, bounds):
+        low, high = bounds
         middle = (low + high) // 2
         right = (low < high) & (rows.at[middle].get(mode="fill", fill_value=0) < row)
-        low, high = jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
+        return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
+
+    # A loop, since XLA fuses an unrolled search into a program that doubles with every step.
+    low, _ = lax.fori_loop(0, down.bit_length(), halve, (low, end))
     kept = (low < end) & (rows.at[low].get(mode="fill", fill_value=0) == row)
     found = values.at[low, (ids % bk)[:, None]].get(mode="fill", fill_value=0)
     found = jnp.where(kept[..., None], found, jnp.zeros((), values.dtype))

@@ -14,8 +14,6 @@ from tests.packed_cases import STORAGES, draw
 IDS = jnp.array([[0, 69], [13, 64]])
 
 
-# On jax 0.12 the cases csc and 2of4v4 do not end in minutes: not yet understood.
-@pytest.mark.slow
 @pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.name)
 def test_rows_and_columns_are_those_of_the_dense_one(storage):
     # A bitmap has strips of 256 rows and chunks of 64 columns.
