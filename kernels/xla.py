@@ -282,7 +282,10 @@ def _shared_rows(words, layout):
 def _shared_product(x, values, words, *, layout, transpose, to):
     rows = _shared_rows(words, layout)
     if not transpose:
-        return _dot(pad_columns(x, layout.padded[0])[:, rows], values, (1, 0), to)
+        x = pad_columns(x, layout.padded[0])
+        # Gathered along the first axis: XLA's CPU compiler in jax 0.10 decides how to multiply
+        # bfloat16 before it turns x[:, rows] into this, and then cannot.
+        return _dot(x.T[rows], values, (0, 0), to)
     y = _dot(x, values, (1, 1), to)
     spread = _like(jnp.zeros((x.shape[0], layout.padded[0]), to), y, words)
     return spread.at[:, rows].set(y)[:, : layout.shape[0]]

@@ -121,6 +121,16 @@ def test_floats_of_eight_bits(name, kinds):
     assert (dx.dtype, dvalues.dtype) == (x.dtype, packed.values.dtype)
 
 
+@every_storage
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("implementation", [None, "xla"])
+def test_bfloat16_inputs(storage, dtype, implementation):
+    packed, dense = draw(storage, 64, 48, 0.5, dtype=dtype)
+    x = draw_x(5, 64).astype(jnp.bfloat16)
+    y = jax.jit(lambda x, packed: sparse_dot(x, packed, implementation=implementation))(x, packed)
+    assert_close(y, np.asarray(x, np.float32) @ dense, "bfloat16")
+
+
 @pytest.mark.skipif(
     jax.__version_info__ >= (0, 12),
     reason="XLA of jax 0.12 on CPUs refuses the reduction of these gradients: unsupported",
