@@ -14,7 +14,7 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
 from jax.extend.core import Primitive
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
 
 try:
     from jax._src.dispatch import prim_requires_devices_during_lowering as _needs_devices
@@ -67,11 +67,17 @@ def by_rows(function: Callable[..., jax.Array], op: str) -> Callable[..., jax.Ar
 
     def partition(mesh, operands, result):
         rows = operands[0].sharding.spec[0] if operands[0].sharding.spec else None
+        # A sum under the caller's explicit axes would write a sharding into the all-reduce,
+        # which the compiler of jax 0.12 refuses.
+        auto = AbstractMesh(
+            mesh.axis_sizes, mesh.axis_names, (AxisType.Auto,) * len(mesh.axis_names)
+        )
         names = rows if isinstance(rows, tuple) else () if rows is None else (rows,)
 
         def local(*shards):
-            found = function(*shards)
-            return lax.psum(found, names) if op == "sampled" and names else found
+            with use_abstract_mesh(auto):
+                found = function(*shards)
+                return lax.psum(found, names) if op == "sampled" and names else found
 
         def sharding(shape, own_rows):
             spec = [rows if own_rows else None, *[None] * (len(shape) - 1)]

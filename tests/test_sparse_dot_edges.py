@@ -131,10 +131,6 @@ def test_bfloat16_inputs(storage, dtype, implementation):
     assert_close(y, np.asarray(x, np.float32) @ dense, "bfloat16")
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ >= (0, 12),
-    reason="XLA of jax 0.12 on CPUs refuses the reduction of these gradients: unsupported",
-)
 @pytest.mark.parametrize("name", ["block4x16", "bitmap", "2of4"])
 @pytest.mark.parametrize("spec", [P(None, None, "d"), P(None, "d"), P("d")], ids=str)
 def test_any_axis_of_x_and_the_values_may_be_cut(name, spec):
