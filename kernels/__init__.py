@@ -27,9 +27,9 @@ _PREFERENCE = {"cpu": "jaxsparse.kernels.native", "xla": "jaxsparse.kernels.xla"
 
 # Lowered, interpreted and exported in the tests, but never chosen unasked.
 _BY_NAME_ONLY = {
-    "mosaic_gpu": ("jaxsparse.kernels.pallas_gpu", "not yet run on a GPU"),
+    "mosaic_gpu": ("jaxsparse.kernels.mosaic_gpu", "not yet run on a GPU"),
     "triton": ("jaxsparse.kernels.triton", "not yet run on a GPU"),
-    "cusparselt": ("jaxsparse.kernels.cuda", "not yet run on a GPU"),
+    "cusparselt": ("jaxsparse.kernels.cusparselt", "not yet run on a GPU"),
     "pallas_tpu": ("jaxsparse.kernels.pallas_tpu", "not yet run on a TPU"),
 }
 _MODULES = _PREFERENCE | {name: module for name, (module, _) in _BY_NAME_ONLY.items()}

@@ -10,7 +10,7 @@ import itertools
 
 import jax
 import numpy as np
-from jaxsparse.kernels.cuda import products as cusparselt
+from jaxsparse.kernels.cusparselt import products as cusparselt
 
 import jaxsparse as js
 from experiments.bench import accelerator, accelerator_inputs

@@ -5,7 +5,7 @@
 For every class of calls (op, block, bytes of a factor, rows) the candidates that fit
 shared memory are compiled in parallel, since compiling is most of the time, and timed in
 turn. The fastest is kept, unless the reasoned configuration is as fast within `MARGIN`.
-Writes kernels/pallas_gpu/tuned/DEVICE_KIND.json, which `configs` reads; classes that
+Writes kernels/mosaic_gpu/tuned/DEVICE_KIND.json, which `configs` reads; classes that
 there was no time for keep what that file said. Without a GPU: exits 2 and writes nothing.
 """
 
@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxsparse.kernels import tables
-from jaxsparse.kernels.pallas_gpu import configs
+from jaxsparse.kernels.mosaic_gpu import configs
 
 import jaxsparse as js
 from experiments.bench import accelerator, accelerator_inputs, gpu
 from experiments.bench.sparse_dot import seconds
 
-TUNED = pathlib.Path(__file__).parents[2] / "kernels" / "pallas_gpu" / "tuned"
+TUNED = pathlib.Path(__file__).parents[2] / "kernels" / "mosaic_gpu" / "tuned"
 BLOCKS = [(128, 128), (64, 64), (32, 32), (64, 128), (128, 64)]
 ROWS = [4096, 256, 32]  # an entry serves calls with so many rows or more
 SHAPE = (4096, 4096)
@@ -129,7 +129,7 @@ def operands(block: tuple[int, int], in_bytes: int, rows: int):
 
 def call(kind: Class, config: configs.Config, sms: int):
     """One call of the kernel with this configuration, and its operands."""
-    from jaxsparse.kernels.pallas_gpu import products, sampling, schedule
+    from jaxsparse.kernels.mosaic_gpu import products, sampling, schedule
 
     packed, x, g = operands(kind.block, kind.bytes, kind.rows)
     layout, (indptr, rows) = packed.layout, packed.index

@@ -6,15 +6,15 @@ import math
 import sys
 
 import pytest
-from jaxsparse.kernels import pallas_gpu
-from jaxsparse.kernels.pallas_gpu import configs
+from jaxsparse.kernels import mosaic_gpu
+from jaxsparse.kernels.mosaic_gpu import configs
 
 from experiments.bench import tune
 from tests.kernels.hopper import compile_for_h200, needs_compiler
 
 KIND = tune.Class("product", (128, 128), 2, 4096)
 FAST, SLOW = configs.Config(128, 2, 3), configs.Config(64, 1, 2)
-needs_mosaic = pytest.mark.skipif(bool(pallas_gpu.missing()), reason=str(pallas_gpu.missing()))
+needs_mosaic = pytest.mark.skipif(bool(mosaic_gpu.missing()), reason=str(mosaic_gpu.missing()))
 
 
 @pytest.mark.parametrize("kind", tune.classes(), ids=str)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxsparse.kernels import pallas_gpu
+from jaxsparse.kernels import mosaic_gpu
 
-needs_mosaic = pytest.mark.skipif(bool(pallas_gpu.missing()), reason=str(pallas_gpu.missing()))
+needs_mosaic = pytest.mark.skipif(bool(mosaic_gpu.missing()), reason=str(mosaic_gpu.missing()))
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def no_compiler():
         "nvidia.cu13": "nvidia-cuda-nvcc, nvidia-nvvm, nvidia-cuda-crt, nvidia-cuda-nvdisasm",
     }
     missing = [wheel for module, wheel in wheels.items() if not found(module)]
-    return pallas_gpu.missing() or (f"not installed: {', '.join(missing)}" if missing else None)
+    return mosaic_gpu.missing() or (f"not installed: {', '.join(missing)}" if missing else None)
 
 
 def found(module):

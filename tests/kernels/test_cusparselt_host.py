@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxsparse.kernels import cuda, xla
-from jaxsparse.kernels.cuda import products
+from jaxsparse.kernels import cusparselt, xla
+from jaxsparse.kernels.cusparselt import products
 
-from tests.kernels.cuda_cases import draw, weight
+from tests.kernels.cusparselt_cases import draw, weight
 
 TYPES = {"bfloat16": 0, "float16": 1, "int8": 2}
 
@@ -84,7 +84,7 @@ def test_the_product_is_right(dtype, rows, n, stand_in):
     packed = weight((64, 48), dtype, n)
     x = draw((rows, 64), dtype)
     found = jax.jit(
-        lambda x, values, *index: cuda.product(
+        lambda x, values, *index: cusparselt.product(
             x, values, *index, layout=packed.layout, transpose=False, out_dtype=x.dtype
         )
     )(x, packed.values, *packed.index)
@@ -111,11 +111,11 @@ def test_backward_products_are_those_of_xla(stand_in):
     options = {"layout": packed.layout, "out_dtype": jnp.dtype("bfloat16")}
     for found, expected in (
         (
-            cuda.product(g, packed.values, *packed.index, transpose=True, **options),
+            cusparselt.product(g, packed.values, *packed.index, transpose=True, **options),
             xla.product(g, packed.values, *packed.index, transpose=True, **options),
         ),
         (
-            cuda.sampled(x, g, *packed.index, **options),
+            cusparselt.sampled(x, g, *packed.index, **options),
             xla.sampled(x, g, *packed.index, **options),
         ),
     ):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jaxsparse.kernels import pallas_gpu
+from jaxsparse.kernels import mosaic_gpu
 from jaxsparse.kernels.layouts import NMLayout
-from jaxsparse.kernels.pallas_gpu import decode_config
+from jaxsparse.kernels.mosaic_gpu import decode_config
 
 from jaxsparse.nm import NM
 from jaxsparse.packing import pack
@@ -41,11 +41,11 @@ def test_interpreted_agrees_with_float64_and_has_no_race(k, n, rows, dtype, valu
     packed = weight(k, n, values_dtype)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((rows, k)), dtype)
     layout, out_dtype = packed.layout, jnp.dtype("float32")
-    assert pallas_gpu.unsupported("product", layout, x, packed.values, out_dtype) is None
+    assert mosaic_gpu.unsupported("product", layout, x, packed.values, out_dtype) is None
 
     @jax.jit
     def product(x, values, words):
-        return pallas_gpu.product(
+        return mosaic_gpu.product(
             x, values, words, layout=layout, transpose=False, out_dtype=out_dtype
         )
 
@@ -93,7 +93,7 @@ def test_calls_that_are_not_taken_are_told_why(change, reason):
         "values": like((512, 128), "bfloat16"),
         "out_dtype": jnp.dtype("bfloat16"),
     } | change
-    found = pallas_gpu.unsupported(**call)
+    found = mosaic_gpu.unsupported(**call)
     if reason is None:
         assert found is None
     else:

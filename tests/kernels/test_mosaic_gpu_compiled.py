@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 import pytest
-from jaxsparse.kernels import pallas_gpu
+from jaxsparse.kernels import mosaic_gpu
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
-from jaxsparse.kernels.pallas_gpu import schedule
+from jaxsparse.kernels.mosaic_gpu import schedule
 
 from tests.kernels.block_cases import DIRECTIONS
 from tests.kernels.hopper import assert_compiles_well, like, needs_compiler
@@ -38,8 +38,8 @@ def test_blocks_spill_nothing(op, nnz, block, rows, compiles_well, monkeypatch):
 
     def run(a, b, *index):
         if op == "sampled":
-            return pallas_gpu.sampled(a, b, *index, **options)
-        return pallas_gpu.product(a, b, *index, transpose=op == "transposed", **options)
+            return mosaic_gpu.sampled(a, b, *index, **options)
+        return mosaic_gpu.product(a, b, *index, transpose=op == "transposed", **options)
 
     compiles_well(run, g if op == "transposed" else x, g if op == "sampled" else values, *index)
 
@@ -60,7 +60,7 @@ def test_eight_bits_spill_nothing(transpose, block, dtype, out_dtype, multiply, 
     x, values = like((4096, layout.shape[transpose]), dtype), like(layout.values_shape, dtype)
     options = {"layout": layout, "transpose": transpose, "out_dtype": jnp.dtype(out_dtype)}
     compiles_well(
-        lambda *a: pallas_gpu.product(*a, **options), x, values, *index, multiply=multiply
+        lambda *a: mosaic_gpu.product(*a, **options), x, values, *index, multiply=multiply
     )
 
 
@@ -72,4 +72,4 @@ def test_decoding_spills_nothing(shape, rows, dtype, compiles_well):
     words = [like(s, "uint32") for s in layout.index_shapes]
     x, values = like((rows, shape[0]), "bfloat16"), like(layout.values_shape, dtype)
     options = {"layout": layout, "transpose": False, "out_dtype": jnp.dtype("bfloat16")}
-    compiles_well(lambda *a: pallas_gpu.product(*a, **options), x, values, *words)
+    compiles_well(lambda *a: mosaic_gpu.product(*a, **options), x, values, *words)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxsparse.kernels import pallas_gpu
-from jaxsparse.kernels.pallas_gpu import configs, sampling, schedule
+from jaxsparse.kernels import mosaic_gpu
+from jaxsparse.kernels.mosaic_gpu import configs, sampling, schedule
 
 from tests.kernels.block_cases import Case
 from tests.kernels.hopper import interpreted, needs_mosaic
@@ -120,7 +120,7 @@ def test_every_block_is_in_one_group_of_its_column(size, spare):
 def test_dealt_tiles_agree_with_float64_and_have_no_race(op, monkeypatch):
     monkeypatch.setattr(schedule, "LONG", 0)
     with interpreted():
-        Case((64, 64), (2, 3), 70, spare=1).check(pallas_gpu, op, "bfloat16")
+        Case((64, 64), (2, 3), 70, spare=1).check(mosaic_gpu, op, "bfloat16")
 
 
 @needs_mosaic
@@ -129,4 +129,4 @@ def test_a_split_sum_agrees_with_float64_and_has_no_race(monkeypatch):
     case = Case((64, 64), (1, 2), 280)
     assert configs.splits(sampling.count(case.layout, 4), 5, 2) == 2  # of 3 and 2 steps
     with interpreted():
-        case.check(pallas_gpu, "sampled", "bfloat16")
+        case.check(mosaic_gpu, "sampled", "bfloat16")

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from jaxsparse.kernels.layouts import NMLayout
-from jaxsparse.kernels.pallas_gpu.configs import RESERVED, SHARED_MEMORY
+from jaxsparse.kernels.mosaic_gpu.configs import RESERVED, SHARED_MEMORY
 
 GROUPS = 8  # of 4 inputs in a word
 PLACES = 4  # in a group

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import export
-from jaxsparse.kernels import cuda
-from jaxsparse.kernels.cuda import library, products
+from jaxsparse.kernels import cusparselt
+from jaxsparse.kernels.cusparselt import library, products
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 
 from jaxsparse import kernels
 from jaxsparse.sparse_dot import sparse_dot
-from tests.kernels.cuda_cases import draw, forget, weight
+from tests.kernels.cusparselt_cases import draw, forget, weight
 
 # --- loaded and lowered --------------------------------------------------------------------------
 
@@ -20,7 +20,7 @@ from tests.kernels.cuda_cases import draw, forget, weight
 @pytest.fixture
 def loaded(cusparselt_build, monkeypatch):
     """The real thing in its place."""
-    monkeypatch.setattr(cuda, "__path__", [*cuda.__path__, str(cusparselt_build)])
+    monkeypatch.setattr(cusparselt, "__path__", [*cusparselt.__path__, str(cusparselt_build)])
     forget()
     if reason := library.available():
         forget()
@@ -96,7 +96,7 @@ def test_on_another_platform_the_name_is_refused(loaded):
 
 
 def test_where_it_is_not_built_it_says_so(monkeypatch):
-    monkeypatch.setattr(cuda, "__path__", [])
+    monkeypatch.setattr(cusparselt, "__path__", [])
     forget()
     try:
         assert "it was not built: jaxsparse was installed without CUDA's headers" in str(
@@ -113,7 +113,7 @@ def test_where_it_is_not_built_it_says_so(monkeypatch):
 
 def test_what_cannot_be_loaded_is_told(tmp_path, monkeypatch):
     (tmp_path / "libjaxsparse_cusparselt.so").write_text("not a library")
-    monkeypatch.setattr(cuda, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(cusparselt, "__path__", [str(tmp_path)])
     monkeypatch.setattr(library, "_load_cusparselt", lambda: None)
     forget()
     try:
@@ -162,15 +162,15 @@ def test_what_it_does_not_take_is_named(change, reason):
         "values": like((32, 48), "bfloat16"),
         "out_dtype": jnp.dtype("bfloat16"),
     }
-    found = cuda.unsupported(**(call | change))
+    found = cusparselt.unsupported(**(call | change))
     assert found is None if reason is None else reason in found
 
 
 def test_an_old_gpu_is_refused_by_its_name(monkeypatch):
     device = types.SimpleNamespace(compute_capability="7.5", device_kind="Tesla T4")
-    monkeypatch.setattr(cuda, "_gpu", lambda: device)
+    monkeypatch.setattr(cusparselt, "_gpu", lambda: device)
     half = like((64, 64), "bfloat16")
-    found = cuda.unsupported("product", NMLayout((64, 64), 2, 4), half, half, half.dtype)
+    found = cusparselt.unsupported("product", NMLayout((64, 64), 2, 4), half, half, half.dtype)
     assert found == "it needs compute capability 8.0 (Ampere) or later, Tesla T4 has 7.5"
 
 

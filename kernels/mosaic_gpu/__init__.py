@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxsparse.kernels import tables
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
-from jaxsparse.kernels.pallas_gpu import configs, limits
+from jaxsparse.kernels.mosaic_gpu import configs, limits
 
 platforms = ("cuda",)
 exportable = True
@@ -56,7 +56,7 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
 
 def product(x, values, *index, layout: BlockLayout | NMLayout, transpose: bool, out_dtype):
     """x (M, K) by W, or x (M, N) by Wᵀ when `transpose`, in `out_dtype`."""
-    from jaxsparse.kernels.pallas_gpu import decode, products, schedule
+    from jaxsparse.kernels.mosaic_gpu import decode, products, schedule
 
     rows = x.shape[0]
     target = layout.shape[0 if transpose else 1]
@@ -88,7 +88,7 @@ def product(x, values, *index, layout: BlockLayout | NMLayout, transpose: bool, 
 
 def sampled(x, g, *index, layout: BlockLayout, out_dtype):
     """xᵀ @ g for x (M, K) and g (M, N), only where the layout stores values."""
-    from jaxsparse.kernels.pallas_gpu import sampling
+    from jaxsparse.kernels.mosaic_gpu import sampling
 
     if not x.shape[0] or not layout.nnz:
         return jnp.zeros(layout.values_shape, out_dtype)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxsparse.kernels.cuda import library
+from jaxsparse.kernels.cusparselt import library
 
 import jaxsparse as js
 from jaxsparse import kernels

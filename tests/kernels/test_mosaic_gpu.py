@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jaxsparse.kernels import pallas_gpu
+from jaxsparse.kernels import mosaic_gpu
 from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
-from jaxsparse.kernels.pallas_gpu import configs
+from jaxsparse.kernels.mosaic_gpu import configs
 
 from jaxsparse import kernels
 from jaxsparse.arrays import BlockSparse
@@ -44,7 +44,7 @@ slow = pytest.mark.slow
 )
 def test_interpreted_agrees_with_float64_and_has_no_race(case, out_dtype, op):
     with interpreted():
-        case.check(pallas_gpu, op, out_dtype)
+        case.check(mosaic_gpu, op, out_dtype)
 
 
 class Everywhere(Case):
@@ -59,7 +59,7 @@ class Everywhere(Case):
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float32"])
 def test_narrow_blocks_at_the_edge_are_computed_with_their_neighbours(out_dtype):
     with interpreted():
-        Everywhere((32, 32), (2, 3), 40).check(pallas_gpu, "sampled", out_dtype)
+        Everywhere((32, 32), (2, 3), 40).check(mosaic_gpu, "sampled", out_dtype)
 
 
 @needs_mosaic
@@ -71,7 +71,7 @@ def test_narrow_blocks_at_the_edge_are_computed_with_their_neighbours(out_dtype)
 def test_factors_of_eight_bits_agree_with_float64_and_have_no_race(block, dtype, op):
     case = Case(block, (2, 3), 40, dtype, spare=1)
     with interpreted():
-        case.check(pallas_gpu, op, "float32")
+        case.check(mosaic_gpu, op, "float32")
 
 
 @needs_mosaic
@@ -83,7 +83,7 @@ def test_quantized_values_are_the_same_numbers_in_sixteen_bits(transpose):
 
     @jax.jit
     def product(x, values, *index):
-        return pallas_gpu.product(x, values, *index, **options)
+        return mosaic_gpu.product(x, values, *index, **options)
 
     with interpreted():
         found = product(x, case.values, *case.index)
@@ -117,7 +117,7 @@ def test_a_training_step_exports_for_a_gpu(block):
 
 def test_it_is_listed_as_available_by_name_only():
     state = kernels.implementations()["mosaic_gpu"]
-    assert state == pallas_gpu.missing() or state.startswith("available by name only: not yet run")
+    assert state == mosaic_gpu.missing() or state.startswith("available by name only: not yet run")
 
 
 @needs_mosaic
@@ -152,7 +152,7 @@ def test_calls_that_are_not_taken_are_told_why(change, reason):
         "values": like((8, 64, 64), "bfloat16"),
         "out_dtype": jnp.dtype("bfloat16"),
     } | change
-    found = pallas_gpu.unsupported("product", **call)
+    found = mosaic_gpu.unsupported("product", **call)
     if reason is None:
         assert found is None
     else:
@@ -162,7 +162,7 @@ def test_calls_that_are_not_taken_are_told_why(change, reason):
 
 def test_eight_bits_cannot_be_summed_over_the_batch():
     layout, x = BlockLayout((256, 256), (64, 64), 8), like((8, 256), "float8_e4m3fn")
-    reason = pallas_gpu.unsupported("sampled", layout, x, x, jnp.dtype("float32"))
+    reason = mosaic_gpu.unsupported("sampled", layout, x, x, jnp.dtype("float32"))
     assert reason.startswith("x and g are both bfloat16 or both float16, not float8_e4m3fn")
 
 
@@ -172,17 +172,17 @@ def test_other_devices_are_not_taken(monkeypatch):
         device_kind: str = "NVIDIA A100"
         compute_capability: str = "8.0"
 
-    monkeypatch.setattr(pallas_gpu, "_gpu", Device)
+    monkeypatch.setattr(mosaic_gpu, "_gpu", Device)
     layout = BlockLayout((256, 256), (64, 64), 8)
     x, values = like((8, 256), "bfloat16"), like((8, 64, 64), "bfloat16")
-    reason = pallas_gpu.unsupported("product", layout, x, values, x.dtype)
+    reason = mosaic_gpu.unsupported("product", layout, x, values, x.dtype)
     assert reason == "it needs compute capability 9.0 (Hopper), NVIDIA A100 has 8.0"
 
 
 def test_a_weight_too_narrow_for_wgmma_is_refused():
     layout = BlockLayout((64, 32), (32, 32), 1)
     x, g = like((8, 64), "bfloat16"), like((8, 32), "bfloat16")
-    reason = pallas_gpu.unsupported("sampled", layout, x, g, x.dtype)
+    reason = mosaic_gpu.unsupported("sampled", layout, x, g, x.dtype)
     assert reason == "wgmma computes 64 outputs at a time, this weight has 32"
 
 
@@ -192,9 +192,9 @@ def test_nothing_to_multiply_is_zero():
     index = jnp.zeros(3, jnp.int32), jnp.zeros(0, jnp.int32)
     x, values = jnp.ones((5, 64), jnp.bfloat16), jnp.zeros((0, 64, 64), jnp.bfloat16)
     options = {"layout": layout, "out_dtype": jnp.dtype("float32")}
-    y = pallas_gpu.product(x, values, *index, transpose=False, **options)
+    y = mosaic_gpu.product(x, values, *index, transpose=False, **options)
     np.testing.assert_array_equal(y, np.zeros((5, 128)))
-    assert pallas_gpu.sampled(x, y.astype(x.dtype), *index, **options).shape == (0, 64, 64)
+    assert mosaic_gpu.sampled(x, y.astype(x.dtype), *index, **options).shape == (0, 64, 64)
 
 
 @pytest.mark.parametrize(("in_bytes", "out_bytes"), [(2, 2), (2, 4), (1, 4)])

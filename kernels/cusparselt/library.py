@@ -16,9 +16,9 @@ _TARGETS = "compress", "multiply"
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library and None, or None and the reason why there is none."""
-    from jaxsparse.kernels import cuda
+    from jaxsparse.kernels import cusparselt
 
-    places = [Path(folder) / _FILE for folder in cuda.__path__]
+    places = [Path(folder) / _FILE for folder in cusparselt.__path__]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         return None, (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxsparse.kernels import xla
-from jaxsparse.kernels.cuda import metadata
+from jaxsparse.kernels.cusparselt import metadata
 from jaxsparse.kernels.layouts import NMLayout
 
 from jaxsparse import indices

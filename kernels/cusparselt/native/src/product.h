@@ -1,6 +1,5 @@
 // yᵀ = Wᵀ xᵀ with a 2:4 Wᵀ by cuSPARSELt; nothing of XLA here.
-#ifndef JAXSPARSE_CUDA_PRODUCT_H_
-#define JAXSPARSE_CUDA_PRODUCT_H_
+#pragma once
 
 #include <cusparseLt.h>
 
@@ -37,5 +36,3 @@ std::string multiply(int device, cudaStream_t stream, const Problem& problem, co
                      const void* compressed, size_t bytes, void* y, const Allocate& scratch);
 
 }  // namespace jaxsparse
-
-#endif  // JAXSPARSE_CUDA_PRODUCT_H_

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxsparse.kernels import xla
-from jaxsparse.kernels.cuda import library
+from jaxsparse.kernels.cusparselt import library
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.kernels.tables import pad_rows
 from jaxtyping import Array, Num, UInt, UInt8
