@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxsparse.kernels.layouts import BlockLayout
 from jaxtyping import Array, Int
+
+from jaxsparse.kernels.layouts import BlockLayout
 
 
 class Walk(NamedTuple):

@@ -24,6 +24,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+
 from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, BlockLayout, CSCLayout, Layout, NMLayout
 from jaxsparse.kernels.tables import columns, pad_columns
 

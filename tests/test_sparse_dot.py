@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from jaxsparse.kernels import pallas_tpu
 
 from jaxsparse import kernels
 from jaxsparse.arrays import BlockSparse
+from jaxsparse.kernels import pallas_tpu
 from jaxsparse.sparse_dot import matrix_product, sampled_product, sparse_dot
 from tests.packed_cases import (
     BY_NAME,

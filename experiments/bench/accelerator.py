@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxsparse.kernels as kernels
 import numpy as np
 from jax import lax
-from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 
 import jaxsparse as js
+import jaxsparse.kernels as kernels
 from experiments.bench import accelerator_inputs, gates, timing
 from experiments.bench.accelerator_inputs import DIRECTIONS, EIGHT
 from experiments.bench.sparse_dot import seconds
+from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 
 CALLS = 10  # in one program
 NO_TIME = "no time was left"

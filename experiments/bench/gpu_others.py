@@ -10,12 +10,12 @@ import itertools
 
 import jax
 import numpy as np
-from jaxsparse.kernels.cusparselt import products as cusparselt
 
 import jaxsparse as js
 from experiments.bench import accelerator, accelerator_inputs
 from experiments.bench.accelerator import Cell, Check
 from experiments.bench.accelerator_inputs import DIRECTIONS, HALVES
+from jaxsparse.kernels.cusparselt import products as cusparselt
 
 TRITON, CUSPARSELT, TORCH = "triton", "cusparselt", "torch"
 TWO_OF_FOUR = js.NM(2, 4)
@@ -147,7 +147,7 @@ def _shared(shape):
 def torch_missing() -> str | None:
     """Why torch cannot multiply on a GPU here, or None."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         return f"it is not installed ({error})"
     return None if torch.cuda.is_available() else f"torch {torch.__version__} sees no GPU"
@@ -168,7 +168,7 @@ def torch_cells():
 
 def torch_two_four(shape, rows):
     """Milliseconds of torch's linear layer, dense and semi-structured."""
-    from torch.sparse import (
+    from torch.sparse import (  # pyright: ignore[reportMissingImports]
         SparseSemiStructuredTensorCUSPARSELT,
         SparseSemiStructuredTensorCUTLASS,
     )
@@ -197,7 +197,7 @@ def torch_blocks(shape, rows, side, density):
 
 def _torch_times(packed, forms, rows):
     """Milliseconds of every form of a weight that torch has kernels for."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     dense = np.ascontiguousarray(np.asarray(accelerator_inputs.dense(packed)).T)
     weight = torch.tensor(dense, dtype=torch.bfloat16, device="cuda")

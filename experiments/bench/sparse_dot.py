@@ -32,10 +32,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxsparse.kernels import cpu
 
 import jaxsparse as js
 from experiments.bench import tables, timing
+from jaxsparse.kernels import cpu
 from jaxsparse.sparse_dot import matrix_product, sampled_product
 
 SHAPES = [(768, 3072), (1024, 4096), (4096, 4096)]
@@ -146,7 +146,7 @@ def others(x, dense):
     if importlib.util.find_spec("torch"):
         # Or its idle threads spin on the cores of whoever runs next.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         rows, full = torch.from_numpy(np.array(x)), torch.from_numpy(dense)
         columns = torch.from_numpy(columns)

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxsparse.kernels import tables
-from jaxsparse.kernels.mosaic_gpu import configs
 
 import jaxsparse as js
 from experiments.bench import accelerator, accelerator_inputs, gpu
 from experiments.bench.sparse_dot import seconds
+from jaxsparse.kernels import tables
+from jaxsparse.kernels.mosaic_gpu import configs
 
 TUNED = pathlib.Path(__file__).parents[2] / "kernels" / "mosaic_gpu" / "tuned"
 BLOCKS = [(128, 128), (64, 64), (32, 32), (64, 128), (128, 64)]

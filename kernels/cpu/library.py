@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 
 import jax
+
 from jaxsparse.kernels import ffi
 
 _FILE = "libjaxsparse_cpu.so"

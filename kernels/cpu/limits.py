@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
 from jaxsparse.kernels.cpu import library
 
 _ROUNDS = 32  # the best is kept: anything else on the machine only slows it down

@@ -17,8 +17,9 @@ the sampled product gives zero there.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxsparse.kernels.cpu import library
 from jaxtyping import Array, Float, Int, UInt32
+
+from jaxsparse.kernels.cpu import library
 
 _X = (jnp.float32, jnp.bfloat16)
 _VALUES = (jnp.float32, jnp.bfloat16, jnp.int8)

@@ -7,6 +7,7 @@ Positions of n:m always lie in their group; one that is named twice counts twice
 """
 
 import numpy as np
+
 from jaxsparse.kernels.cpu.products import nm_bits
 
 

@@ -32,6 +32,7 @@ run on a GPU. See `metadata` for CUTLASS's form of the same weights, which is pu
 
 import jax
 import jax.numpy as jnp
+
 from jaxsparse.kernels import xla
 from jaxsparse.kernels.cusparselt import library, products
 from jaxsparse.kernels.layouts import NMLayout

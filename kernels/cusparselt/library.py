@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import jax
+
 from jaxsparse.kernels import ffi
 
 _FILE = "libjaxsparse_cusparselt.so"

@@ -26,9 +26,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, Num, UInt, UInt8
+
 from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import NMLayout
-from jaxtyping import Array, Num, UInt, UInt8
 
 _REFUSED = 255
 

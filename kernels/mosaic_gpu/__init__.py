@@ -26,6 +26,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+
 from jaxsparse.kernels import tables
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 from jaxsparse.kernels.mosaic_gpu import configs, limits

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
 from jaxsparse.kernels.mosaic_gpu import schedule
 from jaxsparse.kernels.mosaic_gpu.decode_config import GROUPS, KEPT, PLACES, SIDE, Cut, cut
 from jaxsparse.kernels.mosaic_gpu.ring import LOADER_REGISTERS, REGISTERS, shared

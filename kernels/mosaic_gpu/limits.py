@@ -1,6 +1,7 @@
 """What the Hopper kernels take: shapes and dtypes, and the reason for what they do not."""
 
 import jax.numpy as jnp
+
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 
 _SIDES = (32, 64, 128)

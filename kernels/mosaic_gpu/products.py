@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
 from jaxsparse.kernels.mosaic_gpu import configs, ring, schedule
 from jaxsparse.kernels.mosaic_gpu.configs import Config
 from jaxsparse.kernels.tables import Walk, pad_rows

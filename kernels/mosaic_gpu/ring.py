@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
 from jaxsparse.kernels.mosaic_gpu.configs import Config, slots, square
 
 LOADER_REGISTERS = 40  # per thread of the warpgroup that loads; the rest is the others'

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Int
+
 from jaxsparse.kernels.layouts import BlockLayout
 from jaxsparse.kernels.mosaic_gpu import configs, ring, schedule
 from jaxsparse.kernels.mosaic_gpu.configs import Config
 from jaxsparse.kernels.tables import pad_rows
-from jaxtyping import Array, Int
 
 
 class Groups(NamedTuple):

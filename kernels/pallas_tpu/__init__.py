@@ -15,6 +15,7 @@ it by itself.
 """
 
 import jax.numpy as jnp
+
 from jaxsparse.kernels import tables
 from jaxsparse.kernels.layouts import BlockLayout
 from jaxsparse.kernels.pallas_tpu import tiles

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Int
+
 from jaxsparse.kernels.pallas_tpu.strips import Strips
 from jaxsparse.kernels.pallas_tpu.tiles import Tiling
 from jaxsparse.kernels.tables import Walk, pad_rows
-from jaxtyping import Array, Int
 
 
 class Schedule(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 from jax.experimental import pallas as pl
+
 from jaxsparse.kernels.pallas_tpu.tiles import Tiling
 
 

@@ -20,6 +20,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+
 from jaxsparse.kernels import tables
 from jaxsparse.kernels.layouts import BlockLayout
 

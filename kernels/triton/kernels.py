@@ -3,8 +3,8 @@ so that Triton sees which addresses are contiguous and aligned; the batch is not
 builtins of the language are called: its own library is compiled or interpreted from the
 import on, and the tests do both in one process."""
 
-# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
-# What @triton.jit compiles is Triton's language, not Python.
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportMissingImports=false
+# What @triton.jit compiles is Triton's language, not Python; Triton is an extra.
 
 import triton
 import triton.language as tl

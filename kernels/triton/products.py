@@ -4,7 +4,8 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax_triton
+import jax_triton  # pyright: ignore[reportMissingImports]
+
 from jaxsparse.kernels.tables import Walk
 from jaxsparse.kernels.triton import kernels
 

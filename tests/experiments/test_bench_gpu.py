@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 
 import jaxsparse as js
 from experiments.bench import accelerator, accelerator_inputs, gpu, gpu_others, timing, tpu
 from jaxsparse import kernels
+from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 
 
 def like(rows, size, dtype):

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxsparse.kernels import xla
 
 import jaxsparse as js
 from experiments.bench import accelerator, accelerator_inputs, gpu_others
 from experiments.bench.accelerator_inputs import DIRECTIONS
 from jaxsparse import kernels
+from jaxsparse.kernels import xla
 
 BLOCK_ROW = {"implementation": "triton", "storage": "1x1", "ms": 1.0, "speedup": 1.0}
 BLOCK_ROW |= {"tflops": 1.0, "dense_tflops": 1.0, "gbytes": 1.0}

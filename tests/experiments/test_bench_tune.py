@@ -6,10 +6,10 @@ import math
 import sys
 
 import pytest
-from jaxsparse.kernels import mosaic_gpu
-from jaxsparse.kernels.mosaic_gpu import configs
 
 from experiments.bench import tune
+from jaxsparse.kernels import mosaic_gpu
+from jaxsparse.kernels.mosaic_gpu import configs
 from tests.kernels.hopper import compile_for_h200, needs_compiler
 
 KIND = tune.Class("product", (128, 128), 2, 4096)

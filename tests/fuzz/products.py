@@ -43,10 +43,10 @@ if "jax" not in sys.modules:  # compiling is most of the work
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxsparse.kernels import cpu
 
 import jaxsparse as js
 from jaxsparse import indices
+from jaxsparse.kernels import cpu
 from jaxsparse.packed import WORD, Packed
 
 REPOSITORY = Path(__file__).parents[2]

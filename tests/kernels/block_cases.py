@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxsparse.kernels.layouts import BlockLayout
 
+from jaxsparse.kernels.layouts import BlockLayout
 from tests.packed_cases import assert_close
 
 

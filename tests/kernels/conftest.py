@@ -31,4 +31,4 @@ def cusparselt_build(tmp_path_factory):
             pytest.skip(line.removeprefix("-- "))
     names = "jaxsparse_cusparselt", "jaxsparse_cusparselt_test"
     run("cmake", "--build", str(folder), "--target", *names)
-    return folder / "kernels" / "cusparselt" / "native"
+    return folder / "jaxsparse" / "kernels" / "cusparselt" / "native"

@@ -4,6 +4,7 @@ import dataclasses
 
 import ml_dtypes
 import numpy as np
+
 from jaxsparse.kernels import cpu
 from jaxsparse.kernels.layouts import BitmapLayout
 

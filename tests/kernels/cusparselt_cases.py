@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxsparse.kernels.cusparselt import library
 
 import jaxsparse as js
 from jaxsparse import kernels
+from jaxsparse.kernels.cusparselt import library
 
 
 def weight(shape, dtype, n=2, seed=0):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxsparse.kernels import mosaic_gpu
 
 needs_mosaic = pytest.mark.skipif(bool(mosaic_gpu.missing()), reason=str(mosaic_gpu.missing()))

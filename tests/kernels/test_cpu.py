@@ -15,6 +15,7 @@ from cpu_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from jaxsparse.kernels import cpu
 
 pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from jaxsparse.kernels import cpu
 
 pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from jaxsparse.kernels import cpu
 
 needs_library = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))

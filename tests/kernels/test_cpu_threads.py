@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from cpu_cases import bitmap_case, block_case, csc_case, nm_case
+
 from jaxsparse.kernels import cpu
 
 pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from cpu_cases import bitmap_case, block_case, csc_case, nm_case
+
 from jaxsparse.kernels import cpu
 
 needs_library = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import export
+
+from jaxsparse import kernels
 from jaxsparse.kernels import cusparselt
 from jaxsparse.kernels.cusparselt import library, products
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
-
-from jaxsparse import kernels
 from jaxsparse.sparse_dot import sparse_dot
 from tests.kernels.cusparselt_cases import draw, forget, weight
 

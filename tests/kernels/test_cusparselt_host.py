@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxsparse.kernels import cusparselt, xla
 from jaxsparse.kernels.cusparselt import products
-
 from tests.kernels.cusparselt_cases import draw, weight
 
 TYPES = {"bfloat16": 0, "float16": 1, "int8": 2}

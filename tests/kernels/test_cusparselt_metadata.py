@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jaxsparse import indices
 from jaxsparse.kernels import xla
 from jaxsparse.kernels.cusparselt import metadata
 from jaxsparse.kernels.layouts import NMLayout
-
-from jaxsparse import indices
 
 # Position pairs and their bits, from the table in the PTX manual.
 TABLE = {

@@ -4,6 +4,7 @@ import types
 
 import jax
 import pytest
+
 from jaxsparse.kernels import ffi
 
 

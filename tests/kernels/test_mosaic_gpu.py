@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jaxsparse.kernels import mosaic_gpu
-from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
-from jaxsparse.kernels.mosaic_gpu import configs
 
 from jaxsparse import kernels
 from jaxsparse.arrays import BlockSparse
+from jaxsparse.kernels import mosaic_gpu
+from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
+from jaxsparse.kernels.mosaic_gpu import configs
 from jaxsparse.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS, Case
 from tests.kernels.hopper import interpreted, like, needs_mosaic

@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 import pytest
+
 from jaxsparse.kernels import mosaic_gpu
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 from jaxsparse.kernels.mosaic_gpu import schedule
-
 from tests.kernels.block_cases import DIRECTIONS
 from tests.kernels.hopper import assert_compiles_well, like, needs_compiler
 

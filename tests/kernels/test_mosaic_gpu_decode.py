@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+
 from jaxsparse.kernels import mosaic_gpu
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.kernels.mosaic_gpu import decode_config
-
 from jaxsparse.nm import NM
 from jaxsparse.packing import pack
 from jaxsparse.sparse_dot import sparse_dot

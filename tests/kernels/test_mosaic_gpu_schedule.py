@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxsparse.kernels import mosaic_gpu
 from jaxsparse.kernels.mosaic_gpu import configs, sampling, schedule
-
 from tests.kernels.block_cases import Case
 from tests.kernels.hopper import interpreted, needs_mosaic
 

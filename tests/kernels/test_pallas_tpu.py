@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from jax import export
 from jax.sharding import AxisType, PartitionSpec
-from jaxsparse.kernels import pallas_tpu, tables
-from jaxsparse.kernels.layouts import BlockLayout, NMLayout
-from jaxsparse.kernels.pallas_tpu import products
 
 from jaxsparse import kernels
 from jaxsparse.arrays import BlockSparse
+from jaxsparse.kernels import pallas_tpu, tables
+from jaxsparse.kernels.layouts import BlockLayout, NMLayout
+from jaxsparse.kernels.pallas_tpu import products
 from jaxsparse.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS, Case
 

@@ -16,11 +16,11 @@ from jax.sharding import (
     PartitionSpec,
     use_abstract_mesh,
 )
+
+from jaxsparse.arrays import BlockSparse
 from jaxsparse.kernels import pallas_tpu
 from jaxsparse.kernels.layouts import BlockLayout
 from jaxsparse.kernels.pallas_tpu import tiles
-
-from jaxsparse.arrays import BlockSparse
 from jaxsparse.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS
 

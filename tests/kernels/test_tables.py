@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from jaxsparse.kernels import tables
 
+from jaxsparse.kernels import tables
 from tests.kernels.block_cases import Case
 
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxsparse.kernels import triton
-from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
 
 from jaxsparse import kernels
 from jaxsparse.arrays import BlockSparse
+from jaxsparse.kernels import triton
+from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
 from jaxsparse.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS, Case
 
@@ -73,8 +73,9 @@ def widened(handle):
 @pytest.fixture
 def interpreted(monkeypatch):
     """Kernels run in Triton's own interpreter, called back from the program."""
-    from jaxsparse.kernels.triton import products
     from triton.runtime import interpreter
+
+    from jaxsparse.kernels.triton import products
 
     patch = interpreter._patch_lang_tensor
 
