@@ -1,25 +1,41 @@
-"""A walk over a traced program: what `sparsify`, `products` and the channel graph stand on."""
+"""A walk over a traced program: what `sparsify`, `products` and the channel graph stand on.
+
+Control flow is met in three ways. `programs` lists the programs that an equation runs;
+`rebuild` runs them again, with values of any kind among the arrays; `interpret` evaluates
+them on what is known of arrays rather than on arrays.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 from jax import lax
 from jax.extend import core
 
+Program = tuple[Any, Sequence[Any]]  # an open jaxpr and the values of its constants
 Visit = Callable[[Any, list[Any]], Sequence[Any]]
+# Called as run(number, operands): what one of the programs of an equation returns, by its
+# place in `programs`; -1 is the body of a loop.
+Run = Callable[[int, Sequence[Any]], Sequence[Any]]
+T = TypeVar("T")
 
-# Equations that stand for one inner program, run once on the operands they have.
-_INNER = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
+_REMAT = ("checkpoint", "remat2")
+CONTROL = ("scan", "while", "cond")
+# By primitive the parameters that hold the programs which it runs. All but CONTROL run one
+# program once, on the operands they have.
+_PROGRAMS = {
+    "scan": ("jaxpr",),
+    "while": ("cond_jaxpr", "body_jaxpr"),
+    "cond": ("branches",),
+    "jit": ("jaxpr",),
+    "pjit": ("jaxpr",),
+    "closed_call": ("call_jaxpr",),
+    "core_call": ("call_jaxpr",),
+    "checkpoint": ("jaxpr",),
+    "remat2": ("jaxpr",),
+    "custom_jvp_call": ("call_jaxpr",),
+    "custom_vjp_call": ("call_jaxpr",),
+    "custom_vjp_call_jaxpr": ("fun_jaxpr",),
 }
 
 # Primitives that map every entry alike: operands are of one shape, or scalars.
@@ -38,19 +54,41 @@ IDENTITIES = """
 """
 
 
-def walk(jaxpr, consts: Sequence[Any], args: Sequence[Any], visit: Visit) -> list[Any]:
-    """Evaluates a jaxpr with values of any kind.
+def table(rules: dict[str, T]) -> Callable[[str], Callable[[T], T]]:
+    """The decorator that enters a function into a table of rules, under names of primitives.
+
+    >>> rules = {}
+    >>> rule = table(rules)
+    >>> @rule("exp log")
+    ... def elementwise(x):
+    ...     return x
+    >>> sorted(rules)
+    ['exp', 'log']
+    """
+
+    def rule(names: str) -> Callable[[T], T]:
+        def enter(function: T) -> T:
+            rules.update(dict.fromkeys(names.split(), function))
+            return function
+
+        return enter
+
+    return rule
+
+
+def walk(program: Program, args: Sequence[Any], visit: Visit) -> list[Any]:
+    """Evaluates a program with values of any kind.
 
     Args:
-      jaxpr: an open jaxpr.
-      consts: values of its constants.
+      program: an open jaxpr, and the values of its constants.
       args: values of its arguments.
       visit: called as visit(equation, values of its operands) for every equation
         in order; returns the values of its results.
 
     Returns:
-      The values of the jaxpr's results.
+      The values of the program's results.
     """
+    jaxpr, consts = program
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
     def read(atom):
@@ -70,56 +108,212 @@ def bind(equation, operands: Sequence[Any]) -> list[Any]:
     return list(results) if equation.primitive.multiple_results else [results]
 
 
-def inner_program(equation) -> tuple[Any, Sequence[Any]] | None:
-    """The jaxpr and constants of an equation that runs one program once, else None."""
-    parameter = _INNER.get(equation.primitive.name)
-    if parameter is None or parameter not in equation.params:
-        return None
-    return open_jaxpr(equation.params[parameter])
-
-
-def open_jaxpr(jaxpr) -> tuple[Any, Sequence[Any]]:
+def opened(jaxpr) -> Program:
     """A jaxpr, closed or open, and its constants."""
     return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, ())
 
 
-def split_scan(equation, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """The operands of a `scan`: constants, carry, and what it takes slices of."""
-    params = equation.params
-    if "ft_in" in params:  # jax 0.11 and later
-        sizes = [len(part) for part in params["ft_in"].unpack()]
+def programs(equation) -> list[Program]:
+    """The programs that an equation runs: of `while` condition and body, of `cond` the branches."""
+    found = []
+    for name in _PROGRAMS.get(equation.primitive.name, ()):
+        held = equation.params.get(name, ())
+        found += held if isinstance(held, tuple) else [held]
+    return [opened(jaxpr) for jaxpr in found]
+
+
+def split_loop(equation, operands: Sequence[T]) -> tuple[list[T], list[T], list[T], list[T]]:
+    """The operands of a `while` or `scan`.
+
+    Returns:
+      Constants of the condition, constants of the body, the carry, and what `scan` takes
+      slices of.
+    """
+    params, operands = equation.params, list(operands)
+    if equation.primitive.name == "while":
+        first, second, third = params["cond_nconsts"], params["body_nconsts"], len(operands)
+    elif "ft_in" in params:  # jax 0.11 and later
+        first, (second, third) = 0, [len(part) for part in params["ft_in"].unpack()][:2]
     else:
-        sizes = [params["num_consts"], params["num_carry"]]
-    first, second = sizes[0], sizes[0] + sizes[1]
-    return list(operands[:first]), list(operands[first:second]), list(operands[second:])
+        first, second, third = 0, params["num_consts"], params["num_carry"]
+    second += first
+    third += second
+    return operands[:first], operands[first:second], operands[second:third], operands[third:]
 
 
-def scan_options(equation, stacked: Sequence[Any]) -> dict[str, Any]:
-    """What `lax.scan` is told beside its operands, to run a `scan` again."""
-    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
-    if jax.tree.leaves(stacked):
-        # They have the length, which need not be a number: an export may leave it open.
-        options["length"] = None
-    return options
+class Boundary:
+    """What values become at the borders of control flow that is rebuilt; of arrays, themselves.
+
+    Attributes:
+      state: a pytree of arrays that `run` may exchange; it goes through loops and branches
+        with all else.
+    """
+
+    state: Any = ()
+
+    def array(self, value: Any, operation: str) -> Any:
+        """The array that a value stands for, which an operation needs."""
+        del operation
+        return value
+
+    def arrays(self, results: Sequence[Any]) -> list[Any]:
+        """The arrays that a program returns."""
+        return [self.array(result, "being returned") for result in results]
+
+    def carried(self, array: Any) -> Any:
+        """What an array that a loop may change stands for inside."""
+        return array
+
+    def stack(self, value: Any) -> Any:
+        """The arrays, a pytree, of which `scan` takes slices for a value."""
+        return self.array(value, "scan")
+
+    def slice(self, arrays: Any) -> Any:
+        """What a slice of `stack` stands for inside."""
+        return arrays
+
+    def result(self, array: Any, operands: Sequence[Any]) -> Any:
+        """What an array stands for that control flow on some operands returned."""
+        del operands
+        return array
 
 
-def split_while(equation, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """The operands of a `while`: constants of its condition, of its body, and the carry."""
-    first = equation.params["cond_nconsts"]
-    second = first + equation.params["body_nconsts"]
-    return list(operands[:first]), list(operands[first:second]), list(operands[second:])
+def rebuild(equation, operands: Sequence[Any], run: Run, border: Boundary) -> list[Any]:
+    """Runs the programs of an equation again, in the control flow that it stands for.
+
+    A value that a loop hands on as it came is the same value inside and after it.
+
+    Args:
+      equation: one that has `programs`.
+      operands: arrays, or values of a kind of their own, which are pytrees.
+      run: evaluates one of the programs.
+      border: of these values.
+
+    Returns:
+      The results.
+    """
+    name, params = equation.primitive.name, equation.params
+    if name in ("scan", "while"):
+        return _rebuilt_loop(equation, operands, run, border)
+
+    def part(number, finish):
+        def call(state, *operands):
+            border.state = state
+            return finish(run(number, operands)), border.state
+
+        return call
+
+    if name in _REMAT:
+        options = {option: params[option] for option in ("policy", "prevent_cse")}
+        again = jax.checkpoint(part(0, list), **options)
+        results, border.state = again(border.state, *operands)
+        return results
+    if name == "cond":
+        which, *rest = operands
+        branches = [part(i, border.arrays) for i in range(len(params["branches"]))]
+        switch = border.array(which, "cond")
+        results, border.state = lax.switch(switch, branches, border.state, *rest)
+        return [border.result(result, operands) for result in results]
+    return list(run(0, operands))
 
 
-# An array that a loop carries or takes slices of, and what it stands for inside.
-Entry = tuple[Any, Callable[[Any], Any]]
+def _rebuilt_loop(equation, operands, run, border):
+    name, params = equation.primitive.name, equation.params
+    asked, consts, carry, stacked = split_loop(equation, operands)
+    body, _ = programs(equation)[-1]
+    given = body.invars[len(consts) :]
+    still = [body.outvars[i] is given[i] for i in range(len(carry))]
+
+    def moving(values):
+        return [value for value, s in zip(values, still, strict=True) if not s]
+
+    def whole(changed):
+        changed = iter(changed)
+        return [value if s else next(changed) for value, s in zip(carry, still, strict=True)]
+
+    def turn(carried, slices):
+        changed, border.state = carried
+        inside = [*whole(map(border.carried, changed)), *map(border.slice, slices)]
+        results = run(-1, [*consts, *inside])
+        changed = border.arrays(moving(results[: len(carry)]))
+        ys = border.arrays(results[len(carry) :])
+        return (changed, border.state), ys
+
+    def goes_on(carried):
+        changed, border.state = carried
+        return border.arrays(run(0, [*asked, *whole(map(border.carried, changed))]))[0]
+
+    start = [border.array(value, f"the carry of {name}") for value in moving(carry)], border.state
+    if name == "scan":
+        stacks = [border.stack(value) for value in stacked]
+        options = {option: params[option] for option in ("length", "reverse", "unroll")}
+        if jax.tree.leaves(stacks):
+            # They have the length, which need not be a number: an export may leave it open.
+            options["length"] = None
+        (changed, border.state), ys = lax.scan(turn, start, stacks, **options)
+    else:
+        ys = []
+        changed, border.state = lax.while_loop(goes_on, lambda c: turn(c, [])[0], start)
+    changed, ys = ([border.result(a, operands) for a in part] for part in (changed, ys))
+    return [*whole(changed), *ys]
 
 
-class Evaluator:
+class Domain(Protocol[T]):
+    """What may be known of an array, of which `interpret` asks."""
+
+    def join(self, values: Sequence[T], others: Sequence[T]) -> list[T]:
+        """What is known of arrays that are the ones or the others."""
+        ...
+
+    def settle(self, step: Callable[[list[T]], Sequence[T]], carry: list[T]) -> list[T]:
+        """What is known of a carry in every turn, where `step` gives that of the next turn."""
+        ...
+
+    def slice(self, value: T) -> T:
+        """What is known of any slice along the first axis."""
+        ...
+
+    def stack(self, value: T, length: int) -> T:
+        """What is known of slices side by side along a new first axis."""
+        ...
+
+
+def interpret(equation, operands: Sequence[T], run: Run, domain: Domain[T]) -> list[T]:
+    """What is known of the results of an equation that has `programs`.
+
+    Args:
+      equation: as in `rebuild`.
+      operands: what is known of them.
+      run: evaluates one of the programs on what is known.
+      domain: of what can be known.
+    """
+    name = equation.primitive.name
+    if name == "cond":
+        first, *others = (run(i, operands[1:]) for i in range(len(equation.params["branches"])))
+        for results in others:
+            first = domain.join(first, results)
+        return list(first)
+    if name not in CONTROL:
+        return list(run(0, operands))
+    asked, consts, carry, stacked = split_loop(equation, operands)
+    slices = [domain.slice(value) for value in stacked]
+
+    def step(carry):
+        return run(-1, [*consts, *carry, *slices])
+
+    carry = domain.settle(step, carry)
+    if name == "while":
+        run(0, [*asked, *carry])
+    results = step(carry)
+    stacks = [domain.stack(value, equation.params["length"]) for value in results[len(carry) :]]
+    return [*domain.join(carry, results[: len(carry)]), *stacks]
+
+
+class Evaluator(Boundary):
     """Evaluates programs with values of a kind of its own among the arrays.
 
-    Equations without such values are computed as they are. Control flow is rebuilt around
-    programs that are evaluated in the same way. A value that a loop hands on as it came is
-    the same value inside. These values are pytrees.
+    Equations without such values are computed as they are, control flow is rebuilt around
+    programs that are evaluated in the same way. These values are pytrees.
     """
 
     def special(self, value: Any) -> bool:
@@ -130,106 +324,11 @@ class Evaluator:
         """The results of an equation, other than control flow, on such values."""
         raise NotImplementedError
 
-    def array(self, value: Any, operation: str) -> Any:
-        """The array that a value stands for, which an operation needs."""
-        raise NotImplementedError
-
-    def carried(self, value: Any, operation: str) -> Entry:
-        """How a value goes through a loop that may change it."""
-        return self.array(value, operation), lambda array: array
-
-    def sliced(self, value: Any) -> Entry:
-        """How `scan` takes slices of a value."""
-        return self.array(value, "scan"), lambda array: array
-
-    def rebuilt(self, results: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
-        """The results of control flow, where they are not values that went through."""
-        del operands
-        return list(results)
-
-    def run(self, jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        """The results of a program."""
-        return walk(jaxpr, consts, args, self.visit)
-
     def visit(self, equation, operands: Sequence[Any]) -> Sequence[Any]:
         """The results of an equation."""
         if not any(map(self.special, operands)):
             return bind(equation, operands)
-        name = equation.primitive.name
-        if inner := inner_program(equation):
-            if name in ("checkpoint", "remat2"):
-                options = {k: equation.params[k] for k in ("policy", "prevent_cse")}
-                return jax.checkpoint(lambda *o: self.run(*inner, o), **options)(*operands)
-            return self.run(*inner, operands)
-        control = {"scan": self._scan, "while": self._while, "cond": self._cond}.get(name)
-        return (control or self.apply)(equation, operands)
-
-    def _arrays(self, jaxpr, consts, args):
-        return [self.array(r, "being returned") for r in self.run(jaxpr, consts, args)]
-
-    def _scan(self, equation, operands):
-        jaxpr, closed = open_jaxpr(equation.params["jaxpr"])
-        consts, carry, xs = split_scan(equation, operands)
-        loop = _Loop(self, "the carry of scan", jaxpr, len(consts), carry)
-        entries = [self.sliced(x) for x in xs]
-
-        def body(arrays, slices):
-            slices = [inside(part) for (_, inside), part in zip(entries, slices, strict=True)]
-            results = self.run(jaxpr, closed, (*consts, *loop.inside(arrays), *slices))
-            ys = [self.array(r, "being returned") for r in results[len(carry) :]]
-            return loop.next(results[: len(carry)]), ys
-
-        stacked = [array for array, _ in entries]
-        arrays, ys = lax.scan(body, loop.start, stacked, **scan_options(equation, stacked))
-        return [*loop.end(arrays, operands), *self.rebuilt(ys, operands)]
-
-    def _while(self, equation, operands):
-        params = equation.params
-        cond, cond_closed = open_jaxpr(params["cond_jaxpr"])
-        body, body_closed = open_jaxpr(params["body_jaxpr"])
-        cond_consts, body_consts, carry = split_while(equation, operands)
-        loop = _Loop(self, "the carry of while", body, len(body_consts), carry)
-        arrays = lax.while_loop(
-            lambda a: self._arrays(cond, cond_closed, (*cond_consts, *loop.inside(a)))[0],
-            lambda a: loop.next(self.run(body, body_closed, (*body_consts, *loop.inside(a)))),
-            loop.start,
-        )
-        return loop.end(arrays, operands)
-
-    def _cond(self, equation, operands):
-        def branch(jaxpr):
-            return lambda *operands: self._arrays(*open_jaxpr(jaxpr), operands)
-
-        which, *rest = operands
-        branches = [branch(jaxpr) for jaxpr in equation.params["branches"]]
-        results = lax.switch(self.array(which, "cond"), branches, *rest)
-        return self.rebuilt(results, operands)
-
-
-class _Loop:
-    """What a loop carries: arrays that change, and values that go round as they came."""
-
-    def __init__(self, evaluator, operation, body, consts, carry):
-        self.evaluator, self.carry = evaluator, carry
-        variables = body.invars[consts:]
-        self.still = [body.outvars[i] is variables[i] for i in range(len(carry))]
-        moving = [value for value, still in zip(carry, self.still, strict=True) if not still]
-        self.entries = [evaluator.carried(value, operation) for value in moving]
-        self.start = [array for array, _ in self.entries]
-
-    def inside(self, arrays):
-        """The values that the body takes."""
-        return self._whole([e(a) for (_, e), a in zip(self.entries, arrays, strict=True)])
-
-    def next(self, results):
-        """The arrays of the next turn."""
-        moving = (r for r, still in zip(results, self.still, strict=True) if not still)
-        return [self.evaluator.array(r, "being returned") for r in moving]
-
-    def end(self, arrays, operands):
-        """What comes out of the loop."""
-        return self._whole(self.evaluator.rebuilt(arrays, operands))
-
-    def _whole(self, moving):
-        moving = iter(moving)
-        return [c if s else next(moving) for c, s in zip(self.carry, self.still, strict=True)]
+        inner = programs(equation)
+        if not inner:
+            return self.apply(equation, operands)
+        return rebuild(equation, operands, lambda i, o: walk(inner[i], o, self.visit), self)

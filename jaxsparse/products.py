@@ -65,7 +65,7 @@ def products(
             Value(a, (Sight.of(paths[i], a.shape),) if i < len(paths) else (), i >= len(paths))
             for i, a in zip(dynamic, arrays, strict=True)
         ]
-        reader.run(program.jaxpr, program.consts, values)
+        jaxprs.walk(jaxprs.opened(program), values, reader.visit)
 
     if observe is None:
         jax.eval_shape(evaluate, *shapes)
@@ -93,19 +93,21 @@ class _Reader(jaxprs.Evaluator):
         del operation
         return value.array if isinstance(value, Value) else value
 
-    def carried(self, value, operation):
+    def carried(self, array):
         # In the loop it may be the initial value or any later one.
-        return self.array(value, operation), lambda array: Value(array, data=True)
+        return Value(array, data=True)
 
-    def sliced(self, value):
-        if not isinstance(value, Value):
-            return super().sliced(value)
-        sights = tuple(sight.without([0], "batch") for sight in value.sights)
-        return value.array, lambda array: Value(array, sights, value.data)
+    def stack(self, value):
+        return value
 
-    def rebuilt(self, results, operands):
-        data = any(o.data for o in operands if isinstance(o, Value))
-        return [Value(result, data=data) for result in results]
+    def slice(self, arrays):
+        if not isinstance(arrays, Value):
+            return arrays
+        sights = tuple(sight.without([0], "batch") for sight in arrays.sights)
+        return dataclasses.replace(arrays, sights=sights)
+
+    def result(self, array, operands):
+        return Value(array, data=any(o.data for o in operands if isinstance(o, Value)))
 
     def apply(self, equation, operands):
         values = [o if isinstance(o, Value) else Value(o) for o in operands]
@@ -153,14 +155,7 @@ def _merged(sights):
 # What the results of an equation show: rules by primitive, each called with the reader, the
 # equation and its operands, returning sights for every result.
 _RULES: dict[str, Callable[..., Sequence[Sequence[Sight]]]] = {}
-
-
-def _rule(names):
-    def enter(function):
-        _RULES.update(dict.fromkeys(names.split(), function))
-        return function
-
-    return enter
+_rule = jaxprs.table(_RULES)
 
 
 def _some(sights):

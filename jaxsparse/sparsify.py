@@ -95,7 +95,7 @@ def sparsify(
             for i in dynamic
         ]
         run = _Run(implementation, on_dense)
-        outputs = run.run(program.jaxpr, program.consts, operands)
+        outputs = jaxprs.walk(jaxprs.opened(program), operands, run.visit)
         return jax.tree.unflatten(output_tree, [run.returned(output) for output in outputs])
 
     return wrapped
@@ -122,10 +122,13 @@ class _Run(jaxprs.Evaluator):
     def special(self, value):
         return isinstance(value, StandIn)
 
-    def sliced(self, value):
+    def stack(self, value):
         if isinstance(value, StandIn) and value.axes[0] and value.axes[0] == value.batch[:1]:
-            return value.packed, value.slice_of
-        return self.array(value, _taken_apart("scan", value, 0)), lambda array: array
+            return value
+        return self.array(value, _taken_apart("scan", value, 0))
+
+    def slice(self, arrays):
+        return arrays.slice() if isinstance(arrays, StandIn) else arrays
 
     def apply(self, equation, operands):
         name = equation.primitive.name

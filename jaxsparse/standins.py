@@ -135,9 +135,9 @@ class StandIn(Factored):
             packed=packed, axes=axes, batch=self.batch[:number] + self.batch[number + 1 :]
         )
 
-    def slice_of(self, packed: Packed) -> Self:
-        """What a slice of the packed stack, along its first axis, stands for."""
-        return self._seen(packed=packed, axes=self.axes[1:], batch=self.batch[1:])
+    def slice(self) -> Self:
+        """A slice of the stack, where the packed weight is one by now."""
+        return self._seen(axes=self.axes[1:], batch=self.batch[1:])
 
     def product(self, x, summed, batched, dtype, implementation) -> jax.Array | None:
         """x, of shape (*batched, rows, *summed), by this array.

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from jaxsparse.graph.constants import Constants, Vector
 from jaxsparse.graph.rules import sizes
 from jaxsparse.graph.rules.shapes import common_groups
-from jaxsparse.graph.trace import Record
+from jaxsparse.graph.values import Record
 
 # What hands numbers on as they are.
 MOVES = (

@@ -10,7 +10,7 @@ Numbers are taken to be finite: 0 * x is 0, and 0 / x too.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from jaxsparse.graph.constant_rules import CONSTANT_RULES
 from jaxsparse.graph.constants import Constants, either
 from jaxsparse.graph.folding import Followed, Meeting, Product, Tracked, View, varying
 from jaxsparse.graph.rules import sizes
-from jaxsparse.graph.trace import Analysis, Record
+from jaxsparse.graph.trace import Analysis
+from jaxsparse.graph.values import Walked
 
 Vector = Bool[np.ndarray, " size"]
 
@@ -67,10 +68,10 @@ def needed(analysis: Analysis, leaves: Mapping[str, Any], free: Mapping[int, int
     walk = _Walk(analysis, free)
     inputs = [Tracked(Constants.nothing(shape)) for shape in analysis.inputs]
     operands = [*(_leaf(path, leaves[path]) for path in analysis.leaves), *inputs]
-    results = walk.run(analysis.program.jaxpr, analysis.program.consts, operands, analysis.records)
+    results = walk.run(jaxprs.opened(analysis.program), operands, analysis.walked)
     for result in results:
         walk.followed.end(result, "its result is an output of the function")
-    return Needs(walk.needed, walk.reasons, walk.settle())
+    return Needs(walk.needed, walk.reasons, walk.folds())
 
 
 def _leaf(path, leaf):
@@ -88,27 +89,28 @@ class _Walk:
         self._now: Any = None
         self._product: Product | None = None
 
-    def run(self, jaxpr, consts, operands, records: Sequence[Record]) -> list[Tracked]:
-        queue = iter(records)
+    def run(self, program, operands, walked: Walked) -> list[Tracked]:
+        (jaxpr, consts), records = program, iter(walked.records)
 
         def visit(equation, operands):
             del equation
-            return self.visit(next(queue), [_lift(operand) for operand in operands])
+            return self.visit(next(records), [_lift(operand) for operand in operands])
 
-        results = jaxprs.walk(jaxpr, [_lift(c) for c in consts], operands, visit)
+        results = jaxprs.walk((jaxpr, [_lift(c) for c in consts]), operands, visit)
         return [_lift(result) for result in results]
 
     def visit(self, record, operands):
         equation, name = record.equation, record.equation.primitive.name
-        if inner := jaxprs.inner_program(equation):
-            return self.run(*inner, operands, record.inner[0])
-        if name in ("scan", "while", "cond"):
-            for operand in operands:
-                self.followed.end(operand, f"its result goes into a {name}")
-            constants = getattr(self, f"_{name}")(
-                equation, [Tracked(o.constants) for o in operands], record
-            )
-            return [Tracked(known) for known in constants]
+        if inner := jaxprs.programs(equation):
+            if name in jaxprs.CONTROL:
+                for operand in operands:
+                    self.followed.end(operand, f"its result goes into a {name}")
+                operands = [Tracked(operand.constants) for operand in operands]
+
+            def run(number, operands):
+                return self.run(inner[number], operands, record.inner[number])
+
+            return jaxprs.interpret(equation, operands, run, self)
         self._now, self._product = (record, operands), None
         rule = CONSTANT_RULES.get(name)
         if rule is None:
@@ -172,7 +174,7 @@ class _Walk:
             self._product = Product(record, weight, operands[weight].array, constants)
         self._product.owed.append((term, adds))
 
-    def settle(self) -> list[tuple[Product, Meeting]]:
+    def folds(self) -> list[tuple[Product, Meeting]]:
         """Products whose constants a leaf takes over; those of the others are needed."""
         folds = []
         for product in self.followed.products:
@@ -186,59 +188,33 @@ class _Walk:
                 self.need(term, adds, text)
         return folds
 
-    def _scan(self, equation, operands, record):
-        consts, carry, stacked = jaxprs.split_scan(equation, operands)
-        body = jaxprs.open_jaxpr(equation.params["jaxpr"])
-        slices = [Tracked(Constants.of(o.constants.axes[1:], o.constants.value)) for o in stacked]
+    # Control flow: what `jaxprs.interpret` asks.
 
-        def step(carry):
-            return self._constants(body, [*consts, *map(Tracked, carry), *slices], record.inner[0])
+    def join(self, values, others):
+        """What is known of both."""
+        pairs = zip(values, others, strict=True)
+        return [Tracked(either(a.constants, b.constants)) for a, b in pairs]
 
-        carry = self._settle(step, [o.constants for o in carry])
-        results = step(carry)
-        stacks = [
-            Constants.of(
-                (np.full(equation.params["length"], known.value), *known.axes), known.value
-            )
-            for known in results[len(carry) :]
-        ]
-        return [*carry, *stacks]
-
-    def _while(self, equation, operands, record):
-        cond_consts, body_consts, carry = jaxprs.split_while(equation, operands)
-        cond = jaxprs.open_jaxpr(equation.params["cond_jaxpr"])
-        body = jaxprs.open_jaxpr(equation.params["body_jaxpr"])
-
-        def step(carry):
-            return self._constants(body, [*body_consts, *map(Tracked, carry)], record.inner[1])
-
-        carry = self._settle(step, [o.constants for o in carry])
-        self._constants(cond, [*cond_consts, *map(Tracked, carry)], record.inner[0])
-        step(carry)
-        return carry
-
-    def _cond(self, equation, operands, record):
-        joined, *rest = [
-            self._constants(jaxprs.open_jaxpr(branch), operands[1:], inner)
-            for branch, inner in zip(equation.params["branches"], record.inner, strict=True)
-        ]
-        for results in rest:
-            joined = [either(a, b) for a, b in zip(joined, results, strict=True)]
-        return joined
-
-    def _constants(self, program, operands, records):
-        jaxpr, consts = program
-        return [result.constants for result in self.run(jaxpr, consts, operands, records)]
-
-    def _settle(self, step: Callable[[list[Constants]], list[Constants]], carry: list[Constants]):
-        """What holds of the carry in every round: what one more round leaves true."""
+    def settle(self, step, carry):
+        """What holds in every turn: what one more turn leaves true."""
         noting, self.noting = self.noting, False
         while True:
-            joined = [either(a, b) for a, b in zip(carry, step(carry), strict=False)]
-            if all(_equal(a, b) for a, b in zip(joined, carry, strict=True)):
+            joined = self.join(carry, step(carry)[: len(carry)])
+            pairs = zip(joined, carry, strict=True)
+            if all(_equal(a.constants, b.constants) for a, b in pairs):
                 self.noting = noting
                 return carry
             carry = joined
+
+    def slice(self, value):
+        """What is known of the other axes."""
+        return Tracked(Constants.of(value.constants.axes[1:], value.constants.value))
+
+    def stack(self, value, length):
+        """What is known of every slice."""
+        known = value.constants
+        lead = np.full(length, known.value)
+        return Tracked(Constants.of((lead, *known.axes), known.value))
 
 
 def _lift(operand):

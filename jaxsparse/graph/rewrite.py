@@ -4,7 +4,7 @@ Every array is smaller where channels were removed; primitives that carry shapes
 among their parameters get the new ones, which follow from the terms of their axes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,8 +17,8 @@ from jaxsparse import jaxprs
 from jaxsparse.graph.axes import Terms, along
 from jaxsparse.graph.rules import sizes
 from jaxsparse.graph.symbolic import is_symbolic
-from jaxsparse.graph.trace import Analysis, Record
-from jaxsparse.graph.values import Value
+from jaxsparse.graph.trace import Analysis
+from jaxsparse.graph.values import Record, Value, Walked
 
 Vector = Bool[np.ndarray, " size"]
 
@@ -85,22 +85,18 @@ class Kept:
 
 def run(analysis: Analysis, kept: Kept, operands: Sequence[Any]) -> list[Any]:
     """The results of a program, of smaller parameters and the same inputs."""
-    rewriter = _Rewriter(kept)
-    program = analysis.program
-    return rewriter.walk(program.jaxpr, program.consts, operands, analysis.records)
+    return _Rewriter(kept).run(jaxprs.opened(analysis.program), operands, analysis.walked)
 
 
 class _Rewriter:
     def __init__(self, kept: Kept):
         self.kept = kept
 
-    def walk(self, jaxpr, consts, operands, records: Sequence[Record]) -> list[Any]:
-        queue: Iterator[Record] = iter(records)
-
-        def visit(equation, operands):
-            return self.visit(equation, operands, next(queue))
-
-        return jaxprs.walk(jaxpr, consts, operands, visit)
+    def run(self, program, operands, walked: Walked) -> list[Any]:
+        """The results of a program, cut where it returns a constant of its own."""
+        records = iter(walked.records)
+        results = jaxprs.walk(program, operands, lambda e, o: self.visit(e, o, next(records)))
+        return self.cut(results, walked.results, program[0].outvars)
 
     def visit(self, equation, operands, record: Record) -> Sequence[Any]:
         values = (*record.operands, *record.results)
@@ -108,26 +104,17 @@ class _Rewriter:
             return jaxprs.bind(equation, operands)
         # Constants of the program, and random numbers, are whole until they meet what is not.
         operands = self.cut(operands, record.operands, equation.invars)
-        name = equation.primitive.name
-        if inner := jaxprs.inner_program(equation):
-            jaxpr, consts = inner
+        if inner := jaxprs.programs(equation):
 
-            def body(*operands):
-                return self.inside(jaxpr, consts, operands, record.inner[0], record.results)
+            def run(number, operands):
+                return self.run(inner[number], operands, record.inner[number])
 
-            if name in ("checkpoint", "remat2"):
-                options = {k: equation.params[k] for k in ("policy", "prevent_cse")}
-                body = jax.checkpoint(body, **options)
-            return body(*operands)
-        rule = _RULES.get(name)
+            return jaxprs.rebuild(equation, operands, run, jaxprs.Boundary())
+        rule = _RULES.get(equation.primitive.name)
         if rule is None:
             return jaxprs.bind(equation, operands)
         results = rule(self, equation, operands, record)
         return results if isinstance(results, list) else [results]
-
-    def inside(self, jaxpr, consts, operands, records, results: Sequence[Value]) -> list[Any]:
-        """The results of an inner program, cut where it returns a constant of its own."""
-        return self.cut(self.walk(jaxpr, consts, operands, records), results, jaxpr.outvars)
 
     def cut(self, arrays: Sequence[Any], values: Sequence[Value], variables) -> list[Any]:
         """The arrays, of those that are whole what is left."""
@@ -230,49 +217,6 @@ def _conv_general_dilated(rewriter, equation, operands, record):
     return equation.primitive.bind(*operands, **(params | counts))
 
 
-def _scan(rewriter, equation, operands, record):
-    jaxpr, consts = jaxprs.open_jaxpr(equation.params["jaxpr"])
-    constants, carry, stacked = jaxprs.split_scan(equation, operands)
-    results = _inner_results(record, len(carry))
-
-    def body(carry, slices):
-        given = (*constants, *carry, *slices)
-        arrays = rewriter.inside(jaxpr, consts, given, record.inner[0], results)
-        return arrays[: len(carry)], arrays[len(carry) :]
-
-    carry, stacks = lax.scan(body, carry, stacked, **jaxprs.scan_options(equation, stacked))
-    return [*carry, *stacks]
-
-
-def _inner_results(record, carried):
-    """What a scan's body returns: its stacks without their leading axis."""
-    stacks = (Value(value.axes[1:]) for value in record.results[carried:])
-    return (*record.results[:carried], *stacks)
-
-
-def _while(rewriter, equation, operands, record):
-    params = equation.params
-    cond_consts, body_consts, carry = jaxprs.split_while(equation, operands)
-    cond = jaxprs.open_jaxpr(params["cond_jaxpr"])
-    body = jaxprs.open_jaxpr(params["body_jaxpr"])
-    return list(
-        lax.while_loop(
-            lambda c: rewriter.walk(*cond, (*cond_consts, *c), record.inner[0])[0],
-            lambda c: rewriter.inside(*body, (*body_consts, *c), record.inner[1], record.results),
-            carry,
-        )
-    )
-
-
-def _cond(rewriter, equation, operands, record):
-    def branch(jaxpr, records):
-        opened = jaxprs.open_jaxpr(jaxpr)
-        return lambda *given: rewriter.inside(*opened, given, records, record.results)
-
-    branches = zip(equation.params["branches"], record.inner, strict=True)
-    return list(lax.switch(operands[0], [branch(*pair) for pair in branches], *operands[1:]))
-
-
 _RULES: dict[str, Rule] = {
     "reshape": _reshape,
     "broadcast_in_dim": _broadcast_in_dim,
@@ -284,7 +228,4 @@ _RULES: dict[str, Rule] = {
     "dynamic_slice": _dynamic_slice,
     "gather": _gather,
     "conv_general_dilated": _conv_general_dilated,
-    "scan": _scan,
-    "while": _while,
-    "cond": _cond,
 }

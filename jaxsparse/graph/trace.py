@@ -13,25 +13,8 @@ from jaxsparse import jaxprs
 from jaxsparse.graph.axes import Cause, Terms
 from jaxsparse.graph.rules import RULES, sizes
 from jaxsparse.graph.symbolic import StandIns
-from jaxsparse.graph.values import Origin, Value, uniform_axes
+from jaxsparse.graph.values import Origin, Record, Value, Walked, uniform_axes
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """An equation as it was visited.
-
-    Attributes:
-      equation: of the jaxpr, with numbers for symbolic sizes.
-      operands, results: what the analysis knows of them.
-      inner: records of the programs that the equation runs, in the order of
-        `jaxprs.programs`.
-    """
-
-    equation: Any
-    operands: tuple[Value, ...]
-    results: tuple[Value, ...]
-    inner: tuple[tuple["Record", ...], ...] = ()
 
 
 @dataclasses.dataclass
@@ -78,7 +61,7 @@ class Analysis:
       uses: (path, axis, op) for every axis of a leaf that a product sums over.
       ops: for the picture.
       program: the closed jaxpr; its arguments are the leaves, then the inputs.
-      records: of its equations.
+      walked: its equations and results, as they were visited.
       output_tree: structure of what the function returns.
     """
 
@@ -116,10 +99,8 @@ class Analysis:
         self._pin_unused()
         self.inputs = [sizes(variable) for variable in arguments[len(leaves) :]]
         given = [self._input(shape) for shape in self.inputs]
-        results, self.records = self._walk(
-            self.program.jaxpr, self.program.consts, [*self.leaves.values(), *given]
-        )
-        for result in results:
+        self.walked = self._walk(jaxprs.opened(self.program), [*self.leaves.values(), *given])
+        for result in self.walked.results:
             self._output(result)
 
     # What rules call.
@@ -175,28 +156,24 @@ class Analysis:
 
     # The walk.
 
-    def _walk(self, jaxpr, consts, operands) -> tuple[list[Value], tuple[Record, ...]]:
+    def _walk(self, program, operands) -> Walked:
         records: list[Record] = []
 
         def visit(equation, operands):
             equation = self._stand_ins.equation(equation)
             values = [self._value(operand) for operand in operands]
             results, inner = self._visit(equation, values)
-            records.append(Record(equation, tuple(values), tuple(results), inner))
+            records.append(Record(equation, tuple(values), tuple(results), tuple(inner)))
             return results
 
-        constants = [self._constant(const) for const in consts]
-        results = jaxprs.walk(jaxpr, constants, operands, visit)
-        return [self._value(result) for result in results], tuple(records)
+        jaxpr, consts = program
+        results = jaxprs.walk((jaxpr, [self._constant(c) for c in consts]), operands, visit)
+        return Walked(tuple(self._value(result) for result in results), tuple(records))
 
     def _visit(self, equation, operands):
+        if programs := jaxprs.programs(equation):
+            return self._control(equation, operands, programs)
         name = equation.primitive.name
-        if inner := jaxprs.inner_program(equation):
-            results, records = self._walk(*inner, operands)
-            return results, (records,)
-        control = {"scan": self._scan, "while": self._while, "cond": self._cond}.get(name)
-        if control is not None:
-            return control(equation, operands)
         data = any(value.ops for value in operands)
         self._now = _Now(equation, len(self.ops) if data else None)
         if name in RULES:
@@ -230,51 +207,27 @@ class Analysis:
             tuple(dict.fromkeys(now.reasons)),
         )
 
-    def _scan(self, equation, operands):
-        consts, carry, stacked = jaxprs.split_scan(equation, operands)
-        length = equation.params["length"]
-        self._now = _Now(equation, None)
-        for value in stacked:
-            self.pin(value.axes[0], "takes the axis apart, step by step")
-        slices = [
-            value.pick(value.axes[1:], [[i] for i in range(1, len(value.axes))])
-            for value in stacked
-        ]
-        self._repeat *= length
-        body = jaxprs.open_jaxpr(equation.params["jaxpr"])
-        results, records = self._walk(*body, [*consts, *map(_carried, carry), *slices])
-        self._repeat //= max(length, 1)
-        self._now = _Now(equation, None)
-        outputs = self._join(carry, results[: len(carry)])
-        for value in results[len(carry) :]:
-            lead = self.pinned(length, "puts the axis together, step by step")
-            outputs.append(dataclasses.replace(value, axes=(lead, *value.axes), origin=None))
-        return outputs, (records,)
+    # Control flow: what `jaxprs.interpret` asks.
 
-    def _while(self, equation, operands):
-        cond_consts, body_consts, carry = jaxprs.split_while(equation, operands)
-        cond = jaxprs.open_jaxpr(equation.params["cond_jaxpr"])
-        body = jaxprs.open_jaxpr(equation.params["body_jaxpr"])
-        inside = [*map(_carried, carry)]
-        _, cond_records = self._walk(*cond, [*cond_consts, *inside])
-        results, body_records = self._walk(*body, [*body_consts, *inside])
-        self._now = _Now(equation, None)
-        return self._join(carry, results), (cond_records, body_records)
+    def _control(self, equation, operands, programs):
+        inner: list[Any] = [None] * len(programs)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
 
-    def _cond(self, equation, operands):
-        walked = [
-            self._walk(*jaxprs.open_jaxpr(branch), operands[1:])
-            for branch in equation.params["branches"]
-        ]
-        self._now = _Now(equation, None)
-        outputs = list(walked[0][0])
-        for results, _ in walked[1:]:
-            outputs = self._join(outputs, results)
-        chooser = operands[0]
-        outputs = [dataclasses.replace(v, ops=v.ops | chooser.ops, origin=None) for v in outputs]
-        return outputs, tuple(records for _, records in walked)
+        def run(number, operands):
+            self._repeat *= times
+            inner[number] = self._walk(programs[number], operands)
+            self._repeat //= max(times, 1)
+            self._now = _Now(equation, None)
+            return inner[number].results
 
-    def _join(self, values, others):
+        self._now = _Now(equation, None)
+        results = jaxprs.interpret(equation, operands, run, self)
+        if equation.primitive.name == "cond":
+            ops = operands[0].ops
+            results = [dataclasses.replace(v, ops=v.ops | ops, origin=None) for v in results]
+        return results, inner
+
+    def join(self, values, others):
         """One value for two that may stand at the same place."""
         joined = []
         for value, other in zip(values, others, strict=True):
@@ -282,6 +235,21 @@ class Analysis:
             ops, weights = value.ops | other.ops, value.weights | other.weights
             joined.append(Value(value.axes, None, ops, weights))
         return joined
+
+    def settle(self, step, carry):
+        """In a loop it may be the initial value or any later one; `join` makes them agree."""
+        del step
+        return [value.without_origin() for value in carry]
+
+    def slice(self, value):
+        """What `scan` takes apart along the first axis."""
+        self.pin(value.axes[0], "takes the axis apart, step by step")
+        return value.pick(value.axes[1:], [[i] for i in range(1, len(value.axes))])
+
+    def stack(self, value, length):
+        """What `scan` puts together along a new first axis."""
+        lead = self.pinned(length, "puts the axis together, step by step")
+        return dataclasses.replace(value, axes=(lead, *value.axes), origin=None)
 
     def _declare(self, blocks):
         """Channels that somebody says go together, such as those of a head."""
@@ -364,11 +332,6 @@ class _Now:
         self.free: list[int] = []
         self.kernel: tuple[int, ...] | None = None
         self.reasons: list[str] = []
-
-
-def _carried(value):
-    # In the loop it may be the initial value or any later one.
-    return value.without_origin()
 
 
 def _unsharded(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -58,6 +58,30 @@ class Value:
         return dataclasses.replace(self, origin=None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """An equation as it was visited.
+
+    Attributes:
+      equation: of the jaxpr, with numbers for symbolic sizes.
+      operands, results: what the analysis knows of them.
+      inner: the programs that the equation runs, in the order of `jaxprs.programs`.
+    """
+
+    equation: Any
+    operands: tuple[Value, ...]
+    results: tuple[Value, ...]
+    inner: tuple["Walked", ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Walked:
+    """A program as it was walked: what is known of its results, and its equations."""
+
+    results: tuple[Value, ...]
+    records: tuple[Record, ...]
+
+
 def uniform_axes(constant: Any) -> list[bool]:
     """For every axis of a constant whether all its slices are equal."""
     if jnp.issubdtype(getattr(constant, "dtype", float), jax.dtypes.extended):
