@@ -47,10 +47,14 @@ def identity(graph, equation, *operands):
 
 @rule("bitcast_convert_type")
 def bitcast_convert_type(graph, equation, operand):
-    """Elementwise unless one number becomes several."""
-    if sizes(equation.invars[0]) != sizes(equation.outvars[0]):
-        return graph.unknown(equation, [operand], "cuts numbers into bytes")
-    return [operand.without_origin()]
+    """Elementwise; one number may become several along a new last axis, or several one."""
+    after = sizes(equation.outvars[0])
+    axes = list(operand.axes[: len(after)])
+    if len(after) > len(axes):
+        axes.append(graph.pinned(after[-1], "cuts numbers into bytes"))
+    elif len(after) < len(operand.axes):
+        graph.pin(operand.axes[-1], "makes numbers of bytes")
+    return [Value(tuple(axes))]
 
 
 @rule("iota")
