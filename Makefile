@@ -86,4 +86,4 @@ $(READY): $(DEMO)
 	@touch $@
 
 clean:
-	rm -rf .venv* runs
+	rm -rf .venv* build runs

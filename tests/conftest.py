@@ -1,6 +1,7 @@
 """Eight virtual devices for every test."""
 
 import os
+import pathlib
 
 # Before jax is imported: flags are read when the backend starts. Compiling is most
 # of what the suite does, so LLVM is told to take it easy.
@@ -13,6 +14,13 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# And what one test compiled, no other compiles again: in this process, the next worker, a
+# child, or tomorrow's run. The key is the program itself, with jaxlib's version and flags.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / "build" / "compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
