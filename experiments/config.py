@@ -137,9 +137,10 @@ def check(config: Config) -> Config:
             raise ValueError(f"unknown config key {key!r}{near_misses(key, known)}")
     if missing := sorted(set(known) - set(config)):
         raise ValueError(f"the config lacks {', '.join(missing)}; start from configs/base.py")
-    for key in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every"):
-        if config[key] < 1:
-            raise ValueError(f"config.{key} must be at least 1, not {config[key]}")
+    counts = ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every")
+    for key, least in {"seed": 0, **dict.fromkeys(counts, 1)}.items():
+        if config[key] < least:
+            raise ValueError(f"config.{key} must be at least {least}, not {config[key]}")
     return config
 
 

@@ -24,11 +24,17 @@ def held(folder: str | pathlib.Path) -> Iterator[None]:
 
     Raises:
       ValueError: another process, or this one, holds it already; says who, and since when.
+      ValueError: there is no such folder and none can be made.
       OSError: the folder cannot be written to; the file is named.
     """
     path = pathlib.Path(folder) / NAME
-    with naming(path.parent):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be made a folder ({error.strerror}); choose a workdir where you "
+            "may write, such as runs/first"
+        ) from error
     with naming(path):
         file = _open(path)
     try:

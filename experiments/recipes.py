@@ -7,6 +7,7 @@ the run (below 1) or counted (from 1 on): see ``experiments.steps``.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,10 +47,23 @@ class Setup:
     optimizer: MakeOptimizer
 
     def at(self, **options: float) -> list[int]:
-        """The steps that options such as ``begin=0.25`` stand for; all inside the run."""
-        return [
-            steps.inside(f"recipe.{name}", value, self.steps) for name, value in options.items()
-        ]
+        """The steps that options such as ``begin=0.25`` stand for.
+
+        Raises:
+          ValueError: one outside the run, or before the one that it follows.
+        """
+        found = {
+            name: steps.inside(f"recipe.{name}", value, self.steps)
+            for name, value in options.items()
+        }
+        for one, two in itertools.pairwise(found):
+            if found[one] > found[two]:
+                first, last = (steps.spelled(options[name], self.steps) for name in (one, two))
+                raise ValueError(
+                    f"recipe.{one} = {first} lies after recipe.{two} = {last}; make {one} smaller "
+                    f"or {two} larger"
+                )
+        return list(found.values())
 
     def interval(self, every: float) -> int:
         """The steps between two mask updates that the option ``every`` stands for."""

@@ -1,5 +1,7 @@
 """Steps of a run as configs spell them: counted, or as a share of the run."""
 
+import itertools
+
 
 def resolve(key: str, value: float, steps: int) -> int:
     """A number of steps.
@@ -34,14 +36,36 @@ def inside(key: str, value: float, steps: int) -> int:
     """
     step = resolve(key, value, steps)
     if step >= steps:
-        share = f" ({value} of the run)" if value < 1 else ""
         raise ValueError(
-            f"{key} = {step}{share} is outside the run's {steps} steps; give a share of "
-            f"the run, such as {key} = 0.5, or raise config.steps"
+            f"{key} = {spelled(value, steps)} is outside the run's {steps} steps; give an earlier "
+            f"share of the run, such as {key} = 0.5, or config.steps = {_enough(value)}"
         )
     return step
 
 
+def spelled(value: float, steps: int) -> str:
+    """A step, and the share that a config gave for it.
+
+    >>> spelled(0.25, 400), spelled(250, 400)
+    ('100 (0.25 of the run)', '250')
+    """
+    return f"{round(value * steps)} ({value} of the run)" if value < 1 else f"{round(value)}"
+
+
+def _enough(value: float) -> int:
+    """The least length of a run that reaches a step."""
+    if value >= 1:
+        return round(value) + 1
+    first = max(1, int(0.5 / (1 - value)))
+    return next(n for n in itertools.count(first) if round(value * n) < n)
+
+
 def interval(key: str, value: float, steps: int) -> int:
-    """Steps from one event to the next: ``resolve``, and at least 1."""
+    """Steps from one event to the next: ``resolve``, and at least 1 of a share.
+
+    Raises:
+      ValueError: 0, or whatever `resolve` refuses.
+    """
+    if value == 0:
+        raise ValueError(f"{key} = 0 never ends; {key} = 1 is every step")
     return max(1, resolve(key, value, steps))

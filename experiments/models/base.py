@@ -35,8 +35,12 @@ def create(name: str, dataset: Dataset, **options: Any) -> Model:
     """The registered model, sized for a data set.
 
     Raises:
-      ValueError: unknown name or option, or a data set that it cannot read.
+      ValueError: unknown name or option, a size below 1, or a data set that it cannot read.
     """
+    for option, value in options.items():
+        sizes = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(size, int) and size < 1 for size in sizes):
+            raise ValueError(f"model.{option} = {value!r}: every size must be at least 1")
     return MODELS.create(name, dataset, **options)
 
 

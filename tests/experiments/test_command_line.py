@@ -57,6 +57,7 @@ def test_another_name_leaves_out_options_of_the_one_before(caplog):
         ("--config.model.hidden=(3", r"'\(3' does not read as a tuple such as \(512, 256\)"),
         ("--config.learning_rate.restart=maybe", "does not read as true or false, such as True"),
         ("--config.steps=0", "config.steps must be at least 1, not 0"),
+        ("--config.seed=-1", "config.seed must be at least 0, not -1"),
         ("--config.seed", "--config.seed needs a value"),
         ("--sparsity=0.5", "unexpected argument '--sparsity=0.5'"),
         ("more", "unexpected argument 'more'"),

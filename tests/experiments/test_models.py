@@ -102,6 +102,8 @@ def test_padding_changes_nothing():
     [
         ("mpl", DIGITS, {}, "unknown model 'mpl'; did you mean 'mlp'"),
         ("mlp", DIGITS, {"hiden": (3,)}, "model 'mlp' has no option 'hiden'; did you mean"),
+        ("mlp", DIGITS, {"hidden": (0,)}, r"model.hidden = \(0,\): every size must be at least 1"),
+        ("transformer", REVIEWS, {"heads": 0}, "model.heads = 0: every size must be at least 1"),
         ("mlp", REVIEWS, {}, "this data set has token ids"),
         ("cnn", REVIEWS, {}, r"reads images \(n, height, width, channels\), found \(4, 4\)"),
         ("cnn", FILMS, {}, "found dict"),

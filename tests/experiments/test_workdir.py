@@ -68,6 +68,14 @@ def test_a_second_run_in_the_folder_is_told_who_has_it(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("folder", ["/proc/nope", "file", "file/below"])
+def test_a_folder_that_cannot_be_made_is_told_the_cure(folder, tmp_path):
+    (tmp_path / "file").write_text("notes")
+    message = rf"{folder} cannot be made a folder \(.+\); choose a workdir where you may write"
+    with pytest.raises(ValueError, match=message):
+        train.run(toys.config(), str(tmp_path / folder))
+
+
 @pytest.mark.parametrize("text", ["", '{"seed": 0, "ste', "\0" * 40, "[1]"])
 def test_torn_files_are_errors_that_name_them(text, tmp_path):
     workdir.open_workdir(tmp_path, CONFIG, overwrite=False)
