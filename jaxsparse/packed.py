@@ -6,19 +6,18 @@ it came from, so that a convolution or an attention kernel unpacks to its own sh
 """
 
 import dataclasses
-import json
 import math
 import operator
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import Layout
+from jaxsparse.registration import exportable
 from jaxsparse.views import View
 
 Tree = Any
@@ -283,28 +282,9 @@ def register(kind: type[PackedKind]) -> type[PackedKind]:
 
     jax.tree_util.register_pytree_with_keys(kind, flatten_with_keys, unflatten, flatten)
 
-    def serialize(aux):
-        fields = dict(zip(static, aux, strict=True))
-        return json.dumps(fields | {"view": dataclasses.asdict(fields["view"])}).encode()
-
-    def deserialize(data):
-        fields = as_tuples(json.loads(bytes(data)))
-        return tuple((fields | {"view": View(**fields["view"])})[name] for name in static)
-
-    jax.export.register_pytree_node_serialization(
-        kind,
-        serialized_name=f"jaxsparse.{kind.__name__}",
-        serialize_auxdata=serialize,
-        deserialize_auxdata=deserialize,
-    )
+    makers = dict.fromkeys(static, lambda value: value)
+    exportable(kind, makers | {"view": lambda fields: View(**fields)})
     return kind
-
-
-def as_tuples(node: Any) -> Any:
-    """JSON with its lists turned back into the tuples that they were."""
-    if isinstance(node, dict):
-        return {key: as_tuples(value) for key, value in node.items()}
-    return tuple(map(as_tuples, node)) if isinstance(node, list) else node
 
 
 def is_packed(node: Any) -> bool:

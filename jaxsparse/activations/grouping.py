@@ -18,7 +18,7 @@ from jaxtyping import Array, Int32
 
 from jaxsparse.activations.faults import is_known, require
 from jaxsparse.activations.maps import KernelMap
-from jaxsparse.activations.registration import pytree
+from jaxsparse.registration import pytree
 
 
 @dataclasses.dataclass(frozen=True)

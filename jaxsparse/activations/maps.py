@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Int32
 
 from jaxsparse.activations.bounds import NOWHERE, Bounds
-from jaxsparse.activations.registration import pytree
 from jaxsparse.activations.sites import Sites, distinct_sites, require_room
 from jaxsparse.activations.tensor import SparseTensor
 from jaxsparse.activations.windows import PerAxis, Window, centred, require_int32
+from jaxsparse.registration import pytree
 
 Outputs = Literal["submanifold", "floor", "receptive"]
 

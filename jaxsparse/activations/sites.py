@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int, Int32
 
 from jaxsparse.activations.bounds import NOWHERE, Bounds, smallest_bounds, sorted_places
 from jaxsparse.activations.faults import is_known, require
-from jaxsparse.activations.registration import pytree
+from jaxsparse.registration import pytree
 
 
 @pytree(bounds=lambda fields: Bounds(**fields))

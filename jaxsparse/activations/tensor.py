@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from jaxsparse.activations.bounds import Bounds
 from jaxsparse.activations.faults import poison, require
-from jaxsparse.activations.registration import pytree
 from jaxsparse.activations.sites import Sites, same_sites, sites
+from jaxsparse.registration import pytree
 
 
 @pytree()
