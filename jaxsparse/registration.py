@@ -38,8 +38,8 @@ def exportable(kind: type, static: Makers) -> None:
     """
 
     def serialize(aux):
-        plain = (dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for v in aux)
-        return json.dumps(dict(zip(static, plain, strict=True))).encode()
+        fields = dict(zip(static, aux, strict=True))
+        return json.dumps(fields, default=dataclasses.asdict).encode()
 
     def deserialize(stored):
         fields = _as_tuples(json.loads(bytes(stored)))
