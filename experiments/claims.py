@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import config as configs
-from experiments import summary, train
+from experiments import outcome, train
 from experiments.registry import near_misses
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -124,7 +124,7 @@ def measure(name: str, seeds: Sequence[int], folder: pathlib.Path) -> dict[str, 
         "least_points": claim.least,
         "holds": difference >= claim.least,
         "command": f"python -m experiments.sweep --claim {name} --seeds {len(seeds)}",
-        "environment": summary.environment(),
+        "environment": outcome.environment(),
     }
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from experiments.bench.timing import interleave
 from experiments.experiment import Experiment, TrainState
+from experiments.timing import interleave
 
 _EXAMPLES, _SECONDS = 1024, 1.0
 _PERCENTILES = (5, 25, 50, 75, 95)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parent / "bench" / "results"
 
 
 def interleave(

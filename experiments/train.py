@@ -11,7 +11,7 @@ from tqdm import tqdm
 import jaxsparse as js
 from experiments import config as configs
 from experiments import experiment as experiments
-from experiments import lock, permutation, summary, workdir
+from experiments import lock, outcome, permutation, workdir
 from experiments.metrics import MetricWriter
 
 _LOG = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def run(config: configs.Config, path: str, overwrite: bool = False, html: bool =
       html: whether to draw report.html.
 
     Returns:
-      What report.json holds, see ``summary.write``.
+      What report.json holds, see ``outcome.write``.
 
     Raises:
       ValueError: a config without meaning, a folder that is not for this config, that
@@ -46,7 +46,7 @@ def run(config: configs.Config, path: str, overwrite: bool = False, html: bool =
             _LOG.info("%s is finished; --overwrite starts it again", folder)
         else:
             state, history = _fit(experiment, folder, clock)
-            summary.write(experiment, state, history, folder, html)
+            outcome.write(experiment, state, history, folder, html)
         return workdir.read_report(folder)
 
 

@@ -24,7 +24,8 @@ from jax import lax
 
 import jaxsparse as js
 import jaxsparse.kernels as kernels
-from experiments.bench import accelerator_inputs, gates, timing
+from experiments import timing
+from experiments.bench import accelerator_inputs, gates
 from experiments.bench.accelerator_inputs import DIRECTIONS, EIGHT
 from experiments.bench.sparse_dot import seconds
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout

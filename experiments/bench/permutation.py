@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.timing import interleave, write
+from experiments.timing import interleave, write
 from jaxsparse.graph import PermutationSearch, search_permutation
 
 SMALL = {

@@ -16,7 +16,7 @@ import numpy as np
 
 import jaxsparse as js
 from experiments import permutation, pretrained
-from experiments.bench.timing import write
+from experiments.timing import write
 
 
 def measure(

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from experiments.bench.timing import interleave, ratios, write
 from experiments.bench.transforms import BATCH, LAYERS, LENGTH, VOCABULARY, init_params
+from experiments.timing import interleave, ratios, write
 
 WIDTHS, IMAGES, SIZE = (64, 128, 256), 16, 64
 

@@ -34,7 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from experiments.bench import tables, timing
+from experiments import timing
+from experiments.bench import tables
 from jaxsparse.kernels import cpu
 from jaxsparse.sparse_dot import matrix_product, sampled_product
 

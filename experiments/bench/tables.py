@@ -9,7 +9,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.bench import gates, timing
+from experiments import timing
+from experiments.bench import gates
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 
 import jaxsparse as js
-from experiments.bench.timing import interleave, ratios, write
+from experiments.timing import interleave, ratios, write
 from jaxsparse.nn.nnx import SparseLinear
 
 WIDTHS, BATCH, DENSITIES = (1024, 4096, 4096, 1024), 512, (0.5, 0.25, 0.1)

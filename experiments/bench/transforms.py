@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxsparse as js
-from experiments.bench.timing import interleave, ratios, write
+from experiments.timing import interleave, ratios, write
 from jaxsparse.selection import Candidates, top_k_masks
 
 LAYERS, WIDTH, HIDDEN, VOCABULARY, BATCH, LENGTH = 6, 512, 2048, 2048, 8, 128

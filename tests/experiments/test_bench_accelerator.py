@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from experiments.bench import accelerator, accelerator_inputs, gates, timing
+from experiments import timing
+from experiments.bench import accelerator, accelerator_inputs, gates
 from experiments.bench.accelerator_inputs import DIRECTIONS
 
 BLOCK = js.Block(64, 64)

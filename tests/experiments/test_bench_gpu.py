@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from experiments.bench import accelerator, accelerator_inputs, gpu, gpu_others, timing, tpu
+from experiments import timing
+from experiments.bench import accelerator, accelerator_inputs, gpu, gpu_others, tpu
 from jaxsparse import kernels
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 

@@ -6,7 +6,8 @@ import types
 
 import pytest
 
-from experiments.bench import sparse_dot, tables, timing
+from experiments import timing
+from experiments.bench import sparse_dot, tables
 
 ROW = {
     "implementation": "cpu",

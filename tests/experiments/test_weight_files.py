@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from experiments import pretrained
+from experiments import weight_files
 
 
 class Storage:
@@ -67,10 +67,10 @@ def test_tensors_of_an_old_torch_file(tmp_path, torch_names):
         stream.write(struct.pack("<q", storage.data.size) + storage.data.tobytes())
     file = tmp_path / "model.pth"
     file.write_bytes(stream.getvalue())
-    tensors = pretrained.read_torch(file)
+    tensors = weight_files.read_torch(file)
     assert np.array_equal(tensors["layer.weight"], np.arange(12).reshape(4, 3).T)
     assert tensors["layer.bias"].tolist() == [101, 102]
-    params = pretrained.from_torch(tensors)
+    params = weight_files.from_torch(tensors)
     assert sorted(params) == ["layer/bias", "layer/kernel"]
     assert np.array_equal(params["layer/kernel"], tensors["layer.weight"].T)
 
@@ -79,20 +79,20 @@ def test_a_pickle_that_is_a_program_is_refused(tmp_path):
     file = tmp_path / "model.pth"
     file.write_bytes(pickle.dumps(print))
     with pytest.raises(pickle.UnpicklingError, match=r"print is no part"):
-        pretrained.read_torch(file)
+        weight_files.read_torch(file)
 
 
 def test_tensors_of_a_safetensors_file(tmp_path):
     pytest.importorskip("safetensors", reason="writes the file")
     params = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)}
     js.save_safetensors(tmp_path / "model.safetensors", params)
-    tensors = pretrained.read_safetensors(tmp_path / "model.safetensors")
+    tensors = weight_files.read_safetensors(tmp_path / "model.safetensors")
     assert sorted(tensors) == ["a", "b"]
     assert all(np.array_equal(tensors[name], params[name]) for name in params)
 
 
 def test_convolutions_become_height_width_in_out():
     kernel = np.arange(2 * 3 * 5 * 7, dtype=np.float32).reshape(2, 3, 5, 7)
-    params = pretrained.from_torch({"conv.weight": kernel})
+    params = weight_files.from_torch({"conv.weight": kernel})
     assert params["conv/kernel"].shape == (5, 7, 3, 2)
     assert params["conv/kernel"][4, 6, 1, 0] == kernel[0, 1, 4, 6]
