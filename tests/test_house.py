@@ -1,0 +1,161 @@
+"""Folders depend one way, and no module on itself by way of others."""
+
+import ast
+import graphlib
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# What each folder may import, besides itself. Modules that lie in no folder of jaxsparse are
+# foundations, which stand below the rest, but for tools, which stand above.
+PATTERNS = {"kernels", "foundations"}
+PRUNING = PACKED = PATTERNS | {"patterns"}
+PRODUCTS = PACKED | {"packed"}
+ABOVE = PRODUCTS | {"products", "pruning"}
+MAY_IMPORT = {
+    "kernels": set(),
+    "foundations": {"kernels"},
+    "patterns": PATTERNS,
+    "pruning": PRUNING,
+    "packed": PACKED,
+    "products": PRODUCTS,
+    "graph": ABOVE,
+    "export": ABOVE,
+    "calibration": ABOVE,
+    "activations": ABOVE,
+    "nn": ABOVE | {"activations", "graph"},
+    "tools": ABOVE | {"graph", "export"},
+    "jaxsparse": ABOVE | {"activations", "calibration", "export", "graph", "nn", "tools"},
+    "experiments": ABOVE
+    | {"activations", "calibration", "export", "graph", "nn", "tools"}
+    | {"jaxsparse"},
+}
+TOOLS = {"report", "checkpoint"}
+
+
+def modules() -> dict[str, pathlib.Path]:
+    """Every module by its dotted name as it is imported."""
+    found = {}
+    for top, name in (("jaxsparse",) * 2, ("kernels", "jaxsparse.kernels"), ("experiments",) * 2):
+        for path in (ROOT / top).rglob("*.py"):
+            parts = path.relative_to(ROOT / top).with_suffix("").parts
+            found[".".join([name, *parts]).removesuffix(".__init__")] = path
+    return found
+
+
+# Where modules go that lie beside each other yet.
+PLACES = {}
+for folder, names in {
+    "patterns": "patterns views nm rules",
+    "pruning": "pruning reference masking choosing scores movement schedules "
+    "distributions regrowth regularizers overlap forward refusals",
+    "packed": "packed arrays packing indices quantize lookups",
+    "products": "primitives partitioning sparse_dot standins sparsify convolution products "
+    "traced_axes sights factors",
+    "export": "storage treefile tensorfile fields serialization",
+}.items():
+    PLACES |= dict.fromkeys(names.split(), folder)
+
+
+def folder_of(module: str) -> str:
+    """The key of `MAY_IMPORT` that a module belongs to."""
+    top, _, below = module.partition(".")
+    if top == "experiments" or not below:
+        return top
+    first, _, rest = below.partition(".")
+    if first in TOOLS:
+        return "tools"
+    return first if rest or first in MAY_IMPORT else PLACES.get(first, "foundations")
+
+
+def imports(path: pathlib.Path, known: set[str]) -> set[str]:
+    """Modules of ours that a file imports, wherever in it: late imports are edges, too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in known else node.module for name in names}
+    return found & known
+
+
+# Edges that break the order yet: none may join them.
+KNOWN = {
+    "jaxsparse.masking -> jaxsparse.packed",
+    "jaxsparse.rules -> jaxsparse.packed",
+    "jaxsparse.kernels.cpu.library -> jaxsparse.kernels.cpu",
+    "jaxsparse.kernels.cuda.library -> jaxsparse.kernels.cuda",
+}
+PATHS = modules()
+EDGES = {name: imports(path, set(PATHS)) for name, path in PATHS.items()}
+
+
+def broken(edges: dict[str, set[str]]) -> set[str]:
+    """Edges from one folder to another that it may not import."""
+    pairs = ((name, other) for name, others in edges.items() for other in others)
+    return {
+        f"{name} -> {other}"
+        for name, other in pairs
+        if (here := folder_of(name)) != (there := folder_of(other))
+        and there not in MAY_IMPORT[here]
+    }
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Modules that lead back to the first of them; none where there are none."""
+    try:
+        graphlib.TopologicalSorter(edges).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def without_known(edges: dict[str, set[str]]) -> dict[str, set[str]]:
+    return {
+        name: {other for other in others if f"{name} -> {other}" not in KNOWN}
+        for name, others in edges.items()
+    }
+
+
+def test_folders_depend_one_way():
+    assert broken(without_known(EDGES)) == set()
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circle(without_known(EDGES)) == []
+
+
+def test_the_order_itself_has_no_circle():
+    assert circle(MAY_IMPORT) == []
+    assert set().union(*MAY_IMPORT.values()) <= set(MAY_IMPORT)
+
+
+def test_every_folder_has_a_place_in_the_order():
+    folders = {path.parent for path in PATHS.values() if path.name == "__init__.py"}
+    beside = {folder.name for folder in folders if folder.parent == ROOT / "jaxsparse"}
+    assert beside <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("module", "other"),
+    [
+        ("jaxsparse.kernels.layouts", "jaxsparse.trees"),
+        ("jaxsparse.trees", "jaxsparse.graph"),
+        ("jaxsparse.graph", "jaxsparse.nn.surgery"),
+        ("jaxsparse.graph", "experiments.run"),
+        ("jaxsparse.activations.maps", "jaxsparse"),
+    ],
+)
+def test_an_edge_upwards_is_seen(module, other):
+    assert broken({module: {other}}) == {f"{module} -> {other}"}
+    assert not broken({other: {module}})
+    assert circle({module: {other}, other: {module}})
+
+
+def test_late_and_partial_imports_are_edges(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text("def f():\n    from a import b, c\n    import a.d as d\n")
+    assert imports(file, {"a", "a.b", "a.d"}) == {"a", "a.b", "a.d"}
