@@ -10,7 +10,7 @@ from jaxsparse import (
     serialization,  # noqa: F401  registers with flax
 )
 from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
-from jaxsparse.choosing import compute_masks
+from jaxsparse.choosers import ChoiceContext, Chooser
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
 from jaxsparse.forward import masked
 from jaxsparse.kernels import implementations
@@ -21,7 +21,7 @@ from jaxsparse.overlap import MaskOverlap, mask_overlap
 from jaxsparse.packed import is_packed, merge_packed, split_packed
 from jaxsparse.packing import pack, pack_params, unpack, unpack_params
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
-from jaxsparse.pruning import PruneState, masks, prune
+from jaxsparse.pruning import PruneState, compute_masks, masks, prune
 from jaxsparse.reference import PrunedState, pruned
 from jaxsparse.regrowth import regrow_gradient, regrow_random, straight_through
 from jaxsparse.regularizers import add_group_lasso, add_l1, prox_group_lasso
@@ -65,6 +65,8 @@ __all__ = [
     "Block",
     "BlockSparse",
     "Channel",
+    "ChoiceContext",
+    "Chooser",
     "Distribution",
     "LeafReport",
     "MaskOverlap",

@@ -10,7 +10,7 @@ nothing could grow back.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsparse.patterns import widen
+from jaxsparse.choosers import ChoiceContext, Chooser, Groups, Pooled
+from jaxsparse.patterns import real, widen
 from jaxsparse.rules import LeafSpec
 from jaxsparse.scores import Leaves, Score, ScoreContext
 from jaxsparse.selection import (
@@ -97,8 +98,10 @@ def movement(
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportanceThreshold:
+class ImportanceThreshold(Chooser):
     """Masks are S > tau(t) instead of a count; made by `importance_threshold`."""
+
+    raw: ClassVar[bool] = True
 
     initial: float | None
     final: float
@@ -142,14 +145,16 @@ class ImportanceThreshold:
         after = (step + 1 > self.end) & (not self.hold)
         return (step + 1 >= self.begin) & ~after
 
+    def init(self, weights: Leaves) -> Float[Array, ""]:
+        """tau_0, NaN until it is found."""
+        dtype = jnp.result_type(*(jax.eval_shape(real, w) for w in weights.values()))
+        return jnp.asarray(jnp.nan if self.initial is None else self.initial, dtype)
+
     def choose(
-        self,
-        step: Int[Array, ""],
-        initial: Float[Array, ""],
-        scores: Mapping[str, Float[Array, "..."]],
-        specs: Mapping[str, LeafSpec],
-    ) -> tuple[dict[str, Bool[Array, "..."]], Float[Array, ""]]:
+        self, scores: Pooled, state: Float[Array, ""], context: ChoiceContext
+    ) -> tuple[Groups, Float[Array, ""]]:
         """Returns the masks for step + 1 and tau_0."""
+        step, specs, initial = context.step, context.specs, state
         if self.sigmoid:
             scores = {path: jax.nn.sigmoid(s) for path, s in scores.items()}
         if self.initial is None:

@@ -1,4 +1,4 @@
-"""`prune`: the optax transform that scores, chooses and holds masks.
+"""`prune`, the optax transform that scores, has masks chosen and holds them; once: `compute_masks`.
 
 It stands at the head of a chain, where gradients are raw. Everything else about
 pruning is a choice handed to it: the score, the schedule, the distribution, the
@@ -12,34 +12,34 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsparse import schedules, scores
-from jaxsparse.choosing import (
-    Budget,
+from jaxsparse.choosers import (
+    ChoiceContext,
+    Chooser,
+    Counted,
     Groups,
+    as_chooser,
+    as_regrowth,
     check_countable,
-    choose,
-    drop_and_grow,
+)
+from jaxsparse.distributions import Distribution, as_distribution
+from jaxsparse.masking import NEED_PARAMS, mask_tree, next_count, warn_unless_masked
+from jaxsparse.patterns import GroupMask, Unstructured, widen
+from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
+from jaxsparse.schedules import Schedule
+from jaxsparse.scores import (
+    Score,
+    ScoreContext,
+    as_score,
     gradients_of,
-    hold,
     leaves_of,
     pool_scores,
 )
-from jaxsparse.distributions import Distribution, as_distribution, targets_of
-from jaxsparse.masking import NEED_PARAMS, mask_tree, next_count, warn_unless_masked
-from jaxsparse.movement import ImportanceThreshold
-from jaxsparse.patterns import GroupMask, Unstructured, real
-from jaxsparse.refusals import check_arguments, check_finite, check_pairs
-from jaxsparse.regrowth import DropAndGrow, Regrowth, StraightThrough
-from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
-from jaxsparse.schedules import Schedule
-from jaxsparse.scores import Score, ScoreContext
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
 
@@ -51,7 +51,8 @@ class PruneState(NamedTuple):
       masks: GroupMask by slash path, in force until the next update; leaves that
         no rule names do not appear.
       score: the score's own state, `()` for scores without.
-      threshold: tau_0 of `importance_threshold`, `()` for every other schedule.
+      threshold: what the schedule remembers: tau_0 of `importance_threshold`, what a
+        `Chooser` of your own returns, `()` for every other.
     """
 
     count: Int[Array, ""]
@@ -65,14 +66,26 @@ class PruneState(NamedTuple):
 MAP_PARAMS = PruneState(*[jax.ShapeDtypeStruct((), jnp.int32)] * 4)  # pyright: ignore
 
 
+class RawPruner(optax.GradientTransformationExtraArgs):
+    """What `prune` returns if the stored weights must stay dense."""
+
+
+NEEDS_RAW = (
+    "pruned(...) stores exact zeros, but this pruner needs the raw weights (straight_through, "
+    "importance_threshold or a chooser that says raw): optax.chain(pruner, optimizer) with "
+    "gradients of js.masked(loss, opt_state) in every step, and js.mask_params at the end, would "
+    "work"
+)
+
+
 def prune(
     rules: Sequence[Rule] | None = None,
     *,
     score: Score | None = None,
-    schedule: Schedule | ImportanceThreshold | float | Float[Array, ""] | None = None,
+    schedule: Schedule | Chooser | float | Float[Array, ""] | None = None,
     sparsity: float | None = None,
     distribution: Distribution | None = None,
-    regrowth: Regrowth = None,
+    regrowth: Counted | None = None,
     masks: Tree | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -94,8 +107,8 @@ def prune(
         bit an entry.
       score: what each entry is worth; default `magnitude()`.
       schedule: when to update and how sparse to be; a float or an array is the
-        sparsity itself, of every leaf and at every step. May be left out only where
-        `masks` are given.
+        sparsity itself, of every leaf and at every step, and a `Chooser` says what to
+        keep without counts. May be left out only where `masks` are given.
       sparsity: overall target of the leaves whose rules name none.
       distribution: how they share it; default `uniform()`.
       regrowth: None never brings back what is masked; else `regrow_random()`,
@@ -120,101 +133,98 @@ def prune(
     >>> state.masks["kernel"].groups.tolist()
     [[False, True], [True, False]]
     """
-    ruled = rules is not None
-    rules = check_rules(rules) if ruled else _implied_rules(masks)
-    score, distribution = scores.as_score(score), as_distribution(distribution)
-    when = _as_schedule(schedule)
-    if isinstance(sparsity, jax.Array):
-        raise TypeError(
-            "prune: sparsity must be static: inject_hyperparams(prune, static_args=('sparsity',)) "
-            "would work, so would a float schedule, which may be traced"
-        )
-    check_arguments(when, masks, regrowth, sparsity, ruled)
-    free_choice = isinstance(regrowth, StraightThrough) or isinstance(when, ImportanceThreshold)
-    dense_gradients = regrowth == StraightThrough("dense")
+    rules = _implied_rules(masks, schedule) if rules is None else check_rules(rules)
+    score, regrowth = as_score(score), as_regrowth(regrowth)
+    chooser = as_chooser(schedule, regrowth, sparsity, distribution, masks, seed)
 
-    def plan(params) -> tuple[dict[str, LeafSpec], Budget | None]:
+    def plan(params) -> dict[str, LeafSpec]:
         specs = resolve(rules, params)
-        check_pairs(specs, when, regrowth)
         check_countable(specs)
-        if not isinstance(when, Schedule):
-            return specs, None
-        if schedules.is_given(when):
-            return specs, Budget(specs, when, dict.fromkeys(specs, 0.0), distribution)
-        return specs, Budget(specs, when, targets_of(specs, sparsity, distribution), distribution)
+        chooser.check(specs)
+        return specs
 
     def init(params) -> Any:
         if type(params).__name__ == "_ParamsPlaceholder":
             return MAP_PARAMS
-        specs, budget = plan(params)
+        specs = plan(params)
         weights = {path: _array(w) for path, w in leaves_by_path(params).items() if path in specs}
         check_finite(weights)
-        if masks is not None:
-            groups = _given_groups(masks, specs)
-        elif isinstance(regrowth, DropAndGrow) and budget is not None:
-            chance = scores.random_scores(jax.random.key(seed), weights)
-            chance = pool_scores(chance, specs, weights)
-            groups = choose(chance, None, budget, budget.schedule.begin)
-        else:
-            groups = {path: _all_kept(specs[path].pool(w)) for path, w in weights.items()}
-        threshold = ()
-        if isinstance(when, ImportanceThreshold):
-            dtype = jnp.result_type(*(jax.eval_shape(real, w) for w in weights.values()))
-            threshold = jnp.asarray(jnp.nan if when.initial is None else when.initial, dtype)
-        return PruneState(
-            jnp.zeros((), jnp.int32), hold(groups, specs), score.init(weights, specs), threshold
-        )
+        start = chooser.first_masks(weights, specs) if masks is None else _fit(masks, specs)
+        held, learned = _hold(_checked(start, specs), specs), score.init(weights, specs)
+        return PruneState(jnp.zeros((), jnp.int32), held, learned, chooser.init(weights))
 
     def update(updates, state, params=None, *, exact_zeros: bool = False, **extra) -> Any:
         if params is None:
             raise ValueError(NEED_PARAMS.format(name="prune"))
-        if exact_zeros and free_choice:
-            raise ValueError(
-                "pruned(...) stores exact zeros, but this pruner needs the raw weights "
-                "(straight_through or importance_threshold): optax.chain(pruner, optimizer) with "
-                "gradients of js.masked(loss, opt_state) in every step, and js.mask_params at the "
-                "end, would work"
-            )
-        specs, budget = plan(params)
+        if exact_zeros and chooser.raw:
+            raise ValueError(NEEDS_RAW)
+        specs, step, memory = plan(params), state.count, state.score
         # `apply_masks`, which is told the masks, stores what a forward pass sees masked.
-        if not exact_zeros and "masks" not in extra and (free_choice or _is_traced(updates)):
+        if not exact_zeros and "masks" not in extra and (chooser.raw or _is_traced(updates)):
             warn_unless_masked((path, spec.view.shape) for path, spec in specs.items())
-        step, groups = state.count, {path: state.masks[path].groups for path in specs}
         weights, grads = leaves_of(params, specs), gradients_of(updates, specs)
-        context = ScoreContext(step, _ramp(when, step), specs)
-        memory, threshold, found = state.score, state.threshold, None
+        context = ScoreContext(step, chooser.ramp(step), specs)
+        found = None
         if jax.tree.leaves(memory):  # it learns at every step
             found, memory = score.update(grads, memory, weights, context)
+        held = {path: state.masks[path].groups for path in specs}, state.threshold
 
-        def pooled():
+        def choose():
             now = score.update(grads, memory, weights, context)[0] if found is None else found
-            return pool_scores(now, specs, weights)
+            seen = ChoiceContext(step, held[0], specs, grads, weights)
+            new, kept = chooser.choose(pool_scores(now, specs, weights), held[1], seen)
+            return _checked(new, specs), kept
 
-        def rechoose():
-            if isinstance(when, ImportanceThreshold):
-                return when.choose(step, threshold, pooled(), specs)
-            if budget is None:
-                return groups, threshold
-            if isinstance(regrowth, DropAndGrow):
-                growth = regrowth.growth(grads, jax.random.fold_in(jax.random.key(seed), step))
-                growth = pool_scores(growth, specs, weights)
-                new = drop_and_grow(regrowth, pooled(), growth, groups, budget, step)
-            elif free_choice:
-                new = choose(pooled(), None, budget, step)
-            else:
-                # A budget above what is kept (given masks, a schedule that turns) buys nothing.
-                new = choose(pooled(), groups, budget, step)
-                new = {path: mask & groups[path] for path, mask in new.items()}
-            return new, threshold
-
-        chosen = groups, threshold
-        if when is not None:
-            chosen = lax.cond(when.updates_at(step), rechoose, lambda: (groups, threshold))
-        if not dense_gradients:
+        due = chooser.updates_at(step)
+        groups, threshold = held if due is False else lax.cond(due, choose, lambda: held)
+        if not regrowth.dense:
             updates = mask_tree(updates, {p: mask.expand() for p, mask in state.masks.items()})
-        return updates, PruneState(next_count(step), hold(chosen[0], specs), memory, chosen[1])
+        return updates, PruneState(next_count(step), _hold(groups, specs), memory, threshold)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    kind = RawPruner if chooser.raw else optax.GradientTransformationExtraArgs
+    return kind(init, update)
+
+
+def compute_masks(
+    params: Tree,
+    rules: Sequence[Rule],
+    *,
+    sparsity: float | None = None,
+    score: Score | None = None,
+    distribution: Distribution | None = None,
+    grads: Tree | None = None,
+) -> dict[str, Bool[Array, "..."]]:
+    """Chooses masks once, outside training.
+
+    Args:
+      params: weights, any Flax or plain tree.
+      rules: which leaves, with which pattern.
+      sparsity: overall target of the leaves whose rules name none.
+      score: default `magnitude()`.
+      distribution: default `uniform()`.
+      grads: gradients like `params`, for scores that look at them.
+
+    Returns:
+      `{"slash/path": mask}`, True is kept, in the shape of the weights.
+
+    Raises:
+      ValueError: on bad rules or sparsities, on a score that looks at gradients when
+        none are given, and on gradients that do not fit, quoting path and shape.
+      TypeError: on arguments of the wrong kind.
+
+    >>> compute_masks({"w": jnp.array([1.0, -2.0])}, [Rule("w", Unstructured(), 0.5)])["w"].tolist()
+    [False, True]
+    """
+    score, distribution = as_score(score), as_distribution(distribution)
+    specs = resolve(check_rules(rules), params)
+    check_countable(specs)
+    weights = leaves_of(params, specs)
+    slopes = _NoGradients() if grads is None else gradients_of(grads, specs)
+    context = ScoreContext(jnp.zeros((), jnp.int32), jnp.zeros(()), specs)
+    found, _ = score.update(slopes, score.init(weights, specs), weights, context)
+    once = Counted(sparsity=sparsity, distribution=distribution)
+    groups = once.best(pool_scores(found, specs, weights), None, 0, specs)
+    return {path: specs[path].expand(mask) for path, mask in groups.items()}
 
 
 def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
@@ -248,32 +258,18 @@ def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
     return replace_by_path(params, everything | found)
 
 
-def _implied_rules(masks: Tree | None) -> tuple[Rule, ...]:
+def _implied_rules(masks: Tree | None, schedule: Any) -> tuple[Rule, ...]:
     if masks is None:
         raise TypeError("prune needs rules, or the masks to keep to")
+    if schedule is not None:
+        raise ValueError(
+            "prune: a schedule chooses masks anew, and without rules nothing says of which pattern "
+            "and how sparse; rules beside the masks, or no schedule, would work"
+        )
     return tuple(Rule(re.escape(path), Unstructured(), 0.0) for path in leaves_by_path(masks))
 
 
-def _as_schedule(schedule: Any) -> Schedule | ImportanceThreshold | None:
-    if schedule is None or isinstance(schedule, Schedule | ImportanceThreshold):
-        return schedule
-    if isinstance(schedule, int | float | jax.Array | np.ndarray | np.generic):
-        return schedules.given(
-            schedule if isinstance(schedule, int | float) else jnp.asarray(schedule)
-        )
-    raise TypeError(
-        f"prune: {schedule!r} is no schedule; cubic(begin=0, end=1000), a float or an array "
-        "would work"
-    )
-
-
-def _ramp(when: Schedule | ImportanceThreshold | None, step: Array) -> Float[Array, ""]:
-    if isinstance(when, ImportanceThreshold):
-        return when.ramp(step)
-    return jnp.zeros(()) if when is None else when.ramp(step)
-
-
-def _given_groups(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
+def _fit(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
     """Compresses full masks to one bit a group."""
     given = leaves_by_path(masks)
     groups = {}
@@ -298,6 +294,58 @@ def _given_groups(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
     return groups
 
 
+def check_finite(weights: Mapping[str, Array]) -> None:
+    """Raises ValueError on NaN and infinities, where values are at hand.
+
+    An update is added, and nothing that is added to a NaN makes it zero.
+    """
+    for path, weight in weights.items():
+        bad = _not_finite(weight)  # traced under jit, whatever the weight is
+        if not isinstance(bad, Tracer) and bad:
+            raise ValueError(
+                f"{bad} of the weights of {path!r}, of shape {weight.shape}, are NaN or infinite: "
+                "no update would make zeros of them when they are masked; jnp.nan_to_num of this "
+                "leaf would work, and where masks hide them already js.mask_params(params, masks)"
+            )
+
+
+@jax.jit
+def _not_finite(weight: Array) -> Int[Array, ""]:
+    return jnp.sum(~jnp.isfinite(widen(weight)))
+
+
+class _NoGradients(dict):
+    """Stands where gradients would, and says so as soon as a score looks at it."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            "the score looks at gradients, and compute_masks was given none: "
+            "compute_masks(params, rules, score=..., grads=jax.grad(loss)(params)) would work, so "
+            "would a score of the weights alone, such as magnitude()"
+        )
+
+    __getitem__ = __iter__ = __len__ = __contains__ = __or__ = __ror__ = __eq__ = _refuse
+    get = items = keys = values = copy = pop = _refuse
+
+
+def _checked(groups: Groups, specs: Mapping[str, LeafSpec]) -> Groups:
+    """What a chooser returned; a ValueError names the leaf for which it is no mask."""
+    for path, spec in specs.items():
+        if path not in groups:
+            raise ValueError(f"the chooser returned nothing for leaf {path!r}")
+        found = groups[path]
+        if found.shape != spec.group_shape or found.dtype != bool:
+            raise ValueError(
+                f"the chooser returned {found.dtype}{list(found.shape)} for leaf {path!r}; one "
+                f"bool a group, bool{list(spec.group_shape)}, would work"
+            )
+    return {path: groups[path] for path in specs}
+
+
+def _hold(groups: Groups, specs: Mapping[str, LeafSpec]) -> dict[str, GroupMask]:
+    return {p: GroupMask(groups[p], spec.pattern, spec.view) for p, spec in specs.items()}
+
+
 def _array(weight: Any) -> Array:
     """A weight to pool; optimizers are initialised with bare shapes, too."""
     bare = isinstance(weight, jax.ShapeDtypeStruct)
@@ -306,11 +354,6 @@ def _array(weight: Any) -> Array:
 
 def _is_traced(tree: Tree) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
-
-
-def _all_kept(pooled: Float[Array, "..."]) -> Bool[Array, "..."]:
-    """All True, and sharded as the weight is: a constant would come out replicated."""
-    return jnp.isnan(pooled) | ~jnp.isnan(pooled)
 
 
 def has_masks(tree: Tree) -> bool:

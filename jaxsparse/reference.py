@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from jaxsparse.masking import NEED_PARAMS, select, zero_masked
-from jaxsparse.pruning import has_masks, masks
+from jaxsparse.pruning import NEEDS_RAW, RawPruner, has_masks, masks
 from jaxsparse.rules import describe
 from jaxsparse.trees import Tree, flatten, leaves_by_path, replace_by_path
 
@@ -59,6 +59,8 @@ def pruned(
     """
     if reset not in ("first", "all", "none"):
         raise ValueError(f"pruned: reset={reset!r} is none of 'first', 'all', 'none'")
+    if isinstance(pruner, RawPruner):
+        raise ValueError(NEEDS_RAW)
     optimizer = optax.with_extra_args_support(optimizer)
     pruner = optax.with_extra_args_support(pruner)
 

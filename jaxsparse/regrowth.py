@@ -1,27 +1,34 @@
 """What happens to masked groups when masks are chosen again."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxsparse.choosers import ChoiceContext, Counted, Groups, Pooled, Specs
 from jaxsparse.patterns import widen
-from jaxsparse.schedules import Schedule
-from jaxsparse.scores import Leaves, random_scores
+from jaxsparse.scores import Leaves, pool_scores, random_scores
+from jaxsparse.selection import Candidates, count, top_k_masks
 
 
-@dataclasses.dataclass(frozen=True)
-class StraightThrough:
+@dataclasses.dataclass(frozen=True, eq=False)
+class StraightThrough(Counted):
     """Made by `straight_through`."""
 
-    gradients: Literal["dense", "masked"]
+    raw: ClassVar[bool] = True
+    dense: bool
+
+    def choose(self, scores: Pooled, state: Any, context: ChoiceContext) -> tuple[Groups, Any]:
+        return self.best(scores, None, context.step, context.specs), state
 
 
-@dataclasses.dataclass(frozen=True)
-class DropAndGrow:
+@dataclasses.dataclass(frozen=True, eq=False)
+class DropAndGrow(Counted):
     """Made by `regrow_random` and `regrow_gradient`."""
 
+    moves: ClassVar[bool] = True
     by: Literal["random", "gradient"]
     fraction: float
 
@@ -29,14 +36,42 @@ class DropAndGrow:
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"regrowth: fraction {self.fraction} is not in [0, 1]")
 
-    def dropped(
-        self, schedule: Schedule, step: Int[Array, ""], kept: Int[Array, "*batch"]
-    ) -> Int[Array, "*batch"]:
+    def first_masks(self, weights: Leaves, specs: Specs) -> Groups:
+        """As many as the schedule begins with, at random."""
+        chance = random_scores(jax.random.key(self.seed), weights)
+        return self.best(pool_scores(chance, specs, weights), None, self.schedule.begin, specs)
+
+    def choose(self, scores: Pooled, state: Any, context: ChoiceContext) -> tuple[Groups, Any]:
+        """Keeps the best of what is kept, and fills up with what grows best.
+
+        Dropped groups compete with the masked ones: what drops may come straight back.
+        """
+        step, groups, specs, grads, weights = context
+        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        growth = pool_scores(self.growth(grads, key), specs, weights)
+        kept = self.kept(step, specs, {path: (scores[path], groups[path]) for path in specs})
+        survivors = {
+            path: jnp.minimum(
+                kept[path] - self.dropped(step, kept[path]),
+                count(groups[path], len(spec.view.batch)),
+            )
+            for path, spec in specs.items()
+        }
+        stay = top_k_masks([Candidates(scores[p], survivors[p], groups[p]) for p in specs])
+        grow = top_k_masks(
+            [
+                Candidates(growth[path], kept[path] - survivors[path], ~mask)
+                for path, mask in zip(specs, stay, strict=True)
+            ]
+        )
+        return {p: s | g for p, s, g in zip(specs, stay, grow, strict=True)}, state
+
+    def dropped(self, step: Int[Array, ""], kept: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
         """round(kept * fraction / 2 * (1 + cos(pi step / end))); no decay without an end."""
         share = jnp.float32(self.fraction)
-        if schedule.end:
+        if self.schedule.end:
             share *= (
-                1 + jnp.cos(jnp.pi * jnp.clip(step.astype(jnp.float32) / schedule.end, 0, 1))
+                1 + jnp.cos(jnp.pi * jnp.clip(step.astype(jnp.float32) / self.schedule.end, 0, 1))
             ) / 2
         return jnp.round(share * kept.astype(jnp.float32)).astype(jnp.int32)
 
@@ -45,9 +80,6 @@ class DropAndGrow:
         if self.by == "random":
             return random_scores(key, grads)
         return {path: jnp.abs(widen(g)) for path, g in grads.items()}
-
-
-Regrowth = StraightThrough | DropAndGrow | None
 
 
 def straight_through(gradients: Literal["dense", "masked"] = "dense") -> StraightThrough:
@@ -62,7 +94,7 @@ def straight_through(gradients: Literal["dense", "masked"] = "dense") -> Straigh
     """
     if gradients not in ("dense", "masked"):
         raise ValueError(f"straight_through: gradients={gradients!r} is no 'dense' or 'masked'")
-    return StraightThrough(gradients)
+    return StraightThrough(gradients == "dense")
 
 
 def regrow_random(fraction: float = 0.3) -> DropAndGrow:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from jaxsparse.choosing import gradients_of, leaves_of
 from jaxsparse.masking import NEED_PARAMS, next_count
 from jaxsparse.nm import NM
 from jaxsparse.patterns import widen
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
+from jaxsparse.scores import gradients_of, leaves_of
 from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 
 

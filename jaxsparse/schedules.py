@@ -12,7 +12,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse.patterns import check_sparsity
@@ -158,6 +160,20 @@ def given(value: float | Float[Array, ""]) -> Schedule:
 def is_given(schedule: Any) -> bool:
     """Whether a schedule is the sparsity itself, made by `given`."""
     return isinstance(schedule, Schedule) and isinstance(schedule.curve, _Given)
+
+
+def as_schedule(schedule: Any) -> Schedule:
+    """The schedule, `given` of a number; a TypeError on anything else."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, int | float):
+        return given(schedule)
+    if isinstance(schedule, jax.Array | np.ndarray | np.generic):
+        return given(jnp.asarray(schedule))
+    raise TypeError(
+        f"prune: {schedule!r} is no schedule; cubic(begin=0, end=1000), a float or an array "
+        "would work"
+    )
 
 
 def _constant(progress, initial, target):

@@ -7,15 +7,17 @@ step.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxsparse.masking import sharded_as
 from jaxsparse.patterns import real, widen
-from jaxsparse.rules import LeafSpec
+from jaxsparse.rules import LeafSpec, describe
+from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
 Leaves = dict[str, Array]
 """Arrays by slash path."""
@@ -120,6 +122,63 @@ def random_scores(key: Array, weights: Leaves) -> Leaves:
         path: jax.random.uniform(jax.random.fold_in(key, zlib.crc32(path.encode())), w.shape)
         for path, w in weights.items()
     }
+
+
+def leaves_of(params: Tree, specs: Mapping[str, LeafSpec]) -> Leaves:
+    """The weights that rules name, as arrays."""
+    return {path: jnp.asarray(w) for path, w in leaves_by_path(params).items() if path in specs}
+
+
+def gradients_of(grads: Tree, specs: Mapping[str, LeafSpec]) -> Leaves:
+    """The gradients of the weights that rules name.
+
+    Raises:
+      ValueError: if one is missing or has another shape than its weight.
+    """
+    given = leaves_by_path(grads)
+    for path, spec in specs.items():
+        if path not in given:
+            raise ValueError(f"no gradient for leaf {path!r}; {near_misses(path, given)}")
+        if jnp.shape(given[path]) != spec.view.shape:
+            raise ValueError(
+                f"the gradient of {path!r} has shape {jnp.shape(given[path])}, "
+                f"the leaf {spec.view.shape}"
+            )
+        kind = describe(given[path])
+        if isinstance(kind, str):  # float0, for integers
+            raise ValueError(f"the gradient of {path!r} is {kind}; numbers would work")
+    return {path: jnp.asarray(given[path]) for path in specs}
+
+
+def pool_scores(
+    found: Leaves, specs: Mapping[str, LeafSpec], weights: Leaves
+) -> dict[str, Float[Array, "..."]]:
+    """Pools scores of the weights' shapes; scores of the groups' shapes pass as they are.
+
+    Raises:
+      ValueError: on a missing leaf, complex scores or a third shape.
+    """
+    pooled = {}
+    for path, spec in specs.items():
+        if path not in found:
+            raise ValueError(f"the score returned nothing for leaf {path!r}")
+        shape = found[path].shape
+        if jnp.iscomplexobj(found[path]):
+            raise ValueError(
+                f"the score of leaf {path!r} is {found[path].dtype}, which has no order; its "
+                "modulus, jnp.abs(score), would work"
+            )
+        if shape == spec.view.shape:
+            # Chance, for one, comes without the weight's sharding.
+            pooled[path] = spec.pool(sharded_as(found[path], weights[path]))
+        elif shape == spec.group_shape:
+            pooled[path] = found[path]
+        else:
+            raise ValueError(
+                f"the score of leaf {path!r} has shape {shape}; the weight's {spec.view.shape} "
+                f"or one number a group, {spec.group_shape}, would work"
+            )
+    return pooled
 
 
 def _stateless(of: Callable[[Array, Array], Array]) -> Score:

@@ -1,8 +1,9 @@
-"""Every score, pattern and regrowth, and one small training run that all of them share.
+"""Every score, pattern and chooser, and one small training run that all of them share.
 
-A new score, pattern or regrowth joins the battery by one line here.
+A new score, pattern, regrowth or chooser joins the battery by one line here.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,7 +13,6 @@ import optax
 import jaxsparse as js
 from jaxsparse.nm import NM
 from jaxsparse.patterns import Pattern
-from jaxsparse.regrowth import DropAndGrow
 from jaxsparse.trees import leaves_by_path, replace_by_path
 
 
@@ -50,28 +50,48 @@ PATTERNS: dict[str, Pattern] = {
     "nm_best": js.NM(2, 4, method="best"),
     "nm_greedy": js.NM(2, 4, method="greedy"),
 }
-REGROWTHS = {
-    "none": None,
-    "random": js.regrow_random(0.3),
-    "gradient": js.regrow_gradient(0.3),
-    "straight_through": js.straight_through(),
-}
-REFUSED = [  # pairs that cannot work together; test_pruning holds their errors
-    (pattern, regrowth)
-    for pattern in PATTERNS
-    for regrowth in REGROWTHS
-    if isinstance(PATTERNS[pattern], NM) and isinstance(REGROWTHS[regrowth], DropAndGrow)
-]
-ALL = [
-    (score, pattern, regrowth)
-    for score in SCORES
-    for pattern in PATTERNS
-    for regrowth in REGROWTHS
-    if (pattern, regrowth) not in REFUSED
-]
-
 END = 6
 SPARSITY = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class AboveMean(js.Chooser):
+    """A user's own chooser: every other step keeps what scores at least the leaf's mean."""
+
+    end: int
+
+    def updates_at(self, step):
+        return (step % 2 == 0) & (step <= self.end)
+
+    def choose(self, scores, state, context):
+        masks = {path: score >= jnp.nanmean(score) for path, score in scores.items()}
+        return {path: mask & context.groups[path] for path, mask in masks.items()}, state
+
+
+RIGL = {"schedule": js.constant(end=END, every=2), "regrowth": js.regrow_gradient(0.3)}
+CHOOSERS = {  # what `prune` is told of when and what to choose
+    "none": {"schedule": js.cubic(end=END, every=2)},
+    "random": RIGL | {"regrowth": js.regrow_random(0.3)},
+    "gradient": RIGL,
+    "straight_through": {
+        "schedule": js.cubic(end=END, every=2),
+        "regrowth": js.straight_through(),
+    },
+    "user": {"schedule": AboveMean(END)},
+}
+REFUSED = [  # pairs that cannot work together; test_choosers holds their errors
+    (pattern, chooser)
+    for pattern in PATTERNS
+    for chooser in ("random", "gradient", "user")
+    if isinstance(PATTERNS[pattern], NM)
+]
+ALL = [
+    (score, pattern, chooser)
+    for score in SCORES
+    for pattern in PATTERNS
+    for chooser in CHOOSERS
+    if (pattern, chooser) not in REFUSED and (chooser != "user" or score in ("magnitude", "user"))
+]
 
 
 def small_params() -> dict[str, Any]:
@@ -90,18 +110,14 @@ def rules_for(pattern: str) -> list[js.Rule]:
     ]
 
 
-def pruner_for(score: str, pattern: str, regrowth: str) -> optax.GradientTransformationExtraArgs:
-    dynamic = regrowth in ("random", "gradient")
-    schedule = js.constant(end=END, every=2) if dynamic else js.cubic(end=END, every=2)
-    return js.prune(
-        rules_for(pattern), score=SCORES[score], schedule=schedule, regrowth=REGROWTHS[regrowth]
-    )
+def pruner_for(score: str, pattern: str, chooser: str) -> optax.GradientTransformationExtraArgs:
+    return js.prune(rules_for(pattern), score=SCORES[score], **CHOOSERS[chooser])
 
 
-def transform_for(score: str, pattern: str, regrowth: str) -> optax.GradientTransformationExtraArgs:
+def transform_for(score: str, pattern: str, chooser: str) -> optax.GradientTransformationExtraArgs:
     """The reference form, or the chain where raw weights must stay dense."""
-    pruner, optimizer = pruner_for(score, pattern, regrowth), optax.adam(1e-2)
-    if regrowth == "straight_through":
+    pruner, optimizer = pruner_for(score, pattern, chooser), optax.adam(1e-2)
+    if chooser == "straight_through":
         return optax.chain(pruner, optimizer)
     return js.pruned(optimizer, pruner)
 

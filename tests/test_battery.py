@@ -1,4 +1,4 @@
-"""What every score x pattern x regrowth promises; see members.py."""
+"""What every score x pattern x chooser promises; see members.py."""
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ FAST = {
     ("movement", "block", "straight_through"),
     ("saliency_momentum", "nm", "none"),
     ("user", "channel", "none"),
+    ("user", "block", "user"),
     ("gradient", "nm_best", "straight_through"),
     ("random", "nm_greedy", "none"),
 }
@@ -51,6 +52,9 @@ def kept_per_slice(mask, spec):
 def check_masks(masks, specs, pattern, sparsity):
     for path, spec in specs.items():
         kept = kept_per_slice(masks[path], spec)
+        if sparsity is None:
+            assert 0 < np.asarray(masks[path]).sum() < masks[path].size
+            continue
         if kept is not None:
             assert (kept == spec.units - round(sparsity * spec.units)).all(), path
             continue
@@ -65,14 +69,14 @@ def check_masks(masks, specs, pattern, sparsity):
             assert (rows <= 2).all() if pattern == "nm_greedy" else (rows == 2).all()
 
 
-@pytest.mark.parametrize("score,pattern,regrowth", EVERY)
-def test_training_keeps_the_promises(score, pattern, regrowth):
+@pytest.mark.parametrize("score,pattern,chooser", EVERY)
+def test_training_keeps_the_promises(score, pattern, chooser):
     """Exact counts, whole groups, exact zeros, one compilation; f32 and bf16, NaN in both."""
     params = small_params()
     params["dense"]["kernel"] = params["dense"]["kernel"].at[3, 5].set(jnp.nan)
     params["stack"]["kernel"] = params["stack"]["kernel"].at[1, 2, 3].set(jnp.nan)
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, params)
-    tx = transform_for(score, pattern, regrowth)
+    tx = transform_for(score, pattern, chooser)
     specs = resolve(rules_for(pattern), params)
     state = jax.jit(tx.init)(params)
     step = CountedJit(step_of(tx))
@@ -82,18 +86,18 @@ def test_training_keeps_the_promises(score, pattern, regrowth):
         masks = js.masks(state)
         if t % 2 or t > END:
             assert all((masks[path] == previous[path]).all() for path in masks), f"moved at {t}"
-        if regrowth == "none":
+        if chooser in ("none", "user"):
             assert not any((masks[path] & ~previous[path]).any() for path in masks), "regrew"
-        if regrowth != "straight_through":
+        if chooser != "straight_through":
             for path, leaf in leaves_by_path(params).items():
                 if path in masks:
                     zeros = np.asarray(leaf.astype(jnp.float32))[~np.asarray(masks[path])]
                     zeros = zeros[~np.isnan(zeros)]  # an update cannot clear a NaN
                     assert (zeros == 0).all() and not np.signbit(zeros).any(), path
-        if regrowth in ("random", "gradient") and PATTERNS[pattern].max_sparsity == 1:
+        if chooser in ("random", "gradient") and PATTERNS[pattern].max_sparsity == 1:
             check_masks(masks, specs, pattern, SPARSITY)
         previous = masks
-    check_masks(previous, specs, pattern, SPARSITY)
+    check_masks(previous, specs, pattern, None if chooser == "user" else SPARSITY)
     seen = js.mask_params(params, previous)
     for path, mask in previous.items():
         hidden = np.asarray(leaves_by_path(seen)[path].astype(jnp.float32))[~np.asarray(mask)]
@@ -103,10 +107,10 @@ def test_training_keeps_the_promises(score, pattern, regrowth):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("score,pattern,regrowth", ALL)
-def test_init_needs_shapes_only(score, pattern, regrowth):
+@pytest.mark.parametrize("score,pattern,chooser", ALL)
+def test_init_needs_shapes_only(score, pattern, chooser):
     params = small_params()
-    tx = transform_for(score, pattern, regrowth)
+    tx = transform_for(score, pattern, chooser)
     shapes = jax.eval_shape(lambda: params)
     bare = jax.eval_shape(tx.init, shapes)
     full = tx.init(params)

@@ -9,8 +9,7 @@ import pytest
 from jax import jit
 
 import jaxsparse as js
-from jaxsparse.choosing import Budget, choose
-from jaxsparse.distributions import targets_of
+from jaxsparse.choosers import Counted
 from jaxsparse.rules import resolve
 from jaxsparse.views import view_of
 
@@ -134,13 +133,8 @@ def test_a_schedule_prunes_what_loses_least_first_and_brings_nothing_back(method
     rng = np.random.default_rng(3)
     weights = {"kernel": jnp.zeros((16, 8))}
     specs = resolve([js.Rule("kernel", js.NM(2, 4, method))], weights)
-    budget = Budget(
-        specs,
-        js.linear(begin=0, end=4, every=1),
-        targets_of(specs, None, js.uniform()),
-        js.uniform(),
-    )
-    pick = jit(lambda scores, allowed, step: choose(scores, allowed, budget, step))
+    counted = Counted(schedule=js.linear(begin=0, end=4, every=1))
+    pick = jit(lambda scores, allowed, step: counted.best(scores, allowed, step, specs))
     shape = (4, 4, 2, 4) if method != "1d" else (4, 4, 8, 1)
     allowed = {"kernel": jnp.ones((16, 8), bool)}
     units = specs["kernel"].units

@@ -5,31 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from members import PATTERNS, REFUSED, REGROWTHS, CountedJit, rules_for, small_params, step_of
+from members import PATTERNS, CountedJit, rules_for, small_params, step_of
 
 import jaxsparse as js
 
 W = {"w": jnp.arange(1.0, 17.0).reshape(4, 4)}
 HALF = [js.Rule("w", js.Unstructured(), 0.5)]
+THRESHOLD = js.importance_threshold(begin=1, end=5)
 
 
 def one_shot():
     return js.prune(HALF, schedule=js.one_shot())
-
-
-@pytest.mark.parametrize("pattern,regrowth", REFUSED)
-def test_pairs_that_cannot_work_say_why(pattern, regrowth):
-    tx = js.prune(rules_for(pattern), schedule=js.constant(end=5), regrowth=REGROWTHS[regrowth])
-    with pytest.raises(ValueError, match=r"fixes how many.*straight_through\(\) would work"):
-        tx.init(small_params())
-
-
-def test_nm_takes_no_threshold():
-    tx = js.prune(
-        rules_for("nm"), score=js.movement(), schedule=js.importance_threshold(begin=1, end=5)
-    )
-    with pytest.raises(ValueError, match=r"fixes how many; a count schedule"):
-        tx.init(small_params())
 
 
 @pytest.mark.parametrize(
@@ -62,6 +48,17 @@ def test_nm_takes_no_threshold():
             "when the schedule says so",
         ),
         (lambda: js.prune(HALF, schedule=0.5, sparsity=0.9), ValueError, "sparsity=0.9 is given"),
+        (lambda: js.prune(masks=W, sparsity=0.9), ValueError, "sparsity=0.9 is given"),
+        (
+            lambda: js.prune(HALF, schedule=THRESHOLD, sparsity=0.9),
+            ValueError,
+            "no sparsity is asked for, but sparsity=0.9 is given",
+        ),
+        (
+            lambda: js.prune(HALF, schedule=THRESHOLD, regrowth=js.regrow_random()),
+            ValueError,
+            r"moves groups .* and schedule=ImportanceThreshold.* counts none",
+        ),
         (lambda: js.prune(masks=W, schedule=js.one_shot()), ValueError, "without rules nothing"),
     ],
 )

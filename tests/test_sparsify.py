@@ -213,8 +213,8 @@ def test_an_nnx_model_with_no_change(pattern):
 
 
 def check_model(apply, params, rules, tokens, count):
-    from jaxsparse.choosing import compute_masks
     from jaxsparse.masking import mask_params
+    from jaxsparse.pruning import compute_masks
 
     masks = compute_masks(params, rules)
     dense = mask_params(params, masks)
