@@ -5,6 +5,7 @@ import typing
 
 from jaxsparse import (
     activations,
+    calibration,
     graph,
     nn,
     serialization,  # noqa: F401  registers with flax
@@ -84,6 +85,7 @@ __all__ = [
     "add_group_lasso",
     "add_l1",
     "apply_masks",
+    "calibration",
     "checkpoint",
     "compute_masks",
     "constant",

@@ -163,6 +163,22 @@ def _pad(x, params):
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
 
+def windows(x: jax.Array, kernel: Sequence[int], params: Mapping[str, Any]) -> jax.Array:
+    """What a convolution's kernel meets at every place: (batch, *places, *window, channels).
+
+    Args:
+      x: the image.
+      kernel: shape of the kernel.
+      params: of the equation.
+    """
+    numbers = params["dimension_numbers"]
+    batch, feature, *spatial = numbers.lhs_spec
+    window = [kernel[axis] for axis in numbers.rhs_spec[2:]]
+    x = _pad(jnp.transpose(x, (batch, *spatial, feature)), params)
+    found = _patches(x, window, params)
+    return found.reshape(*found.shape[:-2], *window, found.shape[-1])
+
+
 def _patches(x, window, params):
     """What a window sees at every place: (batch, *places, taps, channels) from padded x.
 

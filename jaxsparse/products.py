@@ -8,10 +8,11 @@ the product sums over are axes of the weight.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse import jaxprs
@@ -19,20 +20,16 @@ from jaxsparse.factors import VIEWS, stranger
 from jaxsparse.sights import ENDS, Product, Sight, Value
 from jaxsparse.trees import Tree, flatten
 
-Observe = Callable[[Product, jax.Array], None]
 
-
-def products(
-    fn: Callable[..., Any], params: Tree, *args: Any, observe: Observe | None = None
-) -> list[Product]:
+def products(fn: Callable[..., Any], params: Tree, *args: Any) -> list[Product]:
     """The products of a program that weights take part in.
+
+    Nothing runs: the program is traced. `calibration.observe` runs it, and sees what they meet.
 
     Args:
       fn: called as fn(params, *args).
-      params: any tree of arrays; without `observe` shapes will do.
+      params: any tree of arrays or shapes.
       args: the data, arrays or shapes; what is no array is a constant.
-      observe: if given, the program runs, and this is called as observe(product, x) at every
-        product, with the array that the weight meets; inside loops with a tracer.
 
     Returns:
       One for every equation and weight, in the order of the program.
@@ -45,44 +42,63 @@ def products(
       >>> [(p.path, p.in_axis, p.out_axis) for p in products(mlp, params, jnp.ones((2, 4)))]
       [('up', (0,), (1,)), ('head', (1,), (0,))]
     """
-    paths = [path for path, _ in flatten(params)]
-    leaves, tree = jax.tree.flatten((params, args))
-    dynamic = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
-    arrays = [leaves[i] for i in dynamic]
+    return list(Traced(fn, params, args).read(Reader()))
 
-    def flat(*arrays):
-        given = dict(zip(dynamic, arrays, strict=True))
-        params, args = tree.unflatten([given.get(i, leaf) for i, leaf in enumerate(leaves)])
-        return jax.tree.leaves(fn(params, *args))
 
-    # Shapes without shardings: with explicit axes the types would name the mesh.
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
-    program = jax.make_jaxpr(flat)(*shapes)
-    reader = _Reader(observe)
+class Traced:
+    """A traced program, to be read once or several times.
 
-    def evaluate(*arrays):
+    Args:
+      fn, params, args: as in `products`.
+    """
+
+    def __init__(self, fn: Callable[..., Any], params: Tree, args: Sequence[Any]):
+        self._paths = [path for path, _ in flatten(params)]
+        leaves, tree = jax.tree.flatten((params, tuple(args)))
+        self._output: Any = None
+        self._arrays = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
+
+        def flat(*arrays):
+            given = dict(zip(self._arrays, arrays, strict=True))
+            params, args = tree.unflatten([given.get(i, leaf) for i, leaf in enumerate(leaves)])
+            outputs, self._output = jax.tree.flatten(fn(params, *args))
+            return outputs
+
+        # Shapes without shardings: with explicit axes the types would name the mesh.
+        self._shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self._arrays.values()]
+        self._program = jaxprs.opened(jax.make_jaxpr(flat)(*self._shapes))
+
+    def read(self, reader: "Reader") -> Iterable[Product]:
+        """The products that a reader finds, without running anything."""
+        jax.eval_shape(lambda *arrays: self._evaluate(reader, arrays), *self._shapes)
+        return reader.found.values()
+
+    def run(self, reader: "Reader") -> Any:
+        """What the function returns."""
+        return jax.tree.unflatten(self._output, self._evaluate(reader, self._arrays.values()))
+
+    def _evaluate(self, reader, arrays):
         values = [
-            Value(a, (Sight.of(paths[i], a.shape),) if i < len(paths) else (), i >= len(paths))
-            for i, a in zip(dynamic, arrays, strict=True)
+            Value(a, (Sight.of(self._paths[i], a.shape),))
+            if i < len(self._paths)
+            else Value(a, data=True)
+            for i, a in zip(self._arrays, arrays, strict=True)
         ]
-        jaxprs.walk(jaxprs.opened(program), values, reader.visit)
-
-    if observe is None:
-        jax.eval_shape(evaluate, *shapes)
-    else:
-        evaluate(*arrays)
-    return list(reader.found.values())
+        return reader.arrays(jaxprs.walk(self._program, values, reader.visit))
 
 
 def _is_array(leaf):
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
-class _Reader(jaxprs.Evaluator):
-    """One evaluation of a program."""
+class Reader(jaxprs.Evaluator):
+    """One evaluation of a program.
 
-    def __init__(self, observe):
-        self.observe = observe
+    Attributes:
+      found: the products, by equation and path.
+    """
+
+    def __init__(self):
         # The body of a loop may be traced more than once.
         self.found: dict[tuple[int, str], Product] = {}
 
@@ -98,13 +114,16 @@ class _Reader(jaxprs.Evaluator):
         return Value(array, data=True)
 
     def stack(self, value):
-        return value
+        if not isinstance(value, Value) or not value.sights:
+            return value
+        return value, jnp.arange(value.array.shape[0], dtype=jnp.int32)
 
     def slice(self, arrays):
-        if not isinstance(arrays, Value):
+        if not isinstance(arrays, tuple):
             return arrays
-        sights = tuple(sight.without([0], "batch") for sight in arrays.sights)
-        return dataclasses.replace(arrays, sights=sights)
+        value, place = arrays
+        sights = tuple(sight.without([0], "batch", [place]) for sight in value.sights)
+        return dataclasses.replace(value, sights=sights)
 
     def result(self, array, operands):
         return Value(array, data=any(o.data for o in operands if isinstance(o, Value)))
@@ -123,21 +142,18 @@ class _Reader(jaxprs.Evaluator):
             for result, sights in zip(results, shown, strict=True)
         ]
 
-    def meet(self, equation, sight, summed, batched, other):
-        """Notes a product."""
-        product = sight.product(equation.primitive.name, summed, batched)
-        self._note(equation, product, other.array)
+    def meet(self, equation, sight: Sight, position: int, other: Value) -> None:
+        """Notes a product in which an array that shows a weight is the operand at a position."""
+        name = equation.primitive.name
+        product = sight.product(name, *ENDS[name](equation, position))
+        self.found.setdefault((id(equation), product.path), product)
 
-    def look_up(self, equation, sight, indexed, ids):
+    def look_up(self, equation, sight, indexed):
         """Notes a lookup along some axes."""
         rest = [i for i in range(len(sight.axes)) if i not in indexed]
         product = sight.product(equation.primitive.name, rest, [])
-        self._note(equation, dataclasses.replace(product, sums=False), ids)
-
-    def _note(self, equation, product, x):
+        product = dataclasses.replace(product, sums=False)
         self.found.setdefault((id(equation), product.path), product)
-        if self.observe is not None:
-            self.observe(product, x)
 
 
 def _merged(sights):
@@ -186,24 +202,36 @@ def _reduce_sum(reader, equation, values):
     return [[sight.without(equation.params["axes"], "in") for sight in values[0].sights]]
 
 
-@_rule("concatenate pad slice split")
+@_rule("concatenate pad")
 def _resized(reader, equation, values):
-    shapes = [variable.aval.shape for variable in equation.outvars]
     sights = [sight for value in values for sight in value.sights]
-    if any(value.data for value in values):
-        return [()] * len(shapes)
-    return [
-        _part(reader, equation, sights, shape, None)
-        if equation.primitive.name == "slice"
-        else _some(sight.resized(shape) for sight in sights)
-        for shape in shapes
-    ]
+    shape = equation.outvars[0].aval.shape
+    data = any(value.data for value in values)
+    return [() if data else _some(sight.resized(shape) for sight in sights)]
+
+
+@_rule("split")
+def _split(reader, equation, values):
+    shown, axis, start = [], equation.params["axis"], 0
+    for variable in equation.outvars:
+        shape = variable.aval.shape
+        starts = [start if i == axis else 0 for i in range(len(shape))]
+        shown.append(_some(sight.resized(shape, starts) for sight in values[0].sights))
+        start += shape[axis]
+    return shown
+
+
+@_rule("slice")
+def _slice(reader, equation, values):
+    shape, starts = equation.outvars[0].aval.shape, equation.params["start_indices"]
+    return [_part(reader, equation, values[0].sights, shape, starts)]
 
 
 @_rule("dynamic_slice")
 def _dynamic_slice(reader, equation, values):
     weight, *starts = values
     shape = equation.params["slice_sizes"]
+    starts = [start.array for start in starts]
     return [_part(reader, equation, weight.sights, shape, starts)]
 
 
@@ -212,11 +240,11 @@ def _part(reader, equation, sights, shape, starts):
     shown = []
     for sight in sights:
         cut = [i for i, (a, b) in enumerate(zip(shape, sight.shape, strict=True)) if a < b]
-        part = sight.resized(shape)
+        part = sight.resized(shape, starts)
         if part is None or len(part.ends) > 1 or not cut:
             shown += _some([part])
         elif len(sight.ends) == 2 and [shape[i] for i in cut] == [1]:
-            reader.look_up(equation, sight, cut, starts and starts[cut[0]].array)
+            reader.look_up(equation, sight, cut)
         else:
             shown.append(part)
     return shown
@@ -234,21 +262,28 @@ def _gather(reader, equation, values):
         indexed = [i for i in range(len(sizes)) if i in gone or sizes[i] == 1 != sight.shape[i]]
         if any(sizes[i] != sight.shape[i] for i in stay if i not in indexed):
             continue
-        part = sight.without(indexed, "batch")
+        part = sight.without(indexed, "batch", [_place(ids.array, numbers, i) for i in indexed])
         if len(part.ends) > 1:
             axes = [stranger(size) if isinstance(size, int) else () for size in shape]
             for place, i in zip(numbers.offset_dims, stay, strict=True):
                 axes[place] = () if i in indexed else sight.axes[i]
             shown.append(part.seen(axes, {}))
         elif len(sight.ends) == 2:
-            reader.look_up(equation, sight, indexed, ids.array)
+            reader.look_up(equation, sight, indexed)
     return [shown]
+
+
+def _place(ids, numbers, axis):
+    """The position along an axis that a `gather` takes, None if these are several."""
+    if axis not in numbers.start_index_map or set(ids.shape[:-1]) - {1}:
+        return None
+    return ids[..., numbers.start_index_map.index(axis)].reshape(())
 
 
 @_rule("unstack")
 def _unstack(reader, equation, values):
-    sights = [s.without([equation.params["axis"]], "batch") for s in values[0].sights]
-    return [sights] * len(equation.outvars)
+    axis, count = equation.params["axis"], len(equation.outvars)
+    return [[s.without([axis], "batch", [i]) for s in values[0].sights] for i in range(count)]
 
 
 @_rule("stack")
@@ -264,5 +299,5 @@ def _stack(reader, equation, values):
 def _product(reader, equation, values):
     for position, (one, other) in enumerate(zip(values[:2], values[1::-1], strict=True)):
         for sight in one.sights:
-            reader.meet(equation, sight, *ENDS[equation.primitive.name](equation, position), other)
+            reader.meet(equation, sight, position, other)
     return [()]

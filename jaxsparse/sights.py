@@ -71,11 +71,14 @@ class Sight(Factored):
       axes: factors of every axis of the array.
       path, whole: of the weight, its path and shape.
       taken: what is no axis any more: taken apart as a batch, or summed.
+      at: of each of these at which position it was taken apart, None if that is not known
+        or it was summed; numbers and scalar arrays.
     """
 
     path: str
     whole: tuple[int, ...]
     taken: tuple[tuple[Role, Axis], ...] = ()
+    at: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, path: str, shape: Sequence[int]) -> Self:
@@ -83,28 +86,37 @@ class Sight(Factored):
         shape = tuple(shape)
         return cls(tuple((((i,), size),) for i, size in enumerate(shape)), path, shape)
 
-    def without(self, gone: Sequence[int], role: Role) -> Self:
-        """The array after some axes were taken apart or summed."""
-        taken = tuple((role, self.axes[i]) for i in gone)
-        axes = tuple(axis for i, axis in enumerate(self.axes) if i not in gone)
-        return dataclasses.replace(self, axes=axes, taken=self.taken + taken)
+    def without(self, gone: Sequence[int], role: Role, at: Sequence[Any] | None = None) -> Self:
+        """The array after some axes were summed, or taken apart, maybe at known positions."""
+        return dataclasses.replace(
+            self,
+            axes=tuple(axis for i, axis in enumerate(self.axes) if i not in gone),
+            taken=self.taken + tuple((role, self.axes[i]) for i in gone),
+            at=self.at + (tuple(at) if at is not None else (None,) * len(gone)),
+        )
 
-    def resized(self, shape: Sequence[int]) -> Self | None:
-        """Cut, padded or concatenated to another shape; None if that cannot be told apart."""
+    def resized(self, shape: Sequence[int], starts: Sequence[Any] | None = None) -> Self | None:
+        """Cut, padded or concatenated to another shape; None if that cannot be told apart.
+
+        Args:
+          shape: the new one.
+          starts: where it was cut, if it was.
+        """
         if not all(isinstance(size, int) and size for size in shape):
             return None
-        axes, taken = [], list(self.taken)
-        for axis, have, size in zip(self.axes, self.shape, shape, strict=True):
+        axes, taken, at = [], list(self.taken), list(self.at)
+        for i, (axis, have, size) in enumerate(zip(self.axes, self.shape, shape, strict=True)):
             if size == have:
                 axes.append(axis)
             elif size == 1:
                 taken.append(("batch", axis))
+                at.append(None if starts is None else starts[i])
                 axes.append(())
             elif len(axis) > 1:
                 return None
             else:
                 axes.append(((axis[0][0], size),) if axis else stranger(size))
-        return dataclasses.replace(self, axes=tuple(axes), taken=tuple(taken))
+        return dataclasses.replace(self, axes=tuple(axes), taken=tuple(taken), at=tuple(at))
 
     @property
     def ends(self) -> set[int]:
@@ -151,11 +163,13 @@ class Value:
     data: bool = False
 
     def tree_flatten(self):
-        return (self.array,), (self.sights, self.data)
+        return (self.array, [sight.at for sight in self.sights]), (self.sights, self.data)
 
     @classmethod
     def tree_unflatten(cls, aux, children):
-        return cls(children[0], *aux)
+        (sights, data), (array, places) = aux, children
+        pairs = zip(sights, places, strict=True)
+        return cls(array, tuple(dataclasses.replace(s, at=at) for s, at in pairs), data)
 
 
 # By primitive, which axes of the operand at a position a product sums over, and which it takes

@@ -188,19 +188,6 @@ def test_what_depends_on_data_is_no_weight():
     assert set(found(mlp, params, X)) == {"up", "down"}
 
 
-def test_values_can_be_observed():
-    seen = []
-    params = {"up": jnp.eye(4), "stack": jnp.ones((2, 4, 4))}
-
-    def mlp(p, x):
-        return lax.scan(lambda x, w: (x @ w, None), 2 * (x @ p["up"]), p["stack"])[0]
-
-    products(mlp, params, X, observe=lambda product, x: seen.append((product.path, x)))
-    assert [path for path, _ in seen] == ["up", "stack"]
-    np.testing.assert_array_equal(seen[0][1], X)
-    assert seen[1][1].shape == (3, 4)  # inside the loop it is a tracer
-
-
 def random_program(rng):
     """A weight whose axes have roles drawn at random, in a program that hides them."""
     count = int(rng.integers(2, 5))

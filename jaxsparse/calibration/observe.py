@@ -1,0 +1,289 @@
+"""`observe`: the program runs, and at each product what a weight meets goes into a statistic.
+
+A product sums over axes of a weight that the program may have cast, transposed, reshaped or
+taken from a stack. What the weight meets is turned back to the axes of the weight as it is in
+the parameters, so that a statistic knows nothing of how the program was written. Statistics go
+through loops and branches with all else that these carry: nothing large is kept.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxsparse.calibration.reducers import Reducer
+from jaxsparse.convolution import windows
+from jaxsparse.factors import Axis, Factor
+from jaxsparse.products import Reader, Traced
+from jaxsparse.sights import ENDS, Product, Sight, Value
+from jaxsparse.trees import Tree
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Site:
+    """A weight, and one way in which products sum over it.
+
+    Products that sum over the same axes of a weight (a tied kernel, a layer that runs twice)
+    are one site.
+
+    Attributes:
+      path: of the weight.
+      shape: of the weight.
+      in_axis: axes of the weight that are summed over, major to minor, as in `Rule`.
+      batch_axis: axes along which every slice is a kernel of its own.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    in_axis: tuple[int, ...]
+    batch_axis: tuple[int, ...]
+
+    @property
+    def inputs(self) -> int:
+        """How many numbers of a value one number of the result is summed over."""
+        return math.prod(self.shape[axis] for axis in self.in_axis)
+
+    @property
+    def kernels(self) -> tuple[int, ...]:
+        """Sizes of `batch_axis`: how many kernels there are."""
+        return tuple(self.shape[axis] for axis in self.batch_axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Met:
+    """What one kernel meets in one product.
+
+    Attributes:
+      array: the value as the program has it, without axes that number kernels; of a
+        convolution the image.
+    """
+
+    array: Array
+    _rows: Callable[[Array], Array]
+
+    def rows(self) -> Float[Array, "rows inputs"]:
+        """The value as a matrix X, so that X @ W is what the product computes.
+
+        Its columns are numbered as the flattened `in_axis` of the site; of a convolution its
+        rows are the windows.
+
+        Raises:
+          ValueError: of a convolution in groups, each of which has a matrix of its own.
+        """
+        return self._rows(self.array)
+
+
+def sites(fn: Callable[..., Any], params: Tree, *args: Any, paths: str = ".*") -> list[Site]:
+    """What `observe` sees, in the order of the program; nothing runs.
+
+    Args:
+      fn, params, args: as in `observe`; shapes will do.
+      paths: regular expression of the weights to look at.
+
+    Example:
+      >>> params = {"up": jnp.ones((4, 8)), "head": jnp.ones((3, 8))}
+      >>> def mlp(params, x):
+      ...     return jnp.tanh(x @ params["up"]) @ params["head"].T
+      >>> [(site.path, site.in_axis, site.inputs) for site in sites(mlp, params, jnp.ones((2, 4)))]
+      [('up', (0,), 4), ('head', (1,), 8)]
+    """
+    return _sites(Traced(fn, params, args), paths)
+
+
+def observe(
+    fn: Callable[..., Any],
+    params: Tree,
+    *args: Any,
+    reducer: Reducer,
+    paths: str = ".*",
+    states: Mapping[Site, Any] | None = None,
+) -> tuple[Any, dict[Site, Any]]:
+    """Runs a function, and reduces what its weights meet in products to one state a site.
+
+    Weights are followed through casts, transposes, reshapes, scaling, masks, `jit`, `vmap`,
+    `remat`, `scan`, `while`, `cond`, functions with gradients of their own and stacks, in any
+    framework. A kernel that a loop uses several times is met as often. Lookups in a table
+    are no products. What `cond` does not run is not met, and what the condition of a
+    `while` multiplies is not, either.
+
+    It is a pure function and can be jitted. Batch by batch, give `states` of the batch
+    before. Later layers see what the `params` given make of their inputs: to have them see
+    those of pruned layers, observe once more with the pruned weights. Under `jit`, what
+    comes after the sites observed does not run if the outputs are not used.
+
+    Args:
+      fn: called as fn(params, *args).
+      params: a tree of arrays.
+      args: the data; what is no array is a constant.
+      reducer: of the values; see `Reducer`, `gram`, `square_norms`, `largest`, `zeros`.
+      paths: regular expression of the weights to observe.
+      states: to go on from.
+
+    Returns:
+      What the function returns; and by site the state. Of a site with `batch_axis` every
+      array of its state has these axes first, one state for every kernel.
+
+    Raises:
+      ValueError: what a weight meets cannot be told: several kernels at once whose rows data
+        choose, a part of a kernel, groups with outputs of their own. The path is quoted.
+
+    Example:
+      >>> from jaxsparse.calibration import gram
+      >>> params = {"up": jnp.ones((4, 8)), "stack": jnp.ones((3, 8, 8))}
+      >>> def model(params, x):
+      ...     x = jnp.tanh(x @ params["up"])
+      ...     return jax.lax.scan(lambda x, w: (x @ w, None), x, params["stack"])[0]
+      >>> y, states = observe(model, params, jnp.ones((2, 4)), reducer=gram())
+      >>> {site.path: state["products"].shape for site, state in states.items()}
+      {'up': (4, 4), 'stack': (3, 8, 8)}
+    """
+    traced = Traced(fn, params, args)
+    found = _sites(traced, paths)
+    if states is None:
+        states = {site: _stacked(reducer.init(site), site.kernels) for site in found}
+    elif set(states) != set(found):
+        other = sorted(site.path for site in set(states) ^ set(found))
+        raise ValueError(f"observe: the states are of other sites than the program: {other}")
+    observer = _Observer(reducer, dict(states))
+    outputs = traced.run(observer)
+    return outputs, {site: observer.state[site] for site in found}
+
+
+def _sites(traced: Traced, paths: str) -> list[Site]:
+    products = (p for p in traced.read(Reader()) if p.sums and re.fullmatch(paths, p.path))
+    return list(dict.fromkeys(map(_site, products)))
+
+
+def _site(product: Product) -> Site:
+    return Site(product.path, product.shape, product.in_axis, product.batch_axis)
+
+
+def _stacked(state, sizes):
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (*sizes, *jnp.shape(a))), state)
+
+
+class _Observer(Reader):
+    """A reader that reduces what weights meet; its state goes through control flow."""
+
+    def __init__(self, reducer: Reducer, states: dict[Site, Any]):
+        super().__init__()
+        self._reducer, self.state = reducer, states
+
+    def meet(self, equation, sight, position, other):
+        name = equation.primitive.name
+        site = _site(sight.product(name, *ENDS[name](equation, position)))
+        if site not in self.state:
+            return
+        value = _Turned(site, equation, sight, position, other)
+        update = lambda state, x: self._reducer.update(state, Met(x, value.rows), site)  # noqa: E731
+        for _ in value.stacked:
+            update = jax.vmap(update)
+        before = jax.tree.map(lambda array: array[value.index], self.state[site])
+        after = update(before, value.array)
+        new = jax.tree.map(lambda a, b: a.at[value.index].set(b), self.state[site], after)
+        self.state = self.state | {site: new}
+
+
+class _Turned:
+    """A value, turned to the axes of the weight that it meets.
+
+    Attributes:
+      array: axes that number kernels first, then all others as they come.
+      stacked: those axes of the weight.
+      index: which kernels they are, of all of the weight.
+    """
+
+    def __init__(self, site: Site, equation, sight: Sight, position: int, other: Value):
+        self._site, self._equation, self._weight = site, equation, sight.shape
+        name = equation.primitive.name
+        if name == "ragged_dot_general":
+            self._refuse("each kernel of a stack meets rows that data choose")
+        summed, batched = ENDS[name](equation, position)
+        self._summed = [sight.axes[i] for i in summed]
+        if name == "conv_general_dilated":
+            if position == 0:
+                self._refuse("it is the image of a convolution, not its kernel")
+            self._labels: list[Axis | None] = [None] * other.array.ndim
+        else:
+            theirs = ENDS[name](equation, 1 - position)
+            labels = dict(zip(theirs[0], self._summed, strict=True))
+            labels |= {i: sight.axes[k] for i, k in zip(theirs[1], batched, strict=True)}
+            self._labels = [labels.get(i) for i in range(other.array.ndim)]
+        places = self._places(sight)
+        self._check([sight.axes[i] for i in (*summed, *batched)])
+        self._turn(other.array, places)
+
+    def _refuse(self, why: str):
+        raise ValueError(
+            f"observe: {self._site.path!r} of shape {self._site.shape}: {why} "
+            f"({self._equation.primitive.name}); paths= that leaves it out would work"
+        )
+
+    def _check(self, axes: Sequence[Axis]) -> None:
+        """Refuses values that are no whole row of inputs for every output."""
+        site = self._site
+        met = [factor for axis in axes for factor in axis]
+        sizes = {axis: 1 for axis in site.in_axis}
+        for name, size in met:
+            if name[0] < 0:
+                self._refuse("it was repeated before the product")
+            elif name[0] in sizes:
+                sizes[name[0]] *= size
+            elif name[0] not in site.batch_axis:
+                self._refuse("groups of its outputs meet values of their own")
+        if any(size != site.shape[axis] for axis, size in sizes.items()):
+            self._refuse("part of its inputs, or a sum over them, meets the value")
+
+    def _places(self, sight: Sight) -> dict[int, Any]:
+        """By axis of the weight, the kernel that was taken from it."""
+        places = {}
+        for (role, axis), at in zip(sight.taken, sight.at, strict=True):
+            long = [factor for factor in axis if factor[1] != 1]
+            if role != "batch" or not long:
+                continue
+            [(name, size), *others] = long
+            if others or (len(name), size) != (1, self._site.shape[name[0]]) or at is None:
+                self._refuse("which kernel of the stack it is cannot be told")
+            places[name[0]] = at
+        return places
+
+    def _turn(self, array: Array, places: Mapping[int, Any]) -> None:
+        kernels = self._site.batch_axis
+        flat: list[tuple[Factor | None, int]] = []
+        for label, size in zip(self._labels, array.shape, strict=True):
+            flat += [(None, size)] if label is None else [(factor, factor[1]) for factor in label]
+        array = array.reshape([size for _, size in flat])
+        names = [None if factor is None else factor[0] for factor, _ in flat]
+        self.stacked = [a for a in kernels if (a,) in names]
+        for axis in kernels:
+            whole = axis in places or axis in self.stacked or self._site.shape[axis] == 1
+            if not whole:
+                self._refuse("the axis that numbers its kernels is in parts")
+        fronts = [names.index((axis,)) for axis in self.stacked]
+        rest = [i for i in range(len(names)) if i not in fronts]
+        self.array = array.transpose(*fronts, *rest)
+        self._factors = [flat[i][0] for i in rest]
+        self.index = tuple(slice(None) if a in self.stacked else places.get(a, 0) for a in kernels)
+
+    def rows(self, array: Array) -> Array:
+        """See `Met.rows`."""
+        factors = self._factors
+        if self._equation.primitive.name == "conv_general_dilated":
+            params = self._equation.params
+            if params["feature_group_count"] * params["batch_group_count"] != 1:
+                self._refuse("each group of the convolution has a matrix of its own")
+            array = windows(array, self._weight, params)
+            whole = [factor for axis in self._summed for factor in axis]
+            free = array.ndim - len(self._summed)
+            array = array.reshape(*array.shape[:free], *[size for _, size in whole])
+            factors = [None] * free + whole
+        major = {axis: place for place, axis in enumerate(self._site.in_axis)}
+        columns = sorted((major[f[0][0]], f[0], i) for i, f in enumerate(factors) if f is not None)
+        free = [i for i, factor in enumerate(factors) if factor is None]
+        array = array.transpose(*free, *(i for _, _, i in columns))
+        return array.reshape(-1, self._site.inputs)

@@ -1,0 +1,89 @@
+"""What is kept of the values that a weight meets."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+
+class Reducer(NamedTuple):
+    """How values become a state; two functions that `jit` can trace.
+
+    Attributes:
+      init: called as init(site): the state before any value, a pytree of arrays, of one
+        kernel.
+      update: called as update(state, met, site) at each product: the state with what the
+        weight meets there, `met.array` or as a matrix `met.rows()`.
+
+    Example:
+      >>> def update(state, met, site):
+      ...     return state + met.rows().sum(0)
+      >>> mean = Reducer(lambda site: jnp.zeros(site.inputs), update)
+    """
+
+    init: Callable[[Any], Any]
+    update: Callable[[Any, Any, Any], Any]
+
+
+def _wide(array):
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def gram() -> Reducer:
+    """H = XᵀX over all rows X that a weight meets: what one-shot pruning solves with.
+
+    The state has `products`, (inputs, inputs) in float32, and `rows`, their number.
+    """
+
+    def init(site):
+        return {"products": jnp.zeros((site.inputs, site.inputs)), "rows": jnp.zeros((), int)}
+
+    def update(state, met, site):
+        del site
+        x = _wide(met.rows())
+        products = state["products"] + x.T @ x
+        return {"products": products.astype(jnp.float32), "rows": state["rows"] + x.shape[0]}
+
+    return Reducer(init, update)
+
+
+def square_norms() -> Reducer:
+    """The squared norm of every column of X, the diagonal of `gram`: what Wanda scores by.
+
+    The state has `squares`, (inputs,) in float32, and `rows`.
+    """
+
+    def init(site):
+        return {"squares": jnp.zeros(site.inputs), "rows": jnp.zeros((), int)}
+
+    def update(state, met, site):
+        del site
+        x = _wide(met.rows())
+        squares = state["squares"] + jnp.sum(x * x, axis=0)
+        return {"squares": squares.astype(jnp.float32), "rows": state["rows"] + x.shape[0]}
+
+    return Reducer(init, update)
+
+
+def largest() -> Reducer:
+    """max |x| over all that a weight meets, a float32: the range that INT8 has to hold."""
+
+    def update(state, met, site):
+        del site
+        return jnp.maximum(state, jnp.max(jnp.abs(met.array)).astype(jnp.float32))
+
+    return Reducer(lambda site: jnp.zeros(()), update)
+
+
+def zeros() -> Reducer:
+    """How many numbers were zero, and of how many: the sparsity of activations.
+
+    The state has `zeros` and `size`, float32: a count beyond 2²⁴ is rounded.
+    """
+
+    def update(state, met, site):
+        del site
+        count = jnp.sum(met.array == 0, dtype=jnp.float32)
+        return {"zeros": state["zeros"] + count, "size": state["size"] + met.array.size}
+
+    return Reducer(lambda site: {"zeros": jnp.zeros(()), "size": jnp.zeros(())}, update)
