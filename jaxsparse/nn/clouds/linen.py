@@ -8,11 +8,11 @@ from flax import linen
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array
 
-from jaxsparse.activations.convolution import Dataflow, sparse_conv
+from jaxsparse.activations.convolution import Dataflow
 from jaxsparse.activations.maps import KernelMap
 from jaxsparse.activations.tensor import SparseTensor
 from jaxsparse.activations.windows import PerAxis
-from jaxsparse.nn.clouds.maps import map_of
+from jaxsparse.nn.clouds.layers import convolve
 
 
 class SparseConv(linen.Module):
@@ -51,7 +51,7 @@ class SparseConv(linen.Module):
     bias_init: Callable[..., Array] = linen.initializers.zeros_init()
     dataflow: Dataflow | None = None
 
-    _transposed: ClassVar[bool] = False
+    transposed: ClassVar[bool] = False
 
     @linen.compact
     def __call__(self, x: SparseTensor, kernel_map: KernelMap | None = None) -> SparseTensor:
@@ -64,27 +64,13 @@ class SparseConv(linen.Module):
         Raises:
           ValueError: a map of another window or of other coordinates.
         """
-        kernel_map = map_of(
-            x,
-            kernel_map,
-            self._transposed,
-            size=self.kernel_size,
-            stride=self.strides,
-            dilation=self.kernel_dilation,
-            padding=self.padding,
-            outputs=self.outputs,
-            out_shape=self.out_shape,
-            capacity=self.capacity,
-        )
         shape = (*self.kernel_size, x.channels, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         features, kernel, bias = promote_dtype(x.features, kernel, bias, dtype=self.dtype)
-        return sparse_conv(
-            x.with_features(features), kernel, kernel_map, bias, dataflow=self.dataflow
-        )
+        return convolve(self, x.with_features(features), kernel_map, kernel, bias)
 
 
 class SparseConvTranspose(SparseConv):
@@ -106,4 +92,4 @@ class SparseConvTranspose(SparseConv):
     """
 
     outputs: Any = "receptive"
-    _transposed: ClassVar[bool] = True
+    transposed: ClassVar[bool] = True

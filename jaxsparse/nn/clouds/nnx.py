@@ -8,11 +8,11 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jaxtyping import Array
 
-from jaxsparse.activations.convolution import Dataflow, sparse_conv
+from jaxsparse.activations.convolution import Dataflow
 from jaxsparse.activations.maps import KernelMap, Outputs
 from jaxsparse.activations.tensor import SparseTensor
 from jaxsparse.activations.windows import PerAxis
-from jaxsparse.nn.clouds.maps import map_of
+from jaxsparse.nn.clouds.layers import convolve
 
 
 class SparseConv(nnx.Module):
@@ -36,7 +36,7 @@ class SparseConv(nnx.Module):
       SparseTensor((2, 8), float32, bounds of 1 batches of [1, 2) x [1, 3))
     """
 
-    _transposed = False
+    transposed = False
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class SparseConv(nnx.Module):
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         bias = bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None
         self.bias = None if bias is None else nnx.Param(bias)
-        self.size = tuple(kernel_size)
+        self.kernel_size = tuple(kernel_size)
         self.strides = _static(strides)
         self.kernel_dilation = _static(kernel_dilation)
         self.padding = _static(padding)
@@ -82,25 +82,11 @@ class SparseConv(nnx.Module):
         Raises:
           ValueError: a map of another window or of other coordinates.
         """
-        kernel_map = map_of(
-            x,
-            kernel_map,
-            self._transposed,
-            size=self.size,
-            stride=self.strides,
-            dilation=self.kernel_dilation,
-            padding=self.padding,
-            outputs=self.outputs,
-            out_shape=self.out_shape,
-            capacity=self.capacity,
-        )
         bias = None if self.bias is None else self.bias[...]
         features, kernel, bias = dtypes.promote_dtype(
             (x.features, self.kernel[...], bias), dtype=self.dtype
         )
-        return sparse_conv(
-            x.with_features(features), kernel, kernel_map, bias, dataflow=self.dataflow
-        )
+        return convolve(self, x.with_features(features), kernel_map, kernel, bias)
 
 
 class SparseConvTranspose(SparseConv):
@@ -124,7 +110,7 @@ class SparseConvTranspose(SparseConv):
       SparseTensor((2, 3), float32, bounds of 1 batches of [1, 2) x [1, 3))
     """
 
-    _transposed = True
+    transposed = True
 
     def __init__(self, *args, outputs: Any = "receptive", **kwargs):
         super().__init__(*args, outputs=outputs, **kwargs)
