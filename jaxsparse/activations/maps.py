@@ -1,7 +1,7 @@
 """Kernel maps: which input row meets which output row at each tap of a convolution."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32
 
+from jaxsparse.activations import reach
 from jaxsparse.activations.bounds import NOWHERE, Bounds
 from jaxsparse.activations.sites import Sites, distinct_sites, require_room
 from jaxsparse.activations.tensor import SparseTensor
-from jaxsparse.activations.windows import PerAxis, Window, centred, require_int32
+from jaxsparse.activations.windows import PerAxis, Window, centred
 from jaxsparse.registration import pytree
 
 Outputs = Literal["submanifold", "floor", "receptive"]
+Reach = Callable[[Sites, Window, Bounds], Int32[Array, "..."]]
 
 
 @pytree(window=lambda fields: Window(**fields))
@@ -130,20 +132,13 @@ def kernel_map(
         index, reverse = pairs(fine, window=window)
         return KernelMap(index, reverse, fine, None, window)
     if isinstance(outputs, Sites):
-        _refuse("given", out_shape=out_shape, capacity=capacity)
-        _same_kind(fine, outputs)
-        index, reverse = _pairs(fine, coarse=outputs, window=window)
-        return KernelMap(index, reverse, fine, outputs, window)
-    if outputs == "floor":
-        bounds = window.floor_bounds(fine.bounds)
-    elif out_shape is None:
-        bounds = window.coarse_bounds(fine.bounds)
+        coarse = _given(fine, outputs, out_shape=out_shape, capacity=capacity)
+    elif outputs == "floor":
+        coarse = _found(reach.floors, fine, window, window.floor_bounds(fine.bounds), capacity)
     else:
-        bounds = Bounds.of_shape(fine.bounds.batch, out_shape)
-        _same_kind(fine, bounds)
-    options = dict(outputs=outputs, bounds=bounds, capacity=capacity)
-    coarse, index, reverse = _strided(fine, window=window, **options)
-    require_room(coarse)
+        bounds = _shaped(fine, out_shape) or window.coarse_bounds(fine.bounds)
+        coarse = _found(reach.windows, fine, window, bounds, capacity)
+    index, reverse = _pairs(fine, coarse=coarse, window=window)
     return KernelMap(index, reverse, fine, coarse, window)
 
 
@@ -184,18 +179,13 @@ def transposed_map(
     coarse = x.sites if isinstance(x, SparseTensor) else x
     window = Window.of(coarse.bounds.rank, size, stride, dilation, padding)
     if isinstance(outputs, Sites):
-        _refuse("given", out_shape=out_shape, capacity=capacity)
-        _same_kind(coarse, outputs)
-        index, reverse = _pairs(outputs, coarse=coarse, window=window)
-        return KernelMap(reverse, index, coarse, outputs, window)
-    if outputs != "receptive":
+        fine = _given(coarse, outputs, out_shape=out_shape, capacity=capacity)
+    elif outputs != "receptive":
         raise ValueError(f'outputs={outputs!r} must be "receptive" or Sites.')
-    bounds = window.fine_bounds(coarse.bounds)
-    if out_shape is not None:
-        bounds = Bounds.of_shape(coarse.bounds.batch, out_shape)
-        _same_kind(coarse, bounds)
-    fine, index, reverse = _transposed(coarse, window=window, bounds=bounds, capacity=capacity)
-    require_room(fine)
+    else:
+        bounds = _shaped(coarse, out_shape) or window.fine_bounds(coarse.bounds)
+        fine = _found(reach.spread, coarse, window, bounds, capacity)
+    index, reverse = _pairs(fine, coarse=coarse, window=window)
     return KernelMap(reverse, index, coarse, fine, window)
 
 
@@ -205,30 +195,38 @@ def _refuse(outputs, **options):
             raise ValueError(f"{name}={value} is an option of receptive outputs, not of {outputs}.")
 
 
-def _same_kind(inputs: Sites, outputs: Sites | Bounds) -> None:
-    one = inputs.bounds
-    other = outputs.bounds if isinstance(outputs, Sites) else outputs
+def _given(inputs: Sites, outputs: Sites, **options) -> Sites:
+    _refuse("given", **options)
+    _same_kind(inputs.bounds, outputs.bounds)
+    return outputs
+
+
+def _shaped(inputs: Sites, out_shape: Sequence[int] | None) -> Bounds | None:
+    if out_shape is None:
+        return None
+    bounds = Bounds.of_shape(inputs.bounds.batch, out_shape)
+    _same_kind(inputs.bounds, bounds)
+    return bounds
+
+
+def _same_kind(one: Bounds, other: Bounds) -> None:
     if (one.batch, one.rank) != (other.batch, other.rank):
         raise ValueError(f"inputs in {one} and outputs in {other} differ in their batches or axes.")
 
 
-@partial(jax.jit, static_argnames=("window", "outputs", "bounds", "capacity"))
-def _strided(fine: Sites, *, window: Window, outputs: Outputs, bounds: Bounds, capacity):
-    if outputs == "floor":
-        keys = _floors(fine, window, bounds)
-    else:
-        keys, _ = _reached(fine, window, bounds)
-    capacity = min(bounds.places, keys.size) if capacity is None else capacity
-    coarse = distinct_sites(keys, bounds, capacity, fine.ok)
-    return coarse, *_pairs(fine, coarse=coarse, window=window)
+def _found(
+    reached: Reach, inputs: Sites, window: Window, bounds: Bounds, capacity: int | None
+) -> Sites:
+    made = _distinct(reached, inputs, window, bounds, capacity)
+    require_room(made)
+    return made
 
 
-@partial(jax.jit, static_argnames=("window", "bounds", "capacity"))
-def _transposed(coarse: Sites, *, window: Window, bounds: Bounds, capacity):
-    keys = _spread(coarse, window, bounds)
+@partial(jax.jit, static_argnums=(0, 2, 3, 4))
+def _distinct(reached, inputs, window, bounds, capacity):
+    keys = reached(inputs, window, bounds)
     capacity = min(bounds.places, keys.size) if capacity is None else capacity
-    fine = distinct_sites(keys, bounds, capacity, coarse.ok)
-    return fine, *_pairs(fine, coarse=coarse, window=window)
+    return distinct_sites(keys, bounds, capacity, inputs.ok)
 
 
 @partial(jax.jit, static_argnames=("window",))
@@ -237,10 +235,11 @@ def _mirrored(fine: Sites, *, window: Window):
     bounds, half = fine.bounds, window.taps // 2
     places = np.array(window.places[:half], np.int32).reshape(half, bounds.rank)
     moves = (places * window.dilation - window.padding).astype(np.int32)
-    batch, *columns = _columns(fine)
+    batch, *columns = reach.columns(fine)
     moved = [column + move[:, None] for column, move in zip(columns, moves.T, strict=True)]
     columns = [jnp.broadcast_to(batch, (half, fine.capacity)), *moved]
-    lower = fine.find(bounds.keys(columns), _inside(columns, bounds) & fine.valid)
+    inside = bounds.contains(jnp.stack(columns, axis=-1)) & fine.valid
+    lower = fine.find(bounds.keys(columns), inside)
     rows = jnp.arange(fine.capacity, dtype=jnp.int32)
     middle = jnp.where(fine.valid, rows, fine.capacity)[None]
     upper = _turned(lower, fine.capacity)[::-1]
@@ -259,7 +258,7 @@ def _turned(table: Int32[Array, "taps n"], capacity: int) -> Int32[Array, "taps 
 @partial(jax.jit, static_argnames=("window",))
 def _pairs(fine: Sites, *, coarse: Sites, window: Window):
     """(index, reverse) of the pairs of a fine and a coarse set of sites."""
-    keys, taps = _reached(fine, window, coarse.bounds)
+    keys, taps = reach.slots(fine, window, coarse.bounds)
     rows = coarse.find(keys, keys != NOWHERE)
     none = jnp.full((window.taps, fine.capacity), coarse.capacity, jnp.int32)
     inputs = jnp.arange(fine.capacity)
@@ -267,64 +266,3 @@ def _pairs(fine: Sites, *, coarse: Sites, window: Window):
     taps = jnp.where(rows < coarse.capacity, taps, window.taps)
     reverse = none.at[taps, inputs].set(rows, mode="drop")
     return _turned(reverse, coarse.capacity), reverse
-
-
-def _columns(sites: Sites) -> list[Int32[Array, "n"]]:
-    return list(jnp.moveaxis(sites.bounds.relative(sites.coordinates), -1, 0))
-
-
-def _inside(columns, bounds):
-    ends = (bounds.batch, *bounds.shape)
-    tests = [(c >= 0) & (c < end) for c, end in zip(columns, ends, strict=True)]
-    return jax.tree.reduce(jnp.logical_and, tests)
-
-
-def _floors(fine: Sites, window: Window, coarse: Bounds) -> Int32[Array, "n"]:
-    """The place of floor(p / s), by way of what both bounds leave: whole numbers throughout."""
-    batch, *columns = _columns(fine)
-    places = [batch]
-    for a, column in enumerate(columns):
-        shift = fine.bounds.lower[a] - window.stride[a] * coarse.lower[a]
-        require_int32(0, fine.bounds.shape[a] - 1 + shift, "floor outputs")
-        places.append((column + shift) // window.stride[a])
-    return jnp.where(fine.valid, coarse.keys(places), NOWHERE)
-
-
-def _reached(
-    fine: Sites, window: Window, coarse: Bounds
-) -> tuple[Int32[Array, "slots n"], Int32[Array, "slots n"]]:
-    """Places of `coarse` whose windows hold each site, `NOWHERE` where a slot has none; taps."""
-    batch, *columns = _columns(fine)
-    keys, taps, inside = batch[None], jnp.zeros_like(batch)[None], fine.valid[None]
-    for a, column in enumerate(columns):
-        s, d = window.stride[a], window.dilation[a]
-        # p + pad - s q0 = t dil + s (q - q0), with q0 the least output.
-        shift = fine.bounds.lower[a] + window.padding[a] - s * coarse.lower[a]
-        reach = d * (window.size[a] - 1)
-        require_int32(shift - reach, shift + fine.bounds.shape[a] - 1, "this window's places")
-        moved = column + shift
-        tap = jnp.asarray(window.hits(a))[moved % s].T
-        place = (moved - tap * d) // s
-        good = (tap >= 0) & (place >= 0) & (place < coarse.shape[a])
-        n = column.shape[0]
-        keys = (keys[:, None] * coarse.shape[a] + place).reshape(-1, n)
-        taps = (taps[:, None] * window.size[a] + tap).reshape(-1, n)
-        inside = (inside[:, None] & good).reshape(-1, n)
-    return jnp.where(inside, keys, NOWHERE), taps
-
-
-def _spread(coarse: Sites, window: Window, fine: Bounds) -> Int32[Array, "taps n"]:
-    """Places of `fine` that each site's window holds."""
-    batch, *columns = _columns(coarse)
-    keys, inside = batch[None], coarse.valid[None]
-    for a, column in enumerate(columns):
-        s, reach = window.stride[a], window.dilation[a] * (window.size[a] - 1)
-        shift = s * coarse.bounds.lower[a] - window.padding[a] - fine.lower[a]
-        last = shift + s * (coarse.bounds.shape[a] - 1) + reach
-        require_int32(shift, last, "this window's places")
-        taps = jnp.arange(window.size[a], dtype=jnp.int32)[:, None] * window.dilation[a]
-        place = column * s + shift + taps
-        n = column.shape[0]
-        keys = (keys[:, None] * fine.shape[a] + place).reshape(-1, n)
-        inside = (inside[:, None] & (place >= 0) & (place < fine.shape[a])).reshape(-1, n)
-    return jnp.where(inside, keys, NOWHERE)
