@@ -9,16 +9,18 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+
+Name = TypeVar("Name")
 
 RESULTS = pathlib.Path(__file__).parent / "bench" / "results"
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, turn: float = 0.0
-) -> dict[str, list[float]]:
+    runs: Mapping[Name, Callable[[], Any]], rounds: int, turn: float = 0.0
+) -> dict[Name, list[float]]:
     """Returns seconds of every run in every round; each round runs all of them in turn.
 
     A run must end in finished arrays. A turn is one call, so that each finds the caches
@@ -27,7 +29,7 @@ def interleave(
     round that is not counted comes first, and each round begins one run later than the
     last, so that none has the same neighbour every time.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[Name, list[float]] = {name: [] for name in runs}
     calls = dict.fromkeys(runs, 1)
     order = list(runs)
     for counted in range(-1, rounds):

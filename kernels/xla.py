@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, BlockLayout, CSCLayout, Layout, NMLayout
-from jaxsparse.kernels.tables import columns, pad_columns
+from jaxsparse.kernels.walks import columns, pad_columns
 
 STRIPS = 8
 platforms = None  # every platform

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import jaxsparse as js
 from experiments.bench import accelerator, accelerator_inputs, gpu
 from experiments.bench.sparse_dot import seconds
-from jaxsparse.kernels import tables
+from jaxsparse.kernels import walks
+from jaxsparse.kernels.layouts import BlockLayout
 from jaxsparse.kernels.mosaic_gpu import configs
 
 TUNED = pathlib.Path(__file__).parents[2] / "kernels" / "mosaic_gpu" / "tuned"
@@ -133,6 +134,7 @@ def call(kind: Class, config: configs.Config, sms: int):
 
     packed, x, g = operands(kind.block, kind.bytes, kind.rows)
     layout, (indptr, rows) = packed.layout, packed.index
+    assert isinstance(layout, BlockLayout)
     options: dict[str, Any] = {"config": config, "sms": sms, "out_dtype": jnp.bfloat16}
     if kind.op == "sampled":
         tiles = -(-layout.nnz // config.warpgroups)
@@ -143,10 +145,10 @@ def call(kind: Class, config: configs.Config, sms: int):
     options["deal"] = schedule.pays(steps, down, layout.grid[1], sms)
     options["turned"] = kind.bytes == 1
     values = packed.values.swapaxes(1, 2) if options["turned"] else packed.values
-    walk = tables.walk(indptr, rows, layout, False)
+    walk = walks.walk((indptr, rows), layout, False)
 
     def product(x, values, *walk):
-        return products.product(x, values, tables.Walk(*walk), **options)
+        return products.product(x, values, walks.Walk(*walk), **options)
 
     return product, (x, values, *walk)
 
@@ -174,7 +176,7 @@ def tune(sms: int, deadline: float) -> tuple[dict[Class, configs.Config], list[C
             runs = {config: run for config, run in zip(options, runs, strict=True) if run}
             if not runs:
                 continue
-            times = seconds(runs)
+            times: dict[configs.Config, float] = seconds(runs)
             found[kind] = best(times, options[0])
             print(
                 f"{kind.op:>8} {kind.block!s:>10} {kind.bytes} bytes, rows {kind.rows:>5}: "

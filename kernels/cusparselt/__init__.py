@@ -30,10 +30,9 @@ and exported in the tests, its host code run on a stand-in for cuSPARSELt, but n
 run on a GPU. See `metadata` for CUTLASS's form of the same weights, which is public.
 """
 
-import jax
 import jax.numpy as jnp
 
-from jaxsparse.kernels import xla
+from jaxsparse.kernels import devices, xla
 from jaxsparse.kernels.cusparselt import library, products
 from jaxsparse.kernels.layouts import NMLayout
 
@@ -60,13 +59,7 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
         return f"results are of the dtype of x, {x.dtype}, not {out_dtype}"
     if reason := products.unsupported_shape(layout.shape, x.dtype):
         return reason
-    gpu = _gpu()
-    if gpu is not None and float(gpu.compute_capability) < 8:
-        return (
-            f"it needs compute capability 8.0 (Ampere) or later, {gpu.device_kind} has "
-            f"{gpu.compute_capability}"
-        )
-    return None
+    return devices.gpu_lacks(8, "Ampere")
 
 
 def product(x, values, *index, layout: NMLayout, transpose: bool, out_dtype):
@@ -82,11 +75,3 @@ def product(x, values, *index, layout: NMLayout, transpose: bool, out_dtype):
 def sampled(x, g, *index, layout: NMLayout, out_dtype):
     """xᵀ @ g for x (M, K) and g (M, N), only where the layout stores values; by XLA."""
     return xla.sampled(x, g, *index, layout=layout, out_dtype=out_dtype)
-
-
-def _gpu():
-    """The GPU of this process, or None."""
-    try:
-        return jax.local_devices(backend="cuda")[0]
-    except RuntimeError:
-        return None

@@ -8,7 +8,7 @@ from jaxtyping import Array, Num, UInt, UInt8
 from jaxsparse.kernels import xla
 from jaxsparse.kernels.cusparselt import library
 from jaxsparse.kernels.layouts import NMLayout
-from jaxsparse.kernels.tables import pad_rows
+from jaxsparse.kernels.walks import pad_rows
 
 # Of x and W: of y, and how many inputs and outputs go together.
 _RESULTS = {"bfloat16": "bfloat16", "float16": "float16", "int8": "int32"}

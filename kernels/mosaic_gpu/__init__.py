@@ -27,14 +27,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.kernels import tables
+from jaxsparse.kernels import devices, walks
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 from jaxsparse.kernels.mosaic_gpu import configs, limits
 
 platforms = ("cuda",)
 exportable = True
-
-_HOPPER = ("NVIDIA H200", 132)  # what a program made elsewhere is cut for
 
 
 def missing() -> str | None:
@@ -52,7 +50,7 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
         reason = limits.groups(op, layout, x, values, out_dtype, transpose)
     else:
         reason = f"it takes blocks and 2:4, not {type(layout).__name__}"
-    return reason or _wrong_device()
+    return reason or devices.gpu_lacks(9, "Hopper", later=False)
 
 
 def product(x, values, *index, layout: BlockLayout | NMLayout, transpose: bool, out_dtype):
@@ -63,7 +61,7 @@ def product(x, values, *index, layout: BlockLayout | NMLayout, transpose: bool, 
     target = layout.shape[0 if transpose else 1]
     if not rows or not layout.stored:
         return jnp.zeros((rows, target), out_dtype)
-    kind, sms = _device()
+    kind, sms = devices.multiprocessors()
     if isinstance(layout, NMLayout):
         return decode.product(x, values, *index, layout=layout, out_dtype=out_dtype, sms=sms)
     values = values.astype(x.dtype)
@@ -71,14 +69,15 @@ def product(x, values, *index, layout: BlockLayout | NMLayout, transpose: bool, 
     turned = transpose
     if in_bytes == 1 and not transpose:
         values, turned = values.swapaxes(1, 2), True
-    block = layout.block[::-1] if transpose else layout.block
+    bk, bn = layout.block
+    block = (bn, bk) if transpose else (bk, bn)
     config = configs.configure("product", block, rows, out_bytes, kind, in_bytes)
     strips = layout.grid[0 if transpose else 1]
     steps = layout.nnz * (block[0] // configs.depth(block[0], in_bytes))
     return products.product(
         x,
         values,
-        tables.walk(*index, layout, transpose),
+        walks.walk(index, layout, transpose),
         turned=turned,
         out_dtype=out_dtype,
         config=config,
@@ -93,7 +92,7 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
 
     if not x.shape[0] or not layout.nnz:
         return jnp.zeros(layout.values_shape, out_dtype)
-    kind, sms = _device()
+    kind, sms = devices.multiprocessors()
     config = configs.configure("sampled", layout.block, x.shape[0], 4, kind)
     mean = -(-layout.nnz // layout.grid[1])  # a column with fewer blocks wastes what is over
     config = dataclasses.replace(config, warpgroups=min(config.warpgroups, mean))
@@ -103,30 +102,3 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
     return sampling.sampled(
         x, g, *index, layout=layout, out_dtype=out_dtype, config=config, splits=splits, sms=sms
     )
-
-
-def _gpu():
-    """The GPU of this process, or None."""
-    try:
-        return jax.local_devices(backend="cuda")[0]
-    except RuntimeError:
-        return None
-
-
-def _wrong_device() -> str | None:
-    gpu = _gpu()
-    if gpu is None:
-        return None
-    capability = gpu.compute_capability
-    if capability.startswith("9."):
-        return None
-    return f"it needs compute capability 9.0 (Hopper), {gpu.device_kind} has {capability}"
-
-
-def _device() -> tuple[str, int]:
-    """Kind and multiprocessors of the device that a program is made for."""
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    if abstract is not None and abstract.num_cores:
-        return abstract.device_kind, abstract.num_cores
-    gpu = _gpu()
-    return (gpu.device_kind, gpu.core_count) if gpu else _HOPPER

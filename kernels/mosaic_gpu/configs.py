@@ -17,7 +17,8 @@ import json
 import math
 import pathlib
 
-SHARED_MEMORY = 227 * 1024  # what a block may use on compute capability 9.0
+from jaxsparse.kernels.devices import SHARED_MEMORY
+
 RESERVED = 1024  # for barriers and alignment
 EPILOGUE = 64  # the result leaves in squares of this side
 MOST_STAGES = 6

@@ -3,8 +3,9 @@
 import math
 from typing import NamedTuple
 
+from jaxsparse.kernels.devices import SHARED_MEMORY
 from jaxsparse.kernels.layouts import NMLayout
-from jaxsparse.kernels.mosaic_gpu.configs import RESERVED, SHARED_MEMORY
+from jaxsparse.kernels.mosaic_gpu.configs import RESERVED
 
 GROUPS = 8  # of 4 inputs in a word
 PLACES = 4  # in a group

@@ -8,7 +8,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxsparse.kernels.mosaic_gpu import configs, ring, schedule
 from jaxsparse.kernels.mosaic_gpu.configs import Config
-from jaxsparse.kernels.tables import Walk, pad_rows
+from jaxsparse.kernels.walks import Walk, pad_rows
 
 
 def product(
@@ -68,10 +68,11 @@ def product(
             return y.at[pl.ds(first, config.wg_rows), pl.ds(strip * outputs, outputs)], 0, True
 
         if deal:
-            turns = schedule.dealt(*dealt, grid[0], sm, sms)
+            order, bounds = dealt
+            turns = schedule.dealt(order, bounds, grid[0], sm, sms)
         else:
             turns = schedule.near(grid, config.strip, sm, sms)
-        return ring.Work(*turns, steps, fetch, multiply, destination)
+        return ring.Work(turns.count, turns.place, steps, fetch, multiply, destination)
 
     y = ring.run(
         work,

@@ -21,7 +21,7 @@ from jaxtyping import Array, Int
 from jaxsparse.kernels.layouts import BlockLayout
 from jaxsparse.kernels.mosaic_gpu import configs, ring, schedule
 from jaxsparse.kernels.mosaic_gpu.configs import Config
-from jaxsparse.kernels.tables import pad_rows
+from jaxsparse.kernels.walks import pad_rows
 
 
 class Groups(NamedTuple):
@@ -128,7 +128,7 @@ def sampled(
         work,
         (*groups(indptr, layout, size), rows, x, g),
         jax.ShapeDtypeStruct(shape, jnp.float32 if splits > 1 else out_dtype),
-        stages=stages[::-1] if turned else stages,
+        stages=(stages[1], stages[0]) if turned else stages,
         tile=tile,
         config=config,
         sms=sms,

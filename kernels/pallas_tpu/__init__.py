@@ -16,7 +16,7 @@ it by itself.
 
 import jax.numpy as jnp
 
-from jaxsparse.kernels import tables
+from jaxsparse.kernels import devices, walks
 from jaxsparse.kernels.layouts import BlockLayout
 from jaxsparse.kernels.pallas_tpu import tiles
 
@@ -56,17 +56,17 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
 
 
 def _too_large(op, layout, x, values, out_dtype, transpose):
-    kind = tiles.device()
-    if tiles.too_old(kind):
+    kind = devices.tpu()
+    if kind in ("TPU v2", "TPU v3"):  # 16 KiB for scalars
         return f"it needs a TPU v4 or later, this is a {kind}"
     tiling = _tiling(op, layout, x, values, out_dtype, transpose)
     if tiling is None:
         return f"a step on blocks of {layout.block} does not fit the VMEM of a {kind or 'TPU v4'}"
     used = tiles.scalars(op, layout.grid, layout.nnz, tiling.blocks)
-    if used > tiles.SMEM:
+    if used > devices.SMEM:
         return (
             f"the indices of {layout.nnz} blocks take {used} bytes of scalar memory, there is room "
-            f"for {tiles.SMEM}: larger blocks have fewer"
+            f"for {devices.SMEM}: larger blocks have fewer"
         )
     return None
 
@@ -80,7 +80,7 @@ def _tiling(op, layout, x, values, out_dtype, transpose=False):
         x.shape[0],
         layout.nnz,
         (x.dtype, values.dtype, out_dtype),
-        tiles.device(),
+        devices.tpu(),
     )
 
 
@@ -91,9 +91,10 @@ def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
     if not x.shape[0] or not layout.nnz:
         return jnp.zeros((x.shape[0], layout.shape[0 if transpose else 1]), out_dtype)
     tiling = _tiling("product", layout, x, values, out_dtype, transpose)
-    walk = tables.walk(*index, layout, transpose)
+    assert tiling, "`unsupported` would have said so"
+    walk = walks.walk(index, layout, transpose)
     source, target = (1, 0) if transpose else (0, 1)
-    x = tables.pad_columns(x, layout.padded[source])
+    x = walks.pad_columns(x, layout.padded[source])
     y = products.product(x, values, walk, transpose=transpose, out_dtype=out_dtype, tiling=tiling)
     return y[:, : layout.shape[target]]
 
@@ -105,9 +106,10 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
     if not x.shape[0] or not layout.nnz:
         return jnp.zeros(layout.values_shape, out_dtype)
     tiling = _tiling("sampled", layout, x, g, out_dtype)
-    x, g = map(tables.pad_columns, (x, g), layout.padded)
+    assert tiling, "`unsupported` would have said so"
+    x, g = map(walks.pad_columns, (x, g), layout.padded)
     indptr, rows = index
-    cols = jnp.minimum(tables.columns(indptr, layout), layout.grid[1] - 1)
+    cols = jnp.minimum(walks.columns(indptr, layout), layout.grid[1] - 1)
     return products.sampled(
         x, g, indptr[-1:], rows, cols, block=layout.block, out_dtype=out_dtype, tiling=tiling
     )

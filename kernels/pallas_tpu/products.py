@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 
 from jaxsparse.kernels.pallas_tpu.strips import Strips
 from jaxsparse.kernels.pallas_tpu.tiles import Tiling
-from jaxsparse.kernels.tables import Walk, pad_rows
+from jaxsparse.kernels.walks import Walk, pad_rows
 
 
 class Schedule(NamedTuple):

@@ -14,25 +14,12 @@ The second takes small blocks at the price of turning x and y in memory.
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
+
+from jaxsparse.kernels.devices import OLDEST_TPU, TPUS
 
 LANES = 128
 MIB = 2**20
-SMEM = MIB * 7 // 8  # of the 1 MiB for scalars; the compiler keeps its own there too
-
-# MiB of VMEM per core, and cores that share one program's grid.
-_CHIPS = {
-    "TPU v4": (16, 2),
-    "TPU v5 lite": (128, 1),
-    "TPU v5e": (128, 1),
-    "TPU v5": (64, 2),
-    "TPU v5p": (64, 2),
-    "TPU v6 lite": (128, 1),
-    "TPU v6e": (128, 1),
-    "TPU7x": (64, 1),
-}
-_OLDEST = _CHIPS["TPU v4"]  # what a program made elsewhere is cut for
 _SHARE = 0.6  # of VMEM: the rest is for the sums in flight and what is not foreseen here
 
 _MOST_ROWS = 1024  # of a product
@@ -59,22 +46,6 @@ class Tiling:
     resident: bool
     by_features: bool
     vmem: int
-
-
-def device() -> str | None:
-    """Kind of TPU that a program is made for; None where it is made for any."""
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    if abstract is not None:
-        return abstract.device_kind
-    try:
-        return jax.local_devices(backend="tpu")[0].device_kind
-    except RuntimeError:
-        return None
-
-
-def too_old(kind: str | None) -> bool:
-    """Whether a kind of TPU has too little memory for scalars: 16 KiB."""
-    return kind in ("TPU v2", "TPU v3")
 
 
 def sublanes(*dtypes) -> int:
@@ -111,7 +82,7 @@ def heuristic(
       dtypes: of x, of the second factor, of the result.
       kind: of TPU; None for what any of them has room for.
     """
-    memory, cores = _CHIPS.get(kind or "", _OLDEST)
+    memory, cores = TPUS.get(kind or "", OLDEST_TPU)
     turned = by_features(block)
     unit = LANES if turned else sublanes(*dtypes)
     blocks, parts = 1, max(1, -(-rows * math.prod(block) // _MOST_WORK))
@@ -127,7 +98,7 @@ def heuristic(
                 break
             used = _vmem(op, block, widths[0], tile, blocks, resident, turned, dtypes)
             if used <= _SHARE * memory * MIB:
-                limit = max(int(used / _SHARE), _OLDEST[0] * MIB)
+                limit = max(int(used / _SHARE), OLDEST_TPU[0] * MIB)
                 return Tiling(tile, blocks, resident, turned, limit)
     return None
 

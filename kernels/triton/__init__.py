@@ -21,7 +21,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.kernels import tables
+from jaxsparse.kernels import devices, walks
 from jaxsparse.kernels.layouts import BlockLayout
 
 platforms = ("cuda",)
@@ -72,13 +72,7 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
         )
     if jnp.dtype(out_dtype).name not in _FACTORS:
         return f"results are {', '.join(_FACTORS)}, not {out_dtype}"
-    gpu = _gpu()
-    if gpu is not None and _capability() < _OLDEST:
-        return (
-            f"it needs compute capability 8.0 (Ampere) or later, {gpu.device_kind} has "
-            f"{gpu.compute_capability}"
-        )
-    return None
+    return devices.gpu_lacks(8, "Ampere")
 
 
 def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
@@ -89,7 +83,7 @@ def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
     target = layout.shape[0 if transpose else 1]
     if not rows or not layout.nnz:
         return jnp.zeros((rows, target), out_dtype)
-    walk = tables.walk(*index, layout, transpose)
+    walk = walks.walk(index, layout, transpose)
     return products.product(
         x, values, walk, transpose=transpose, out_dtype=out_dtype, capability=_capability()
     )
@@ -107,22 +101,14 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
         g,
         indptr[-1:],
         rows,
-        tables.columns(indptr, layout),
+        walks.columns(indptr, layout),
         block=layout.block,
         out_dtype=out_dtype,
         capability=_capability(),
     )
 
 
-def _gpu():
-    """The GPU of this process, or None."""
-    try:
-        return jax.local_devices(backend="cuda")[0]
-    except RuntimeError:
-        return None
-
-
 def _capability() -> int:
     """What to compile for: the GPU here, or the oldest, whose code later ones run too."""
-    gpu = _gpu()
+    gpu = devices.gpu()
     return round(10 * float(gpu.compute_capability)) if gpu else _OLDEST

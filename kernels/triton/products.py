@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax_triton  # pyright: ignore[reportMissingImports]
 
-from jaxsparse.kernels.tables import Walk
 from jaxsparse.kernels.triton import kernels
+from jaxsparse.kernels.walks import Walk
 
 
 class Launch(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 from jax import export
 
 from jaxsparse import kernels
-from jaxsparse.kernels import cusparselt
+from jaxsparse.kernels import cusparselt, devices
 from jaxsparse.kernels.cusparselt import library, products
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 from jaxsparse.sparse_dot import sparse_dot
@@ -168,7 +168,7 @@ def test_what_it_does_not_take_is_named(change, reason):
 
 def test_an_old_gpu_is_refused_by_its_name(monkeypatch):
     device = types.SimpleNamespace(compute_capability="7.5", device_kind="Tesla T4")
-    monkeypatch.setattr(cusparselt, "_gpu", lambda: device)
+    monkeypatch.setattr(devices, "gpu", lambda: device)
     half = like((64, 64), "bfloat16")
     found = cusparselt.unsupported("product", NMLayout((64, 64), 2, 4), half, half, half.dtype)
     assert found == "it needs compute capability 8.0 (Ampere) or later, Tesla T4 has 7.5"

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxsparse import kernels
 from jaxsparse.arrays import BlockSparse
-from jaxsparse.kernels import pallas_tpu, tables
+from jaxsparse.kernels import pallas_tpu, walks
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 from jaxsparse.kernels.pallas_tpu import products
 from jaxsparse.sparse_dot import sparse_dot
@@ -56,7 +56,7 @@ def test_interpreted_agrees_with_float64_and_has_no_race(case, out_dtype, op):
 @pytest.mark.parametrize("transpose", [False, True])
 def test_a_schedule_visits_every_strip_in_order_and_every_block_once(transpose, blocks):
     case = Case((2, 3), (7, 4), rows=1, spare=2)
-    walk = tables.walk(*case.index, case.layout, transpose)
+    walk = walks.walk(case.index, case.layout, transpose)
     strips, held, sources, slots, length = products.schedule(walk, blocks)
     counts = np.diff(walk.starts)
     wanted = np.maximum(-(-counts // blocks), 1)

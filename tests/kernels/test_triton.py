@@ -13,7 +13,7 @@ import pytest
 
 from jaxsparse import kernels
 from jaxsparse.arrays import BlockSparse
-from jaxsparse.kernels import triton
+from jaxsparse.kernels import devices, triton
 from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
 from jaxsparse.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS, Case
@@ -241,7 +241,7 @@ def test_what_it_does_not_take_is_named(change, reason):
 
 def test_an_old_gpu_is_refused_by_its_name(monkeypatch):
     device = types.SimpleNamespace(compute_capability="7.5", device_kind="Tesla T4")
-    monkeypatch.setattr(triton, "_gpu", lambda: device)
+    monkeypatch.setattr(devices, "gpu", lambda: device)
     half = like((256, 256), "bfloat16")
     layout = BlockLayout((256, 256), (32, 32), 2)
     found = triton.unsupported("product", layout, half, half, half.dtype)

@@ -1,5 +1,6 @@
-"""Pointer tables that kernels walk: the blocks of every column, the blocks of every row."""
+"""Stored blocks in the order in which kernels walk them: by column, or by row."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -28,9 +29,7 @@ def columns(indptr: Int[Array, "..."], layout: BlockLayout) -> Int[Array, "nnz"]
     return jnp.cumsum(ends)[:-1]
 
 
-def walk(
-    indptr: Int[Array, "..."], rows: Int[Array, "nnz"], layout: BlockLayout, transpose: bool
-) -> Walk:
+def walk(index: Sequence[jax.Array], layout: BlockLayout, transpose: bool) -> Walk:
     """The blocks by column, for x @ W, or by row when `transpose`, for x @ Wᵀ.
 
     By column is the order in which they are stored. By row, a block's place is found
@@ -39,6 +38,7 @@ def walk(
     three and a sort more the more keys it has; nothing is stored beside the index,
     which stays an operand.
     """
+    indptr, rows = index
     if not transpose:
         return Walk(indptr, rows, jnp.arange(layout.nnz, dtype=jnp.int32))
     down, across = layout.grid
