@@ -23,23 +23,23 @@ import functools
 import importlib
 from typing import Any
 
-_PREFERENCE = {"cpu": "jaxsparse.kernels.native", "xla": "jaxsparse.kernels.xla"}
+_PREFERENCE = ("cpu", "xla")
 
 # Lowered, interpreted and exported in the tests, but never chosen unasked.
 _BY_NAME_ONLY = {
-    "mosaic_gpu": ("jaxsparse.kernels.mosaic_gpu", "not yet run on a GPU"),
-    "triton": ("jaxsparse.kernels.triton", "not yet run on a GPU"),
-    "cusparselt": ("jaxsparse.kernels.cusparselt", "not yet run on a GPU"),
-    "pallas_tpu": ("jaxsparse.kernels.pallas_tpu", "not yet run on a TPU"),
+    "mosaic_gpu": "not yet run on a GPU",
+    "triton": "not yet run on a GPU",
+    "cusparselt": "not yet run on a GPU",
+    "pallas_tpu": "not yet run on a TPU",
 }
-_MODULES = _PREFERENCE | {name: module for name, (module, _) in _BY_NAME_ONLY.items()}
+_NAMES = (*_PREFERENCE, *_BY_NAME_ONLY)
 
 
 @functools.cache
 def load(name: str) -> tuple[Any, str | None]:
     """The implementation called `name`, and why it cannot be used (or None)."""
     try:
-        module = importlib.import_module(_MODULES[name])
+        module = importlib.import_module(f"{__name__}.{name}")
     except ImportError as error:
         return None, f"it is not installed ({error})"
     return module, module.missing()
@@ -53,15 +53,15 @@ def implementations() -> dict[str, str]:
       why it cannot be used on this machine, or why it must be asked for by name.
     """
     states = {name: "available" for name in _PREFERENCE}
-    for name, (_, why) in _BY_NAME_ONLY.items():
+    for name, why in _BY_NAME_ONLY.items():
         states[name] = f"available by name only: {why}"
     return {name: load(name)[1] or state for name, state in states.items()}
 
 
 def check(name: str) -> None:
     """Raises unless the implementation called `name` can be used here."""
-    if name not in _MODULES:
-        raise ValueError(f"implementation={name!r} is not one of {', '.join(_MODULES)}.")
+    if name not in _NAMES:
+        raise ValueError(f"implementation={name!r} is not one of {', '.join(_NAMES)}.")
     reason = load(name)[1]
     if reason:
         raise ValueError(f"implementation={name!r} cannot be used: {reason}.")

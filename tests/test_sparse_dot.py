@@ -396,7 +396,7 @@ def test_export_to_every_platform_from_this_one(storage, dtype):
 
 def test_one_export_holds_the_kernel_of_every_platform(monkeypatch):
     """What an export will hold once the kernels by name only are measured and preferred."""
-    preferred = kernels._BY_NAME_ONLY | kernels._PREFERENCE
+    preferred = (*kernels._BY_NAME_ONLY, *kernels._PREFERENCE)
     monkeypatch.setattr(kernels, "_PREFERENCE", preferred)
     packed, dense = draw(blocks(128, 128), 256, 384, 0.5, dtype="bfloat16")
     x = draw_x(8, 256, dtype="bfloat16")

@@ -111,7 +111,7 @@ def limits():
     Without the native kernels: those of the dense product and of a sum. A weight that
     fits a cache is read faster than memory: shares above 1 are no error.
     """
-    if cpu.available() is None and jax.default_backend() == "cpu":
+    if cpu.missing() is None and jax.default_backend() == "cpu":
         return cpu.fma_peak(), cpu.read_bandwidth()
     a, large = jnp.ones((2048, 2048)), jnp.ones(1 << 26)
     dot, total = jax.jit(jnp.dot), jax.jit(jnp.sum)

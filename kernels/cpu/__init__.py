@@ -1,54 +1,95 @@
 """Native CPU kernels: C++ microkernels behind the XLA FFI, on XLA's own threads.
 
-Raw arrays in, raw arrays out, under `jax.jit` too. They compute in float32
-whatever the weights are stored as (float32, bfloat16, int8), for AVX-512,
-AVX2 with FMA, or any processor the compiler knows, chosen when the library
-is loaded (JAXSPARSE_CPU_ISA=avx512|avx2|portable names one instead).
+    product   y = x @ W,  or x @ Wᵀ            every storage
+    scaled    (x @ W) * scales, in one pass    every storage
+    sampled   xᵀ @ g where W stores something  every storage
+
+x in float32 or bfloat16, weights in float32, bfloat16 or int8; they compute in float32,
+for AVX-512, AVX2 with FMA, or any processor the compiler knows, chosen when the library
+is loaded (JAXSPARSE_CPU_ISA=avx512|avx2|portable names one instead). Every product refuses
+the same: pointers that fall or end beyond what is stored, rows outside the weight or out of
+order, bits that are not as many as the values. A position of n:m that is named twice counts
+twice.
 
 The shared object is built at installation where a C++17 compiler is found.
-`available` says why it is missing otherwise.
+`missing` says why it is not there otherwise.
 """
 
-from jaxsparse.kernels.cpu.library import available, instruction_set
+import jax.numpy as jnp
+
+from jaxsparse.kernels import ffi
+from jaxsparse.kernels.cpu import library
+from jaxsparse.kernels.cpu.library import instruction_set, missing
 from jaxsparse.kernels.cpu.limits import fma_peak, read_bandwidth
-from jaxsparse.kernels.cpu.products import (
-    bitmap_dot,
-    bitmap_dot_transposed,
-    bitmap_sampled,
-    block_dot,
-    block_dot_transposed,
-    block_sampled,
-    csc_dot,
-    csc_dot_transposed,
-    csc_sampled,
-    nm_bits,
-    nm_dot,
-    nm_dot_transposed,
-    nm_sampled,
-    supports,
-)
-from jaxsparse.kernels.cpu.validation import validate_block, validate_csc, validate_nm
+from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, NMLayout
 
 __all__ = [
-    "available",
-    "bitmap_dot",
-    "bitmap_dot_transposed",
-    "bitmap_sampled",
-    "block_dot",
-    "block_dot_transposed",
-    "block_sampled",
-    "csc_dot",
-    "csc_dot_transposed",
-    "csc_sampled",
     "fma_peak",
     "instruction_set",
-    "nm_bits",
-    "nm_dot",
-    "nm_dot_transposed",
-    "nm_sampled",
+    "missing",
+    "product",
     "read_bandwidth",
-    "supports",
-    "validate_block",
-    "validate_csc",
-    "validate_nm",
+    "sampled",
+    "scaled_product",
+    "unsupported",
 ]
+
+platforms = ("cpu",)
+exportable = False
+
+_STORAGES = {BlockLayout: "block", CSCLayout: "csc", BitmapLayout: "bitmap", NMLayout: "nm"}
+_X = ("float32", "bfloat16")
+_VALUES = ("float32", "bfloat16", "int8")
+_UNSIGNED = (jnp.uint16, jnp.uint32)
+_GROUPS = (2, 4, 8, 16)
+_LARGEST = 32768  # side of a block
+
+
+def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None:
+    """The reason why they cannot take a call, or None."""
+    del transpose
+    if out_dtype.itemsize > 4:
+        return f"it computes in float32, {out_dtype} was asked for"
+    if x.dtype.name not in _X:
+        return f"x must be float32 or bfloat16, not {x.dtype}"
+    # The second factor of a sampled product is an activation, stored in any float.
+    if op != "sampled" and values.dtype.name not in _VALUES:
+        return f"weights must be float32, bfloat16 or int8, not {values.dtype}"
+    if isinstance(layout, BlockLayout) and (layout.block[1] % 16 or max(layout.block) > _LARGEST):
+        return f"a block's columns must be a multiple of 16, got block={layout.block}"
+    if isinstance(layout, NMLayout):
+        if layout.columns > 1:
+            return "positions shared by several columns are not among its storages"
+        if layout.m not in _GROUPS or not 1 <= layout.n <= layout.m:
+            return f"groups must be n of 2, 4, 8 or 16 with n <= m, got {layout.n}:{layout.m}"
+    return None
+
+
+def product(x, values, *index, layout, transpose, out_dtype):
+    """x (M, K) by W, or x (M, N) by Wᵀ when `transpose`, in `out_dtype`."""
+    shape = x.shape[0], layout.shape[0 if transpose else 1]
+    return _call("product", shape, out_dtype, layout, x, values, index, transpose=transpose)
+
+
+def scaled_product(x, values, scales, *index, layout, out_dtype):
+    """(x @ W) * scales for x (M, K) and scales (N,)."""
+    shape = x.shape[0], layout.shape[1]
+    scales = jnp.asarray(scales, jnp.float32)
+    return _call("product", shape, out_dtype, layout, x, values, index, scales, transpose=False)
+
+
+def sampled(x, g, *index, layout, out_dtype):
+    """xᵀ @ g for x (M, K) and g (M, N), only where the layout stores values."""
+    g = jnp.asarray(g, jnp.float32)
+    return _call("sampled", layout.values_shape, out_dtype, layout, x, g, index)
+
+
+def _call(op, shape, out_dtype, layout, x, second, index, *scales, **attributes):
+    library.register()
+    if isinstance(layout, NMLayout):
+        attributes |= {"n": layout.n, "m": layout.m}
+    # Rows may be uint16 and bits are uint32; all else counts in int32.
+    index = [i if i.dtype in _UNSIGNED else jnp.asarray(i, jnp.int32) for i in index]
+    operands = jnp.asarray(x, jnp.float32), second, *index, *scales
+    target = f"jaxsparse_{_STORAGES[type(layout)]}_{op}"
+    return ffi.call(target, shape, jnp.float32, *operands, **attributes).astype(out_dtype)

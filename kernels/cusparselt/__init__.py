@@ -33,18 +33,16 @@ run on a GPU. See `metadata` for CUTLASS's form of the same weights, which is pu
 import jax.numpy as jnp
 
 from jaxsparse.kernels import devices, xla
-from jaxsparse.kernels.cusparselt import library, products
+from jaxsparse.kernels.cusparselt import products
+from jaxsparse.kernels.cusparselt.library import missing
 from jaxsparse.kernels.layouts import NMLayout
+
+__all__ = ["missing", "product", "sampled", "unsupported"]
 
 platforms = ("cuda",)
 exportable = False
 
 _FACTORS = ("bfloat16", "float16")
-
-
-def missing() -> str | None:
-    """The reason why cuSPARSELt cannot be called from here, or None."""
-    return library.available()
 
 
 def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None:

@@ -5,34 +5,24 @@ import functools
 import importlib.util
 from pathlib import Path
 
-import jax
-
 from jaxsparse.kernels import ffi
 
-_FILE = "libjaxsparse_cusparselt.so"
 _CUSPARSELT = "libcusparseLt.so.0"
-_TARGETS = "compress", "multiply"
+_TARGETS = "jaxsparse_cusparselt_compress", "jaxsparse_cusparselt_multiply"
 
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library and None, or None and the reason why there is none."""
-    from jaxsparse.kernels import cusparselt
-
-    places = [Path(folder) / _FILE for folder in cusparselt.__path__]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
-        return None, (
-            "it was not built: jaxsparse was installed without CUDA's headers and cusparseLt.h "
-            "(install CUDA's toolkit and nvidia-cusparselt-cu13, then install jaxsparse again)"
-        )
-    try:
-        _load_cusparselt()
-        library = ctypes.CDLL(str(found))
-    except OSError as error:
-        return None, f"cuSPARSELt cannot be loaded: {error}"
-    reason = _version_reason(library) or ffi.version_reason(library)
-    return (None, reason) if reason else (library, None)
+    return ffi.load(
+        "jaxsparse.kernels.cusparselt",
+        "libjaxsparse_cusparselt.so",
+        "cuSPARSELt",
+        "it was not built: jaxsparse was installed without CUDA's headers and cusparseLt.h "
+        "(install CUDA's toolkit and nvidia-cusparselt-cu13, then install jaxsparse again)",
+        prepare=_load_cusparselt,
+        check=_version_reason,
+    )
 
 
 def _load_cusparselt() -> None:
@@ -56,12 +46,8 @@ def _version_reason(library: ctypes.CDLL) -> str | None:
     )
 
 
-def available() -> str | None:
-    """Says whether cuSPARSELt can be called from here.
-
-    Returns:
-      None where it can, else the reason why not.
-    """
+def missing() -> str | None:
+    """The reason why cuSPARSELt cannot be called from here, or None."""
     return _load()[1]
 
 
@@ -75,7 +61,4 @@ def register() -> None:
     library, reason = _load()
     if library is None:
         raise RuntimeError(f"cuSPARSELt cannot be called: {reason}.")
-    for name in _TARGETS:
-        target = f"jaxsparse_cusparselt_{name}"
-        capsule = jax.ffi.pycapsule(getattr(library, target))
-        jax.ffi.register_ffi_target(target, capsule, platform="CUDA")
+    ffi.register(library, _TARGETS, "CUDA")

@@ -1,11 +1,9 @@
 """cuSPARSELt's compressed form of a weight, and products by it."""
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Num, UInt, UInt8
 
-from jaxsparse.kernels import xla
+from jaxsparse.kernels import ffi, xla
 from jaxsparse.kernels.cusparselt import library
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.kernels.walks import pad_rows
@@ -57,8 +55,8 @@ def compress(
     if reason := unsupported_shape(layout.shape, values.dtype):
         raise ValueError(f"cuSPARSELt cannot compress this weight: {reason}.")
     transposed = xla.todense(values, words, layout=layout).T
-    result = jax.ShapeDtypeStruct((compressed_bytes(layout.shape, values.dtype),), jnp.uint8)
-    return _call("compress", result, transposed)
+    shape = (compressed_bytes(layout.shape, values.dtype),)
+    return _call("compress", shape, jnp.uint8, transposed)
 
 
 def multiply(
@@ -94,12 +92,12 @@ def multiply(
         )
     rows = x.shape[0]
     x = pad_rows(x, _BATCH)
-    result = jax.ShapeDtypeStruct((x.shape[0], outputs), _RESULTS[x.dtype.name])
     number = -1 if algorithm is None else algorithm
-    return _call("multiply", result, x, compressed, algorithm=number)[:rows]
+    dtype = _RESULTS[x.dtype.name]
+    y = _call("multiply", (x.shape[0], outputs), dtype, x, compressed, algorithm=number)
+    return y[:rows]
 
 
-def _call(name: str, result: jax.ShapeDtypeStruct, *operands: Array, **attributes: int) -> Array:
+def _call(name: str, shape, dtype, *operands: Array, **attributes: int) -> Array:
     library.register()
-    call = jax.ffi.ffi_call(f"jaxsparse_cusparselt_{name}", result, vmap_method="sequential")
-    return call(*operands, **{key: np.int64(value) for key, value in attributes.items()})
+    return ffi.call(f"jaxsparse_cusparselt_{name}", shape, dtype, *operands, **attributes)

@@ -284,10 +284,8 @@ def _supported(program: Program) -> Program:
     packed, _ = draw_weight(program, np.random.default_rng(0))
     if program.implementation != "cpu":
         return program
-    from jaxsparse.kernels import native
-
     x = jax.ShapeDtypeStruct((1, 1), program.x_dtype)
-    reason = native.missing() or native.unsupported(
+    reason = cpu.missing() or cpu.unsupported(
         "product", packed.layout, x, packed.values, np.dtype("float32")
     )
     return program._replace(implementation=None) if reason else program
@@ -339,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["JAXSPARSE_CPU_ISA"] = asked.isa
     if asked.library:
         cpu.__path__.insert(0, asked.library)
-    runs_on = cpu.available() or cpu.instruction_set()
+    runs_on = cpu.missing() or cpu.instruction_set()
     if asked.isa and runs_on != asked.isa:
         print(f"{asked.isa} was asked for: {runs_on}")
         return 1

@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from jaxsparse.kernels import cpu
-from jaxsparse.kernels.layouts import BitmapLayout
+from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, Layout, NMLayout
 
 DTYPES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "int8": np.int8}
 TOLERANCE = {"f32": 1e-5, "bf16": 1e-2, "int8": 1e-5}
@@ -16,25 +17,31 @@ TOLERANCE = {"f32": 1e-5, "bf16": 1e-2, "int8": 1e-5}
 class Case:
     """A packed weight, the same weight dense, and how to call the kernels."""
 
-    storage: str
+    layout: Layout
     dense: np.ndarray  # (K, N) float64: what the stored values say, scales and all
     values: np.ndarray
     index: tuple[np.ndarray, ...]
     scales: np.ndarray | None
-    options: dict  # of the products
-    sampled_options: dict
 
     def dot(self, x):
-        product = getattr(cpu, f"{self.storage}_dot")
-        return product(x, self.values, *self.index, scales=self.scales, **self.options)
+        options = {"layout": self.layout, "out_dtype": jnp.float32}
+        if self.scales is None:
+            return cpu.product(x, self.values, *self.index, transpose=False, **options)
+        return cpu.scaled_product(x, self.values, self.scales, *self.index, **options)
 
     def dot_transposed(self, dy):
-        product = getattr(cpu, f"{self.storage}_dot_transposed")
-        return product(dy, self.values, *self.index, scales=self.scales, **self.options)
+        options = {"layout": self.layout, "out_dtype": jnp.float32, "transpose": True}
+        return cpu.product(self._scaled(dy), self.values, *self.index, **options)
 
     def sampled(self, x, dy):
-        product = getattr(cpu, f"{self.storage}_sampled")
-        return product(x, dy, *self.index, scales=self.scales, **self.sampled_options)
+        options = {"layout": self.layout, "out_dtype": jnp.float32}
+        return cpu.sampled(x, self._scaled(dy), *self.index, **options)
+
+    def _scaled(self, dy):
+        return dy if self.scales is None else dy * self.scales
+
+    def replace(self, **changes):
+        return dataclasses.replace(self, **changes)
 
     def pick(self, full):
         """The entries of a (K, N) matrix where this weight stores values; 0 beyond the edge."""
@@ -78,8 +85,8 @@ def block_case(rng, shape, block, density, dtype="f32", spare=0):
     for e, (i, j) in enumerate(zip(rows, columns, strict=True)):
         dense[i * bk : (i + 1) * bk, j * bn : (j + 1) * bn] = values[e].astype(np.float64)
     dense = dense[:k, :n] * (1 if scales is None else scales)
-    options = {"shape": shape}
-    return BlockCase("block", dense, values, (indptr, indices), scales, options, {"block": block})
+    layout = BlockLayout(shape, block, len(values))
+    return BlockCase(layout, dense, values, (indptr, indices), scales)
 
 
 class CscCase(Case):
@@ -102,7 +109,7 @@ def csc_case(rng, shape, density, dtype="f32", index_dtype=np.uint16, spare=0):
     dense[rows, columns] = values[: len(rows)].astype(np.float64)
     dense *= 1 if scales is None else scales
     indices = np.concatenate([rows, np.zeros(spare, int)]).astype(index_dtype)
-    return CscCase("csc", dense, values, (indptr, indices), scales, {"shape": shape}, {})
+    return CscCase(CSCLayout(shape, len(values)), dense, values, (indptr, indices), scales)
 
 
 class BitmapCase(Case):
@@ -133,32 +140,30 @@ def bitmap_case(rng, shape, density, dtype="f32", spare=0):
     dense = np.zeros(shape)
     dense[bitmap_places(bits)] = values[: starts[-1]].astype(np.float64)
     dense *= 1 if scales is None else scales
-    options = {"shape": shape}
-    sampled = {"nnz": len(values)}
-    return BitmapCase("bitmap", dense, values, (starts, bits), scales, options, sampled)
+    return BitmapCase(BitmapLayout(shape, len(values)), dense, values, (starts, bits), scales)
 
 
 class NmCase(Case):
     def pick(self, full):
-        n, m = self.options["n"], self.options["m"]
+        n, m = self.layout.n, self.layout.m
         rows = self.values.shape[0]
         padded = np.zeros((rows // n * m, full.shape[1]))
         padded[: full.shape[0]] = full
-        at = positions_of(self.index[0], m, rows) + m * (np.arange(rows) // n)[:, None]
+        at = positions_of(self.index[0], self.layout) + m * (np.arange(rows) // n)[:, None]
         return np.take_along_axis(padded, at, 0)
 
 
-def positions_of(words, m, rows):
-    bits, per_word = cpu.nm_bits(m)
-    r = np.arange(rows)
-    return ((words[r // per_word] >> (bits * (r % per_word))[:, None]) & (2**bits - 1)).astype(int)
+def positions_of(words, layout):
+    bits, r = layout.bits, np.arange(layout.values_shape[0])
+    shifts = (bits * (r % layout.per_word))[:, None]
+    return ((words[r // layout.per_word] >> shifts) & (2**bits - 1)).astype(int)
 
 
-def pack_positions(at, m):
-    bits, per_word = cpu.nm_bits(m)
-    words = np.zeros((-(-len(at) // per_word), at.shape[1]), np.uint32)
+def pack_positions(at, layout):
+    words = np.zeros(layout.index_shapes[0], np.uint32)
     for r, row in enumerate(at):
-        words[r // per_word] |= row.astype(np.uint32) << np.uint32(bits * (r % per_word))
+        shift = layout.bits * (r % layout.per_word)
+        words[r // layout.per_word] |= row.astype(np.uint32) << np.uint32(shift)
     return words
 
 
@@ -171,9 +176,8 @@ def nm_case(rng, shape, n, m, dtype="f32"):
     rows = at + m * (np.arange(groups * n) // n)[:, None]
     np.put_along_axis(dense, rows, values.astype(np.float64), 0)
     dense = dense[:k] * (1 if scales is None else scales)
-    options = {"n": n, "m": m}
-    index = (pack_positions(at, m),)
-    return NmCase("nm", dense, values, index, scales, options | {"shape": shape}, options)
+    layout = NMLayout(shape, n, m)
+    return NmCase(layout, dense, values, (pack_positions(at, layout),), scales)
 
 
 def relative_error(got, expected):

@@ -1,5 +1,7 @@
 """The native CPU kernels against numpy in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsparse.kernels import cpu
+from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, NMLayout
 
-pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
+pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
 
 SIZES = st.integers(1, 300)
 # Either side of every change of kernel: rows in registers, narrow and wide panels.
@@ -73,8 +76,8 @@ def test_empty_rows_and_columns():
         values, rows = np.delete(case.values, np.s_[low:high], 0), np.delete(rows, np.s_[low:high])
         pointers = np.minimum(indptr, low) + np.maximum(indptr - high, 0)
         x = rng.standard_normal((40, 96)).astype(np.float32)
-        dot = getattr(cpu, f"{case.storage}_dot")
-        y = np.asarray(dot(x, values, pointers.astype(np.int32), rows, shape=(96, 96)))
+        index = pointers.astype(np.int32), rows
+        y = np.asarray(case.replace(values=values, index=index).dot(x))
         full = x.astype(np.float64) @ case.dense
         empty = np.repeat(np.diff(pointers) == 0, 96 // (len(pointers) - 1))
         assert (y[:, empty] == 0).all() and empty.any()
@@ -144,7 +147,9 @@ def test_a_new_index_recompiles_nothing():
     @jax.jit
     def product(x, values, indptr, rows):
         traces.append(None)
-        return cpu.block_dot(x, values, indptr, rows, shape=(128, 64))
+        layout = BlockLayout((128, 64), (32, 32), 4)
+        options = {"layout": layout, "transpose": False, "out_dtype": jnp.float32}
+        return cpu.product(x, values, indptr, rows, **options)
 
     x = rng.standard_normal((8, 128)).astype(np.float32)
     values = rng.standard_normal((4, 32, 32)).astype(np.float32)
@@ -158,13 +163,29 @@ def test_a_new_index_recompiles_nothing():
     assert len(traces) == 1
 
 
-def test_supports_says_why_not():
-    f32 = {"x_dtype": jnp.float32, "values_dtype": jnp.float32}
-    assert cpu.supports("block", block=(32, 32), **f32) is None
-    assert cpu.supports("csc", **f32) is None
-    assert cpu.supports("bitmap", **f32) is None
-    assert cpu.supports("nm", n=2, m=4, **f32) is None
-    assert "multiple of 16" in cpu.supports("block", block=(8, 8), **f32)
-    assert "3:5" in cpu.supports("nm", n=3, m=5, **f32)
-    assert "float64" in cpu.supports("csc", x_dtype=np.float64, values_dtype=jnp.float32)
-    assert "float16" in cpu.supports("csc", x_dtype=jnp.float32, values_dtype=jnp.float16)
+@pytest.mark.parametrize(
+    ("layout", "x", "values", "reason"),
+    [
+        (BlockLayout((64, 64), (32, 32), 2), "float32", "float32", None),
+        (CSCLayout((64, 64), 9), "bfloat16", "int8", None),
+        (BitmapLayout((64, 64), 9), "float32", "bfloat16", None),
+        (NMLayout((64, 64), 2, 4), "float32", "float32", None),
+        (BlockLayout((64, 64), (8, 8), 2), "float32", "float32", "multiple of 16"),
+        (BlockLayout((2**17, 64), (2**16, 16), 2), "float32", "float32", "65536"),
+        (NMLayout((64, 64), 3, 5), "float32", "float32", "3:5"),
+        (NMLayout((64, 64), 5, 4), "float32", "float32", "5:4"),
+        (NMLayout((64, 64), 2, 4, 8), "float32", "float32", "shared by several columns"),
+        (CSCLayout((64, 64), 9), "float64", "float32", "x must be .* not float64"),
+        (CSCLayout((64, 64), 9), "float32", "float16", "weights must be .* not float16"),
+    ],
+)
+def test_unsupported_says_why_not(layout, x, values, reason):
+    x, values = (jax.ShapeDtypeStruct((1, 1), jnp.dtype(dtype)) for dtype in (x, values))
+    found = cpu.unsupported("product", layout, x, values, np.dtype(np.float32))
+    assert found is None if reason is None else re.search(reason, found)
+    assert cpu.unsupported("product", layout, x, values, np.dtype(np.float64)) is not None
+
+
+def test_what_is_sampled_may_be_of_any_float():
+    x, g = (jax.ShapeDtypeStruct((1, 64), jnp.dtype(dtype)) for dtype in ("float32", "float16"))
+    assert cpu.unsupported("sampled", CSCLayout((64, 64), 9), x, g, np.dtype("float32")) is None

@@ -6,7 +6,7 @@ import pytest
 
 from jaxsparse.kernels import cpu
 
-pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
+pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
 
 
 @pytest.mark.parametrize("threads", [None, 1, 3])

@@ -11,7 +11,7 @@ import pytest
 
 from jaxsparse.kernels import cpu
 
-needs_library = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
+needs_library = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "kernels" / "cpu" / "native"
 
@@ -61,7 +61,7 @@ def run(*command, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_every_instruction_set(isa):
-    probe = "from jaxsparse.kernels import cpu; print(cpu.available() or '')"
+    probe = "from jaxsparse.kernels import cpu; print(cpu.missing() or '')"
     environment = os.environ | {"JAXSPARSE_CPU_ISA": isa}
     done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True)
     if done.stdout.strip():
@@ -79,7 +79,7 @@ def test_the_same_bits_on_any_number_of_threads():
 
 @needs_library
 def test_an_unknown_instruction_set_is_refused():
-    probe = "from jaxsparse.kernels import cpu; print(cpu.available())"
+    probe = "from jaxsparse.kernels import cpu; print(cpu.missing())"
     environment = os.environ | {"JAXSPARSE_CPU_ISA": "avx1024"}
     done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True)
     assert b"known: avx512, avx2, portable" in done.stdout

@@ -10,7 +10,7 @@ from cpu_cases import bitmap_case, block_case, csc_case, nm_case
 
 from jaxsparse.kernels import cpu
 
-pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
+pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
 
 
 @functools.cache

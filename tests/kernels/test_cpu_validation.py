@@ -5,47 +5,20 @@ import pytest
 from cpu_cases import bitmap_case, block_case, csc_case, nm_case
 
 from jaxsparse.kernels import cpu
+from jaxsparse.kernels.layouts import BitmapLayout, NMLayout
 
-needs_library = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
-
-
-def test_good_indices_pass():
-    rng = np.random.default_rng(0)
-    for density in (0.0, 0.3, 1.0):
-        case = block_case(rng, (100, 70), (4, 16), density, spare=2)
-        cpu.validate_block(*case.index, block=(4, 16), shape=(100, 70))
-        cpu.validate_csc(*csc_case(rng, (100, 70), density, spare=2).index, shape=(100, 70))
-    cpu.validate_nm(*nm_case(rng, (100, 70), 2, 4).index, n=2, m=4, shape=(100, 70))
+needs_library = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
 
 
-@pytest.mark.parametrize(
-    ("indptr", "rows", "message"),
-    [
-        ([0, 1], [0], "shape"),
-        ([0, 2, 1], [0, 1], "falls in between"),
-        ([1, 1, 2], [0, 1], "from 1"),
-        ([0, 1, 3], [0, 1], "at most 2"),
-        ([0, 1, 2], [0, 4], "row 4 of entry 1"),
-        ([0, 1, 2], [-1, 0], "row -1 of entry 0"),
-        ([0, 0, 2], [2, 1], "entries 0 and 1"),
-        ([0, 2, 2], [1, 1], "ascend"),
-    ],
-)
-def test_faults_are_named(indptr, rows, message):
-    with pytest.raises(ValueError, match=message):
-        cpu.validate_csc(np.array(indptr), np.array(rows), shape=(4, 2))
-    with pytest.raises(ValueError, match=message):
-        cpu.validate_block(np.array(indptr), np.array(rows), block=(8, 16), shape=(32, 32))
-
-
-def test_positions_of_another_shape():
-    with pytest.raises(ValueError, match=r"\(1, 4\)"):
-        cpu.validate_nm(np.zeros((2, 4), np.uint32), n=2, m=4, shape=(16, 4))
-
-
-def refused(product, *arguments, **options):
+def refused(product, *arguments):
     with pytest.raises(Exception, match="jaxsparse cpu kernel"):
-        np.asarray(product(*arguments, **options))
+        np.asarray(product(*arguments))
+
+
+def all_refused(case, x, dy):
+    refused(case.dot, x)
+    refused(case.dot_transposed, dy)
+    refused(case.sampled, x, dy)
 
 
 @needs_library
@@ -53,30 +26,23 @@ def refused(product, *arguments, **options):
 def test_the_library_refuses_what_it_cannot_read(batch):
     rng = np.random.default_rng(1)
     x, dy = (rng.standard_normal((batch, size)).astype(np.float32) for size in (64, 32))
-    shape = {"shape": (64, 32)}
-    case = block_case(rng, (64, 32), (16, 16), 1.0)
-    indptr, rows = case.index
+    blocks = block_case(rng, (64, 32), (16, 16), 1.0)
+    indptr, rows = blocks.index
     for wrong in (rows + 1, rows - 1, rows + 2**30):
-        wrong = wrong.astype(np.int32)
-        refused(cpu.block_dot, x, case.values, indptr, wrong, **shape)
-        refused(cpu.block_dot_transposed, dy, case.values, indptr, wrong, **shape)
-        refused(cpu.block_sampled, x, dy, indptr, wrong, block=(16, 16))
+        all_refused(blocks.replace(index=(indptr, wrong.astype(np.int32))), x, dy)
     for wrong in (indptr + 1, indptr[::-1], indptr[:-1]):
-        refused(cpu.block_dot, x, case.values, wrong, rows, **shape)
-    refused(cpu.block_dot, x, case.values[:, :, :8], indptr, rows, **shape)
-    case = csc_case(rng, (64, 32), 0.5)
-    refused(cpu.csc_dot, x, case.values, case.index[0][:-1], case.index[1], **shape)
+        refused(blocks.replace(index=(wrong, rows)).dot, x)
+    refused(blocks.replace(values=blocks.values[:, :, :8]).dot, x)
+    columns = csc_case(rng, (64, 32), 0.5)
+    refused(columns.replace(index=(columns.index[0][:-1], columns.index[1])).dot, x)
 
-    case = nm_case(rng, (64, 32), 2, 4)
-    refused(cpu.nm_dot, x, case.values, case.index[0][1:], n=2, m=4, **shape)
-    refused(cpu.nm_dot, x, case.values, case.index[0], n=1, m=4, **shape)
+    groups = nm_case(rng, (64, 32), 2, 4)
+    refused(groups.replace(index=(groups.index[0][1:],)).dot, x)
+    refused(groups.replace(layout=NMLayout((64, 32), 1, 4)).dot, x)
 
-    cases = block_case(rng, (64, 32), (16, 16), 1.0), csc_case(rng, (64, 32), 0.5), case
-    cases += (bitmap_case(rng, (64, 32), 0.5),)
-    for case in cases:
-        product = getattr(cpu, f"{case.storage}_dot")
+    for case in (blocks, columns, groups, bitmap_case(rng, (64, 32), 0.5)):
         for scales in (x[0, :31], x[:1, :32]):
-            refused(product, x, case.values, *case.index, scales=scales, **case.options)
+            refused(case.replace(scales=scales).dot, x)
 
 
 def _set(index, entry, value):
@@ -96,10 +62,8 @@ def test_every_product_refuses_the_same_columns(batch, k, index_dtype):
     case = csc_case(rng, (k, n), 0.3, spare=3, index_dtype=index_dtype)
     indptr, rows = case.index
 
-    def all_refuse(indptr, rows):
-        refused(cpu.csc_dot, x, case.values, indptr, rows, shape=(k, n))
-        refused(cpu.csc_dot_transposed, dy, case.values, indptr, rows, shape=(k, n))
-        refused(cpu.csc_sampled, x, dy, indptr, rows)
+    def all_refuse(*index):
+        all_refused(case.replace(index=index), x, dy)
 
     begin, end = indptr[5:7]
     descending = rows.copy()
@@ -125,9 +89,7 @@ def test_every_product_refuses_the_same_columns(batch, k, index_dtype):
         all_refuse(wrong, rows)
     # Room to spare is nobody's, whatever it says.
     spare = _set(rows, -1, np.iinfo(index_dtype).max)
-    np.testing.assert_array_equal(
-        cpu.csc_dot(x, case.values, indptr, spare, shape=(k, n)), case.dot(x)
-    )
+    np.testing.assert_array_equal(case.replace(index=(indptr, spare)).dot(x), case.dot(x))
 
 
 @needs_library
@@ -136,13 +98,11 @@ def test_every_product_refuses_the_same_blocks(batch):
     rng = np.random.default_rng(batch)
     x, dy = (rng.standard_normal((batch, size)).astype(np.float32) for size in (66, 60))
     case = block_case(rng, (66, 60), (4, 16), 0.6, spare=2)
-    (indptr, rows), shape = case.index, {"shape": (66, 60)}
+    indptr, rows = case.index
     begin = indptr[1]
 
-    def all_refuse(indptr, rows):
-        refused(cpu.block_dot, x, case.values, indptr, rows, **shape)
-        refused(cpu.block_dot_transposed, dy, case.values, indptr, rows, **shape)
-        refused(cpu.block_sampled, x, dy, indptr, rows, block=(4, 16))
+    def all_refuse(*index):
+        all_refused(case.replace(index=index), x, dy)
 
     for wrong in (
         _set(rows, indptr[2] - 1, 17),  # no row of 17
@@ -161,8 +121,8 @@ def test_every_product_refuses_the_same_blocks(batch):
 def test_n_of_m_without_inputs_is_zero(n):
     for batch in (3, 50):
         x = np.zeros((batch, 0), np.float32)
-        nothing = np.zeros((0, n), np.float32), np.zeros((0, n), np.uint32)
-        y = cpu.nm_dot(x, *nothing, n=2, m=4, shape=(0, n))
+        nothing = nm_case(np.random.default_rng(0), (0, n), 2, 4)
+        y = nothing.dot(x)
         np.testing.assert_array_equal(y, np.zeros((batch, n)))
 
 
@@ -173,12 +133,11 @@ def test_the_library_counts_the_bits_of_bitmaps(batch, k):
     rng = np.random.default_rng(1)
     x, dy = (rng.standard_normal((batch, size)).astype(np.float32) for size in (k, 130))
     case = bitmap_case(rng, (k, 130), 0.5)
-    (starts, bits), shape = case.index, {"shape": (k, 130)}
+    starts, bits = case.index
 
     def all_refuse(starts, bits, values=case.values):
-        refused(cpu.bitmap_dot, x, values, starts, bits, **shape)
-        refused(cpu.bitmap_dot_transposed, dy, values, starts, bits, **shape)
-        refused(cpu.bitmap_sampled, x, dy, starts, bits, nnz=len(values))
+        layout = BitmapLayout((k, 130), len(values))
+        all_refused(case.replace(index=(starts, bits), values=values, layout=layout), x, dy)
 
     more, low, fewer, last = (bits.copy() for _ in range(4))
     more[0, 5], low[-1, 5, -1], fewer[0, 5] = 2**32 - 1, 2**31, 0
@@ -196,11 +155,10 @@ def test_the_library_counts_the_bits_of_bitmaps(batch, k):
 
 @needs_library
 def test_products_without_inputs_are_zero():
-    starts, bits = np.zeros(2, np.int32), np.zeros((1, 3, 1), np.uint32)
-    values, empty = np.ones(1, np.float32), np.zeros((2, 0), np.float32)
-    y = cpu.bitmap_dot(empty, values, starts, bits, shape=(0, 3))
-    np.testing.assert_array_equal(y, np.zeros((2, 3)))
-    dy = np.ones((2, 3), np.float32)
-    assert cpu.bitmap_dot_transposed(dy, values, starts, bits, shape=(0, 3)).shape == (2, 0)
-    np.testing.assert_array_equal(cpu.bitmap_sampled(empty, dy, starts, bits, nnz=1), [0])
-    refused(cpu.bitmap_dot, empty, values, starts, bits[:, :, :0], shape=(0, 3))
+    case = bitmap_case(np.random.default_rng(0), (0, 3), 1.0, spare=1)
+    empty, dy = np.zeros((2, 0), np.float32), np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(case.dot(empty), np.zeros((2, 3)))
+    assert case.dot_transposed(dy).shape == (2, 0)
+    np.testing.assert_array_equal(case.sampled(empty, dy), [0])
+    starts, bits = case.index
+    refused(case.replace(index=(starts, bits[:, :, :0])).dot, empty)

@@ -22,7 +22,7 @@ def loaded(cusparselt_build, monkeypatch):
     """The real thing in its place."""
     monkeypatch.setattr(cusparselt, "__path__", [*cusparselt.__path__, str(cusparselt_build)])
     forget()
-    if reason := library.available():
+    if reason := library.missing():
         forget()
         pytest.skip(reason)
     yield
@@ -117,7 +117,7 @@ def test_what_cannot_be_loaded_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "_load_cusparselt", lambda: None)
     forget()
     try:
-        assert library.available().startswith("cuSPARSELt cannot be loaded:")
+        assert library.missing().startswith("cuSPARSELt cannot be loaded:")
     finally:
         forget()
 

@@ -62,7 +62,9 @@ def stand_in(cusparselt_build, monkeypatch):
     """The backend with the stand-in called back from the program."""
     found = StandIn(cusparselt_build)
 
-    def call(name, result, *operands, algorithm=-1):
+    def call(name, shape, dtype, *operands, algorithm=-1):
+        result = jax.ShapeDtypeStruct(shape, dtype)
+
         def run(*arrays):
             first, *rest = (np.ascontiguousarray(a) for a in arrays)
             if name == "compress":

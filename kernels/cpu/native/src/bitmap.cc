@@ -194,7 +194,7 @@ struct BitmapTiles : Scattered {
 
 }  // namespace
 
-const char* bitmap_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
+const char* dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
   if (!inside(w)) return kBadBits;
   const Kernels& k = kernels();
   if (x.rows == 0) return nullptr;
@@ -207,13 +207,13 @@ const char* bitmap_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, floa
   return good ? nullptr : kBadBits;
 }
 
-const char* bitmap_dot_transposed(Pool& pool, const Matrix& dy, const BitmapWeights& w, float* dx) {
+const char* dot_transposed(Pool& pool, const Matrix& dy, const BitmapWeights& w, float* dx) {
   if (!inside(w)) return kBadBits;
   return tiled_dot_transposed(pool, dy, BitmapTiles(w), dx) ? nullptr : kBadBits;
 }
 
-const char* bitmap_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BitmapWeights& w,
-                           float* out) {
+const char* sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BitmapWeights& w,
+                    float* out) {
   std::fill(out, out + w.nnz, 0.f);  // room to spare
   if (!inside(w)) return kBadBits;
   return tiled_sampled(pool, x, dy, BitmapTiles(w), out) ? nullptr : kBadBits;

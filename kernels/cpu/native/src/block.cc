@@ -169,11 +169,14 @@ void dot_rows(Pool& pool, const Matrix& x, const BlockWeights& w, const Sums& s,
 
 }  // namespace
 
-void block_dot(Pool& pool, const Matrix& x, const BlockWeights& w, float* y) {
-  if (x.rows == 0) return;
+const char* dot(Pool& pool, const Matrix& x, const BlockWeights& w, float* y) {
+  if (x.rows == 0) return nullptr;
   const Kernels& k = kernels();
   const Sums s{w.block_columns(), w.indptr, w.indices, w.bk, w.bn, w.n};
-  if (x.rows <= k.most_rows) return dot_rows(pool, x, w, s, y);
+  if (x.rows <= k.most_rows) {
+    dot_rows(pool, x, w, s, y);
+    return nullptr;
+  }
   const long block = (long)w.bk * w.bn, bytes = dtype_bytes(w.dtype);
   const float* stored = w.dtype == kF32 ? static_cast<const float*>(w.values) : nullptr;
   const auto prepare = [&](long j, float* to) {
@@ -181,10 +184,11 @@ void block_dot(Pool& pool, const Matrix& x, const BlockWeights& w, float* y) {
     k.widen(w.dtype, from, blocks_in(s, j) * block, to);
   };
   dot_panels(pool, x, s, w.block_rows() * w.bk, stored, prepare, y);
+  return nullptr;
 }
 
-void block_dot_transposed(Pool& pool, const Matrix& dy, const BlockWeights& w, float* dx) {
-  if (dy.rows == 0) return;
+const char* dot_transposed(Pool& pool, const Matrix& dy, const BlockWeights& w, float* dx) {
+  if (dy.rows == 0) return nullptr;
   const Kernels& k = kernels();
   const long rows = w.block_rows(), columns = w.block_columns(), nnz = w.indptr[columns];
   // The index the other way, by counting: block rows' pointers, block columns, positions.
@@ -207,10 +211,11 @@ void block_dot_transposed(Pool& pool, const Matrix& dy, const BlockWeights& w, f
     }
   };
   dot_panels(pool, dy, s, columns * w.bn, nullptr, prepare, dx);
+  return nullptr;
 }
 
-void block_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWeights& w,
-                   float* out) {
+const char* sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWeights& w,
+                    float* out) {
   const Kernels& k = kernels();
   const long batch = x.rows, rows = w.block_rows(), block = (long)w.bk * w.bn;
   std::fill(out + w.indptr[w.block_columns()] * block, out + w.nnz * block, 0.f);
@@ -238,6 +243,7 @@ void block_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWei
       }
     }
   });
+  return nullptr;
 }
 
 }  // namespace jaxsparse

@@ -206,7 +206,7 @@ const char* with_tiles(const CscWeights& w, const F& product) {
 
 }  // namespace
 
-const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
+const char* dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
   const int lanes = kernels().lanes, width = plain_width(x.rows, lanes);
   if (x.rows <= kPlainRows || x.rows * w.k * (long)sizeof(float) <= kPlainBytes)
     return plain_dot(pool, x, w, width, y) ? nullptr : kBadRow;
@@ -216,13 +216,13 @@ const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) 
   return good ? nullptr : kBadRow;
 }
 
-const char* csc_dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx) {
+const char* dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx) {
   return with_tiles(
       w, [&](const Scattered& tiles) { return tiled_dot_transposed(pool, dy, tiles, dx); });
 }
 
-const char* csc_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const CscWeights& w,
-                        float* out) {
+const char* sampled(Pool& pool, const Matrix& x, const Matrix& dy, const CscWeights& w,
+                    float* out) {
   // Room to spare stays zero.
   std::fill(out, out + w.nnz, 0.f);
   return with_tiles(

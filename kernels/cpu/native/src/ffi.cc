@@ -1,21 +1,28 @@
 // XLA FFI handlers: check what is cheap to check, then call the products.
-#include <new>
-#include <optional>
-#include <string>
-
-#include "products.h"
+//
+//     product   x, values, index..., [scales] -> y      attribute transpose, and n, m of N:M
+//     sampled   x, dy, index...               -> values     n, m of N:M
 #include "xla/ffi/api/ffi.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "kernels.h"
+#include "panels.h"
+#include "parallel.h"
+#include "products.h"
 
 namespace ffi = xla::ffi;
 
 namespace jaxsparse {
 namespace {
 
-using Floats = ffi::Buffer<ffi::F32>;
-using Ints = ffi::Buffer<ffi::S32>;
-using Words = ffi::Buffer<ffi::U32>;
-using Scales = std::optional<Floats>;
-using Out = ffi::Result<Floats>;
+using Buffer = ffi::AnyBuffer;
+using Type = ffi::DataType;
 
 class XlaPool : public Pool {
  public:
@@ -27,346 +34,209 @@ class XlaPool : public Pool {
   ffi::ThreadPool& pool_;
 };
 
-template <class B>
-long rank(const B& b) {
-  return (long)b.dimensions().size();
+// The first thing wrong ends a call.
+struct Refused {
+  const char* what;
+};
+void require(bool ok, const char* what) {
+  if (!ok) throw Refused{what};
 }
-template <class B>
-long dim(const B& b, int i) {
-  return (long)b.dimensions()[i];
+void require_none(const char* fault) { require(fault == nullptr, fault); }
+
+size_t rank(const Buffer& b) { return b.dimensions().size(); }
+long dim(const Buffer& b, int i) { return (long)b.dimensions()[i]; }
+
+template <class T>
+const T* data(const Buffer& b, Type type, size_t axes, const char* what) {
+  require(b.element_type() == type && rank(b) == axes, what);
+  return static_cast<const T*>(b.untyped_data());
 }
 
-ffi::Error fault(const std::string& what) {
-  return ffi::Error::InvalidArgument("jaxsparse cpu kernel: " + what);
+Matrix matrix(const Buffer& b) {
+  return {data<float>(b, Type::F32, 2, "x, y and dy must be float32 with two axes"), dim(b, 0),
+          dim(b, 1)};
 }
 
-// The first thing wrong.
-struct Checks {
-  std::string message;
-  Checks& that(bool ok, const char* what) {
-    if (!ok && message.empty()) message = what;
-    return *this;
+// A weight of shape (k, n) as the operands say it; of a sampled product, what will hold its values.
+struct Operands {
+  long k, n;
+  const Buffer& values;
+  bool stored;  // else they are yet to be computed
+  const ffi::RemainingArgs& rest;
+  const ffi::Dictionary& attributes;
+
+  Buffer index(size_t i) const {
+    const auto found = rest.get<Buffer>(i);
+    require(found.has_value(), "an operand of the index is missing");
+    return *found;
   }
-  bool failed() const { return !message.empty(); }
+  const int32_t* pointers(long count, const char* what) const {
+    const Buffer found = index(0);
+    const auto at = data<int32_t>(found, Type::S32, 1, "pointers must be int32 with one axis");
+    require(dim(found, 0) == count + 1, what);
+    require_none(check_pointers(at, count, dim(values, 0)));
+    return at;
+  }
+  int attribute(const char* name) const {
+    const auto found = attributes.get<int64_t>(name);
+    require(found.has_value(), "n and m must be given");
+    return (int)*found;
+  }
+  const void* at() const { return stored ? values.untyped_data() : nullptr; }
+  int dtype() const {
+    switch (stored ? values.element_type() : Type::F32) {
+      case Type::F32: return kF32;
+      case Type::BF16: return kBf16;
+      case Type::S8: return kI8;
+      default: throw Refused{"values must be float32, bfloat16 or int8"};
+    }
+  }
 };
 
-int dtype_of(const ffi::AnyBuffer& b) {
-  switch (b.element_type()) {
-    case ffi::DataType::F32: return kF32;
-    case ffi::DataType::BF16: return kBf16;
-    case ffi::DataType::S8: return kI8;
-    default: return -1;
-  }
+// What each storage is made of. Indices is how many operands its index has.
+template <class Weights>
+constexpr size_t kIndices = 2;
+template <>
+constexpr size_t kIndices<NmWeights> = 1;
+
+void read(const Operands& o, BlockWeights* w) {
+  require(rank(o.values) == 3, "values must be (nnz, bk, bn)");
+  const long nnz = dim(o.values, 0), bk = dim(o.values, 1), bn = dim(o.values, 2);
+  require(bk >= 1 && bk <= 32768, "a block needs between 1 and 32768 rows");
+  require(bn >= 16 && bn % 16 == 0 && bn <= 32768, "a block's columns must be a multiple of 16");
+  const Buffer rows = o.index(1);
+  *w = {o.k, o.n, (int)bk, (int)bn, o.dtype(), o.at(), nullptr, nullptr, nnz};
+  w->indices = data<int32_t>(rows, Type::S32, 1, "indices must be int32 with one axis");
+  require(dim(rows, 0) == nnz, "indices and values differ in length");
+  w->indptr = o.pointers(w->block_columns(),
+                         "indptr must have one entry more than there are block columns");
+  require_none(check_indices(*w));
 }
 
-Matrix matrix(const Floats& b) { return {b.typed_data(), dim(b, 0), dim(b, 1)}; }
+void read(const Operands& o, CscWeights* w) {
+  const Buffer rows = o.index(1);
+  const bool wide = rows.element_type() == Type::S32;
+  require(rank(o.values) == 1, "values must have one axis");
+  *w = {o.k, o.n, o.dtype(), o.at(), nullptr, nullptr, wide, dim(o.values, 0)};
+  w->indices = data<void>(rows, wide ? Type::S32 : Type::U16, 1,
+                          "indices must be int32 or uint16 with one axis");
+  require(dim(rows, 0) == w->nnz, "indices and values differ in length");
+  w->indptr = o.pointers(o.n, "indptr must have one entry more than there are columns");
+  require(o.k > 0 || w->indptr[o.n] == 0, "a kernel without rows stores no entries");
+}
 
-// Runs a product that returns a message or null, and says so when memory runs out.
+void read(const Operands& o, BitmapWeights* w) {
+  const Buffer bits = o.index(1);
+  require(rank(o.values) == 1, "values must have one axis");
+  *w = {o.k, o.n, o.dtype(), o.at(), nullptr, nullptr, 0, dim(o.values, 0)};
+  w->bits = data<uint32_t>(bits, Type::U32, 3, "bits must be uint32 with three axes");
+  w->words = (int)dim(bits, 2);
+  require(w->words == std::max<long>(1, std::min<long>(8, (o.k + 31) / 32)),
+          "a strip's bits must be 8 words, or ceil(K / 32) where that is less");
+  require(dim(bits, 0) == w->strips() && dim(bits, 1) == o.n, "bits must be (strips, N, words)");
+  w->starts = o.pointers(w->strips() * w->chunks(),
+                         "starts must have one entry more than strips times chunks of 64 columns");
+}
+
+void read(const Operands& o, NmWeights* w) {
+  const Buffer positions = o.index(0);
+  const int n = o.attribute("n"), m = o.attribute("m");
+  require(m == 2 || m == 4 || m == 8 || m == 16, "m must be 2, 4, 8 or 16");
+  require(n >= 1 && n <= m, "n must be between 1 and m");
+  *w = {o.k, o.n, n, m, o.dtype(), o.at(), nullptr};
+  w->positions = data<uint32_t>(positions, Type::U32, 2, "positions must be uint32 with two axes");
+  const long rows = w->groups() * n, words = (rows + w->per_word() - 1) / w->per_word();
+  require(rank(o.values) == 2 && dim(o.values, 0) == rows && dim(o.values, 1) == o.n,
+          "values must be (ceil(K / m) * n, N)");
+  require(dim(positions, 0) == words && dim(positions, 1) == o.n,
+          "positions must be (ceil(rows / positions in a word), N)");
+}
+
+// y's columns times their scales. Left to XLA, that multiplication makes it start the whole
+// program on another thread, and few rows wait longer for that than the product takes.
+void scale(Pool& pool, const Buffer& scales, const Matrix& y, float* to) {
+  const char* const what = "scales must have one entry for every column of y";
+  const float* factors = data<float>(scales, Type::F32, 1, what);
+  require(dim(scales, 0) == y.columns, what);
+  const long at_once = std::max<long>(1, 16384 / std::max<long>(1, y.columns));
+  parallel_for(pool, (y.rows + at_once - 1) / at_once, [&](long i) {
+    for (long r = i * at_once; r < std::min(y.rows, (i + 1) * at_once); r++) {
+      float* __restrict row = to + r * y.columns;
+      for (long c = 0; c < y.columns; c++) row[c] *= factors[c];
+    }
+  });
+}
+
+// Runs what may refuse, and says so when memory runs out.
 template <class F>
-ffi::Error run(ffi::ThreadPool& threads, const F& product) {
+ffi::Error run(ffi::ThreadPool& threads, const F& body) {
   XlaPool pool(threads);
   try {
-    const char* message = product(pool);
-    return message ? fault(message) : ffi::Error::Success();
+    body(pool);
+    return ffi::Error::Success();
+  } catch (const Refused& refused) {
+    return ffi::Error::InvalidArgument(std::string("jaxsparse cpu kernel: ") + refused.what);
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxsparse cpu kernel: out of memory");
   }
 }
 
-// As run does, then y's columns times their scales, where there are any. Left to XLA, that
-// multiplication makes it start the whole program on another thread, and few rows wait longer
-// for that than the product takes.
-template <class F>
-ffi::Error run_scaled(ffi::ThreadPool& threads, const Scales& scales, Floats& y,
-                      const F& product) {
-  const long rows = dim(y, 0), columns = dim(y, 1);
-  if (scales && (rank(*scales) != 1 || dim(*scales, 0) != columns))
-    return fault("scales must have one entry for every column of y");
+template <class Weights>
+ffi::Error product(ffi::ThreadPool threads, ffi::Dictionary attributes, Buffer x, Buffer values,
+                   ffi::RemainingArgs rest, ffi::Result<Buffer> y) {
   return run(threads, [&](Pool& pool) {
-    const char* message = product(pool);
-    if (message || !scales) return message;
-    const long at_once = std::max<long>(1, 16384 / std::max<long>(1, columns));
-    const float* scale = scales->typed_data();
-    parallel_for(pool, (rows + at_once - 1) / at_once, [&](long i) {
-      for (long r = i * at_once; r < std::min(rows, (i + 1) * at_once); r++) {
-        float* __restrict row = y.typed_data() + r * columns;
-        for (long c = 0; c < columns; c++) row[c] *= scale[c];
-      }
-    });
-    return message;
+    const Matrix in = matrix(x), out = matrix(*y);
+    require(in.rows == out.rows, "the batches differ");
+    const auto found = attributes.get<bool>("transpose");
+    const bool transpose = found.has_value() && *found;
+    Weights w;
+    read({transpose ? out.columns : in.columns, transpose ? in.columns : out.columns, values, true,
+          rest, attributes}, &w);
+    float* to = static_cast<float*>(y->untyped_data());
+    require_none(transpose ? dot_transposed(pool, in, w, to) : dot(pool, in, w, to));
+    if (rest.size() > kIndices<Weights>)
+      scale(pool, *rest.get<Buffer>(kIndices<Weights>), out, to);
   });
 }
 
-// `blocks` is (nnz, bk, bn): the weights, or the sampled product's result.
-template <class Blocks>
-ffi::Error block_weights(const Blocks& blocks, int dtype, const void* values, const Ints& indptr,
-                         const Ints& indices, long k, long n, BlockWeights* w) {
-  Checks c;
-  c.that(rank(blocks) == 3, "values must be (nnz, bk, bn)")
-      .that(dtype >= 0, "values must be float32, bfloat16 or int8")
-      .that(rank(indptr) == 1 && rank(indices) == 1, "indptr and indices must have one axis");
-  if (c.failed()) return fault(c.message);
-  const long bk = dim(blocks, 1), bn = dim(blocks, 2), nnz = dim(blocks, 0);
-  c.that(bk >= 1 && bk <= 32768, "a block needs between 1 and 32768 rows")
-      .that(bn >= 16 && bn % 16 == 0 && bn <= 32768, "a block's columns must be a multiple of 16");
-  if (c.failed()) return fault(c.message);
-  *w = {k, n, (int)bk, (int)bn, dtype, values, indptr.typed_data(), indices.typed_data(),
-        nnz};
-  c.that(dim(indices, 0) == nnz, "indices and values differ in length")
-      .that(dim(indptr, 0) == w->block_columns() + 1,
-            "indptr must have one entry more than there are block columns");
-  if (c.failed()) return fault(c.message);
-  if (const char* m = check_pointers(w->indptr, w->block_columns(), nnz)) return fault(m);
-  if (const char* m = check_indices(*w)) return fault(m);
-  return ffi::Error::Success();
-}
-
-ffi::Error csc_weights(long nnz, int dtype, const void* values, const Ints& indptr,
-                       const ffi::AnyBuffer& indices, long k, long n, CscWeights* w) {
-  const bool wide = indices.element_type() == ffi::DataType::S32;
-  Checks c;
-  c.that(dtype >= 0, "values must be float32, bfloat16 or int8")
-      .that(rank(indptr) == 1 && rank(indices) == 1, "indptr and indices must have one axis")
-      .that(wide || indices.element_type() == ffi::DataType::U16,
-            "indices must be int32 or uint16");
-  if (c.failed()) return fault(c.message);
-  c.that(dim(indices, 0) == nnz, "indices and values differ in length")
-      .that(dim(indptr, 0) == n + 1, "indptr must have one entry more than there are columns");
-  if (c.failed()) return fault(c.message);
-  *w = {k, n, dtype, values, indptr.typed_data(), indices.untyped_data(), wide, nnz};
-  if (const char* m = check_pointers(w->indptr, n, nnz)) return fault(m);
-  if (k == 0 && w->indptr[n] > 0) return fault("a kernel without rows stores no entries");
-  return ffi::Error::Success();
-}
-
-ffi::Error bitmap_weights(long nnz, int dtype, const void* values, const Ints& starts,
-                          const Words& bits, long k, long n, BitmapWeights* w) {
-  Checks c;
-  c.that(dtype >= 0, "values must be float32, bfloat16 or int8")
-      .that(rank(starts) == 1 && rank(bits) == 3, "starts must have one axis, bits three");
-  if (c.failed()) return fault(c.message);
-  const long words = dim(bits, 2);
-  c.that(words == std::max<long>(1, std::min<long>(8, (k + 31) / 32)),
-         "a strip's bits must be 8 words, or ceil(K / 32) where that is less");
-  if (c.failed()) return fault(c.message);
-  *w = {k, n, dtype, values, starts.typed_data(), bits.typed_data(), (int)words, nnz};
-  c.that(dim(bits, 0) == w->strips() && dim(bits, 1) == n, "bits must be (strips, N, words)")
-      .that(dim(starts, 0) == w->strips() * w->chunks() + 1,
-            "starts must have one entry more than strips times chunks of 64 columns");
-  if (c.failed()) return fault(c.message);
-  if (const char* m = check_pointers(w->starts, w->strips() * w->chunks(), nnz)) return fault(m);
-  return ffi::Error::Success();
-}
-
-template <class Values>
-ffi::Error nm_weights(const Values& stored, int dtype, const void* values, const Words& positions,
-                      long k, long columns, int64_t n, int64_t m, NmWeights* w) {
-  Checks c;
-  c.that(dtype >= 0, "values must be float32, bfloat16 or int8")
-      .that(m == 2 || m == 4 || m == 8 || m == 16, "m must be 2, 4, 8 or 16")
-      .that(n >= 1 && n <= m, "n must be between 1 and m")
-      .that(rank(stored) == 2 && rank(positions) == 2, "values and positions must have two axes");
-  if (c.failed()) return fault(c.message);
-  *w = {k, columns, (int)n, (int)m, dtype, values, positions.typed_data()};
-  const long rows = w->groups() * n;
-  c.that(dim(stored, 0) == rows && dim(stored, 1) == columns,
-         "values must be (ceil(K / m) * n, N)")
-      .that(dim(positions, 0) == (rows + w->per_word() - 1) / w->per_word() &&
-                dim(positions, 1) == columns,
-            "positions must be (ceil(rows / positions in a word), N)");
-  return c.failed() ? fault(c.message) : ffi::Error::Success();
-}
-
-#define RETURN_IF_FAILED(expression) \
-  if (ffi::Error error = (expression); error.failure()) return error
-
-ffi::Error same_batch(const Floats& a, const Floats& b) {
-  if (rank(a) != 2 || rank(b) != 2) return fault("x, y and dy must have two axes");
-  if (dim(a, 0) != dim(b, 0)) return fault("the batches differ");
-  return ffi::Error::Success();
-}
-
-ffi::Error block_dot_handler(ffi::ThreadPool threads, Floats x, ffi::AnyBuffer values, Ints indptr,
-                             Ints indices, Scales scales, Out y) {
-  RETURN_IF_FAILED(same_batch(x, *y));
-  BlockWeights w;
-  RETURN_IF_FAILED(block_weights(values, dtype_of(values), values.untyped_data(), indptr, indices,
-                                 dim(x, 1), dim(*y, 1), &w));
-  return run_scaled(threads, scales, *y, [&](Pool& pool) -> const char* {
-    block_dot(pool, matrix(x), w, y->typed_data());
-    return nullptr;
-  });
-}
-
-ffi::Error block_dot_transposed_handler(ffi::ThreadPool threads, Floats dy, ffi::AnyBuffer values,
-                                        Ints indptr, Ints indices, Out dx) {
-  RETURN_IF_FAILED(same_batch(dy, *dx));
-  BlockWeights w;
-  RETURN_IF_FAILED(block_weights(values, dtype_of(values), values.untyped_data(), indptr, indices,
-                                 dim(*dx, 1), dim(dy, 1), &w));
+template <class Weights>
+ffi::Error sampled_product(ffi::ThreadPool threads, ffi::Dictionary attributes, Buffer x,
+                           Buffer dy, ffi::RemainingArgs rest, ffi::Result<Buffer> values) {
   return run(threads, [&](Pool& pool) {
-    block_dot_transposed(pool, matrix(dy), w, dx->typed_data());
-    return nullptr;
-  });
-}
-
-ffi::Error block_sampled_handler(ffi::ThreadPool threads, Floats x, Floats dy, Ints indptr,
-                                 Ints indices, Out out) {
-  RETURN_IF_FAILED(same_batch(x, dy));
-  BlockWeights w;
-  RETURN_IF_FAILED(
-      block_weights(*out, kF32, nullptr, indptr, indices, dim(x, 1), dim(dy, 1), &w));
-  return run(threads, [&](Pool& pool) {
-    block_sampled(pool, matrix(x), matrix(dy), w, out->typed_data());
-    return nullptr;
-  });
-}
-
-ffi::Error csc_dot_handler(ffi::ThreadPool threads, Floats x, ffi::AnyBuffer values, Ints indptr,
-                           ffi::AnyBuffer indices, Scales scales, Out y) {
-  RETURN_IF_FAILED(same_batch(x, *y));
-  CscWeights w;
-  RETURN_IF_FAILED(csc_weights((long)values.element_count(), dtype_of(values),
-                               values.untyped_data(), indptr, indices, dim(x, 1), dim(*y, 1), &w));
-  return run_scaled(threads, scales, *y,
-                    [&](Pool& pool) { return csc_dot(pool, matrix(x), w, y->typed_data()); });
-}
-
-ffi::Error csc_dot_transposed_handler(ffi::ThreadPool threads, Floats dy, ffi::AnyBuffer values,
-                                      Ints indptr, ffi::AnyBuffer indices, Out dx) {
-  RETURN_IF_FAILED(same_batch(dy, *dx));
-  CscWeights w;
-  RETURN_IF_FAILED(csc_weights((long)values.element_count(), dtype_of(values),
-                               values.untyped_data(), indptr, indices, dim(*dx, 1), dim(dy, 1),
-                               &w));
-  return run(threads, [&](Pool& pool) {
-    return csc_dot_transposed(pool, matrix(dy), w, dx->typed_data());
-  });
-}
-
-ffi::Error csc_sampled_handler(ffi::ThreadPool threads, Floats x, Floats dy, Ints indptr,
-                               ffi::AnyBuffer indices, Out out) {
-  RETURN_IF_FAILED(same_batch(x, dy));
-  CscWeights w;
-  RETURN_IF_FAILED(csc_weights((long)out->element_count(), kF32, nullptr, indptr, indices,
-                               dim(x, 1), dim(dy, 1), &w));
-  return run(threads, [&](Pool& pool) {
-    return csc_sampled(pool, matrix(x), matrix(dy), w, out->typed_data());
-  });
-}
-
-ffi::Error bitmap_dot_handler(ffi::ThreadPool threads, Floats x, ffi::AnyBuffer values,
-                              Ints starts, Words bits, Scales scales, Out y) {
-  RETURN_IF_FAILED(same_batch(x, *y));
-  BitmapWeights w;
-  RETURN_IF_FAILED(bitmap_weights((long)values.element_count(), dtype_of(values),
-                                  values.untyped_data(), starts, bits, dim(x, 1), dim(*y, 1), &w));
-  return run_scaled(threads, scales, *y,
-                    [&](Pool& pool) { return bitmap_dot(pool, matrix(x), w, y->typed_data()); });
-}
-
-ffi::Error bitmap_dot_transposed_handler(ffi::ThreadPool threads, Floats dy, ffi::AnyBuffer values,
-                                         Ints starts, Words bits, Out dx) {
-  RETURN_IF_FAILED(same_batch(dy, *dx));
-  BitmapWeights w;
-  RETURN_IF_FAILED(bitmap_weights((long)values.element_count(), dtype_of(values),
-                                  values.untyped_data(), starts, bits, dim(*dx, 1), dim(dy, 1),
-                                  &w));
-  return run(threads, [&](Pool& pool) {
-    return bitmap_dot_transposed(pool, matrix(dy), w, dx->typed_data());
-  });
-}
-
-ffi::Error bitmap_sampled_handler(ffi::ThreadPool threads, Floats x, Floats dy, Ints starts,
-                                  Words bits, Out out) {
-  RETURN_IF_FAILED(same_batch(x, dy));
-  BitmapWeights w;
-  RETURN_IF_FAILED(bitmap_weights((long)out->element_count(), kF32, nullptr, starts, bits,
-                                  dim(x, 1), dim(dy, 1), &w));
-  return run(threads, [&](Pool& pool) {
-    return bitmap_sampled(pool, matrix(x), matrix(dy), w, out->typed_data());
-  });
-}
-
-ffi::Error nm_dot_handler(ffi::ThreadPool threads, Floats x, ffi::AnyBuffer values,
-                          Words positions, Scales scales, Out y, int64_t n, int64_t m) {
-  RETURN_IF_FAILED(same_batch(x, *y));
-  NmWeights w;
-  RETURN_IF_FAILED(nm_weights(values, dtype_of(values), values.untyped_data(), positions,
-                              dim(x, 1), dim(*y, 1), n, m, &w));
-  return run_scaled(threads, scales, *y, [&](Pool& pool) -> const char* {
-    nm_dot(pool, matrix(x), w, y->typed_data());
-    return nullptr;
-  });
-}
-
-ffi::Error nm_dot_transposed_handler(ffi::ThreadPool threads, Floats dy, ffi::AnyBuffer values,
-                                     Words positions, Out dx, int64_t n, int64_t m) {
-  RETURN_IF_FAILED(same_batch(dy, *dx));
-  NmWeights w;
-  RETURN_IF_FAILED(nm_weights(values, dtype_of(values), values.untyped_data(), positions,
-                              dim(*dx, 1), dim(dy, 1), n, m, &w));
-  return run(threads, [&](Pool& pool) {
-    nm_dot_transposed(pool, matrix(dy), w, dx->typed_data());
-    return nullptr;
-  });
-}
-
-ffi::Error nm_sampled_handler(ffi::ThreadPool threads, Floats x, Floats dy, Words positions,
-                              Out out, int64_t n, int64_t m) {
-  RETURN_IF_FAILED(same_batch(x, dy));
-  NmWeights w;
-  RETURN_IF_FAILED(
-      nm_weights(*out, kF32, nullptr, positions, dim(x, 1), dim(dy, 1), n, m, &w));
-  return run(threads, [&](Pool& pool) {
-    nm_sampled(pool, matrix(x), matrix(dy), w, out->typed_data());
-    return nullptr;
+    const Matrix left = matrix(x), right = matrix(dy);
+    require(left.rows == right.rows, "the batches differ");
+    require(values->element_type() == Type::F32, "what is sampled is float32");
+    Weights w;
+    read({left.columns, right.columns, *values, false, rest, attributes}, &w);
+    require_none(sampled(pool, left, right, w, static_cast<float*>(values->untyped_data())));
   });
 }
 
 }  // namespace
 }  // namespace jaxsparse
 
-#define HANDLER(name, binding)                                                       \
-  extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* jaxsparse_##name( \
-      XLA_FFI_CallFrame*);                                                           \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_##name, jaxsparse::name##_handler, binding)
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define HANDLER(name, function)                           \
+  EXPORT XLA_FFI_Error* name(XLA_FFI_CallFrame*);         \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,           \
+                                ffi::Ffi::Bind()          \
+                                    .Ctx<ffi::ThreadPool>() \
+                                    .Attrs()              \
+                                    .Arg<ffi::AnyBuffer>() \
+                                    .Arg<ffi::AnyBuffer>() \
+                                    .RemainingArgs()      \
+                                    .Ret<ffi::AnyBuffer>());
+#define STORAGE(name, Weights)                                                \
+  HANDLER(jaxsparse_##name##_product, jaxsparse::product<jaxsparse::Weights>) \
+  HANDLER(jaxsparse_##name##_sampled, jaxsparse::sampled_product<jaxsparse::Weights>)
 
-#define CALL ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
-#define SCALED OptionalArg<Floats>().Ret<Floats>()
-#define NM_ATTRIBUTES Attr<int64_t>("n").Attr<int64_t>("m")
-using jaxsparse::Floats;
-using jaxsparse::Ints;
-using jaxsparse::Words;
-using ffi::AnyBuffer;
-
-HANDLER(block_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<Ints>().SCALED);
-HANDLER(block_dot_transposed,
-        CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<Ints>().Ret<Floats>());
-HANDLER(block_sampled, CALL.Arg<Floats>().Arg<Floats>().Arg<Ints>().Arg<Ints>().Ret<Floats>());
-HANDLER(csc_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<AnyBuffer>().SCALED);
-HANDLER(csc_dot_transposed,
-        CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<AnyBuffer>().Ret<Floats>());
-HANDLER(csc_sampled, CALL.Arg<Floats>().Arg<Floats>().Arg<Ints>().Arg<AnyBuffer>().Ret<Floats>());
-HANDLER(bitmap_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<Words>().SCALED);
-HANDLER(bitmap_dot_transposed,
-        CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Ints>().Arg<Words>().Ret<Floats>());
-HANDLER(bitmap_sampled, CALL.Arg<Floats>().Arg<Floats>().Arg<Ints>().Arg<Words>().Ret<Floats>());
-HANDLER(nm_dot, CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Words>().SCALED.NM_ATTRIBUTES);
-HANDLER(nm_dot_transposed,
-        CALL.Arg<Floats>().Arg<AnyBuffer>().Arg<Words>().Ret<Floats>().NM_ATTRIBUTES);
-HANDLER(nm_sampled, CALL.Arg<Floats>().Arg<Floats>().Arg<Words>().Ret<Floats>().NM_ATTRIBUTES);
+STORAGE(block, BlockWeights)
+STORAGE(csc, CscWeights)
+STORAGE(bitmap, BitmapWeights)
+STORAGE(nm, NmWeights)
 
 // What Python asks before it registers anything.
-extern "C" __attribute__((visibility("default"))) const char* jaxsparse_isa() {
-  return jaxsparse::kernels().name;
-}
-extern "C" __attribute__((visibility("default"))) const char* jaxsparse_isa_error() {
-  return jaxsparse::isa_error();
-}
-extern "C" __attribute__((visibility("default"))) int jaxsparse_ffi_major() {
-  return XLA_FFI_API_MAJOR;
-}
-extern "C" __attribute__((visibility("default"))) int jaxsparse_ffi_minor() {
-  return XLA_FFI_API_MINOR;
-}
+EXPORT const char* jaxsparse_isa() { return jaxsparse::kernels().name; }
+EXPORT const char* jaxsparse_isa_error() { return jaxsparse::isa_error(); }
+EXPORT int jaxsparse_ffi_major() { return XLA_FFI_API_MAJOR; }
+EXPORT int jaxsparse_ffi_minor() { return XLA_FFI_API_MINOR; }

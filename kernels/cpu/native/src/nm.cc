@@ -141,18 +141,21 @@ void many_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
 
 }  // namespace
 
-void nm_dot(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
+const char* dot(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
   if (w.groups() == 0) std::fill(y, y + x.rows * w.n_columns, 0.f);  // no band begins the sums
   else if (x.rows <= kFewRows) few_rows(pool, x, w, y);
   else many_rows(pool, x, w, y);
+  return nullptr;
 }
 
-void nm_dot_transposed(Pool& pool, const Matrix& dy, const NmWeights& w, float* dx) {
+const char* dot_transposed(Pool& pool, const Matrix& dy, const NmWeights& w, float* dx) {
   tiled_dot_transposed(pool, dy, NmTiles(w), dx);
+  return nullptr;
 }
 
-void nm_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const NmWeights& w, float* out) {
+const char* sampled(Pool& pool, const Matrix& x, const Matrix& dy, const NmWeights& w, float* out) {
   tiled_sampled(pool, x, dy, NmTiles(w), out);
+  return nullptr;
 }
 
 }  // namespace jaxsparse

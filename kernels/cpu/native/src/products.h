@@ -1,6 +1,5 @@
 // The products, free of XLA: ffi.cc binds them, tests call them directly. Arguments are
-// already checked (shapes, dtypes, pointers' ends); what is said to return a message
-// returns null when all is well.
+// already checked (shapes, dtypes, pointers' ends).
 #pragma once
 
 #include "kernels.h"
@@ -63,23 +62,16 @@ struct NmWeights {
 const char* check_pointers(const int32_t* indptr, long count, long nnz);
 const char* check_indices(const BlockWeights& w);
 
-void block_dot(Pool& pool, const Matrix& x, const BlockWeights& w, float* y);
-void block_dot_transposed(Pool& pool, const Matrix& dy, const BlockWeights& w, float* dx);
-void block_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWeights& w,
-                   float* out);
-
-const char* csc_dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y);
-const char* csc_dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx);
-const char* csc_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const CscWeights& w,
-                        float* out);
-
-const char* bitmap_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y);
-const char* bitmap_dot_transposed(Pool& pool, const Matrix& dy, const BitmapWeights& w, float* dx);
-const char* bitmap_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BitmapWeights& w,
-                           float* out);
-
-void nm_dot(Pool& pool, const Matrix& x, const NmWeights& w, float* y);
-void nm_dot_transposed(Pool& pool, const Matrix& dy, const NmWeights& w, float* dx);
-void nm_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const NmWeights& w, float* out);
+// y = x @ W, dx = dy @ W^T and the entries of x^T @ dy where W stores any: float32 throughout.
+// Every one returns the first fault found in W, or null.
+#define PRODUCTS(Weights)                                                             \
+  const char* dot(Pool& pool, const Matrix& x, const Weights& w, float* y);           \
+  const char* dot_transposed(Pool& pool, const Matrix& dy, const Weights& w, float* dx); \
+  const char* sampled(Pool& pool, const Matrix& x, const Matrix& dy, const Weights& w, float* out);
+PRODUCTS(BlockWeights)
+PRODUCTS(CscWeights)
+PRODUCTS(BitmapWeights)
+PRODUCTS(NmWeights)
+#undef PRODUCTS
 
 }  // namespace jaxsparse

@@ -226,11 +226,11 @@ void test_block(Pool& pool, Problem& p, int dtype, const Density& density) {
   const BlockWeights w{k,  n, bk, bn, dtype, values.bytes.get(), indptr.get(), rows.get(),
                        (long)rows.size};
   if (check_pointers(w.indptr, across, w.nnz) || check_indices(w)) fail("a good index is refused");
-  block_dot(pool, p.in(), w, p.y.get());
-  block_dot_transposed(pool, p.out(), w, p.dx.get());
+  dot(pool, p.in(), w, p.y.get());
+  dot_transposed(pool, p.out(), w, p.dx.get());
   p.check();
   Exact<float> sampled = unwritten(rows.size * bk * bn);
-  block_sampled(pool, p.in(), p.out(), w, sampled.get());
+  jaxsparse::sampled(pool, p.in(), p.out(), w, sampled.get());
   each([&](long at, long row, long column) {
     if (at % 7 == 0) p.check_sampled(row, column, sampled[at]);
   });
@@ -256,9 +256,9 @@ void test_csc(Pool& pool, Problem& p, int dtype, const Density& density) {
                      (long)rows.size};
   Exact<float> sampled = unwritten(rows.size);
   const auto products = [&](bool good) {
-    if ((csc_dot(pool, p.in(), w, p.y.get()) == nullptr) != good ||
-        (csc_dot_transposed(pool, p.out(), w, p.dx.get()) == nullptr) != good ||
-        (csc_sampled(pool, p.in(), p.out(), w, sampled.get()) == nullptr) != good)
+    if ((dot(pool, p.in(), w, p.y.get()) == nullptr) != good ||
+        (dot_transposed(pool, p.out(), w, p.dx.get()) == nullptr) != good ||
+        (jaxsparse::sampled(pool, p.in(), p.out(), w, sampled.get()) == nullptr) != good)
       fail(good ? "a good index is refused" : "a product takes a damaged index");
   };
   products(true);
@@ -297,9 +297,9 @@ void test_bitmap(Pool& pool, Problem& p, int dtype, const Density& density) {
   if (check_pointers(w.starts, w.strips() * w.chunks(), w.nnz)) fail("good starts are refused");
   Exact<float> sampled = unwritten(values.say.size());
   const auto products = [&](bool good) {
-    if ((bitmap_dot(pool, p.in(), w, p.y.get()) == nullptr) != good ||
-        (bitmap_dot_transposed(pool, p.out(), w, p.dx.get()) == nullptr) != good ||
-        (bitmap_sampled(pool, p.in(), p.out(), w, sampled.get()) == nullptr) != good)
+    if ((dot(pool, p.in(), w, p.y.get()) == nullptr) != good ||
+        (dot_transposed(pool, p.out(), w, p.dx.get()) == nullptr) != good ||
+        (jaxsparse::sampled(pool, p.in(), p.out(), w, sampled.get()) == nullptr) != good)
       fail(good ? "good bits are refused" : "a product takes damaged bits");
   };
   products(true);
@@ -341,11 +341,11 @@ void test_nm(Pool& pool, Problem& p, int dtype) {
   }
   w.values = values.bytes.get();
   w.positions = positions.get();
-  nm_dot(pool, p.in(), w, p.y.get());
-  nm_dot_transposed(pool, p.out(), w, p.dx.get());
+  dot(pool, p.in(), w, p.y.get());
+  dot_transposed(pool, p.out(), w, p.dx.get());
   p.check();
   Exact<float> sampled = unwritten(rows * n);
-  nm_sampled(pool, p.in(), p.out(), w, sampled.get());
+  jaxsparse::sampled(pool, p.in(), p.out(), w, sampled.get());
   for (long e = 0; e < rows * n; e += 5)
     if (at[e] < k) p.check_sampled(at[e], e % n, sampled[e]);
 }
