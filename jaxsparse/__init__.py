@@ -13,16 +13,15 @@ from jaxsparse import (
 from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
 from jaxsparse.choosers import ChoiceContext, Chooser
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
-from jaxsparse.forward import masked
 from jaxsparse.kernels import implementations
-from jaxsparse.masking import apply_masks, mask_params
+from jaxsparse.masking import PruneState, apply_masks, mask_params, masked, masks
 from jaxsparse.movement import importance_threshold, movement
 from jaxsparse.nm import NM
 from jaxsparse.overlap import MaskOverlap, mask_overlap
 from jaxsparse.packed import is_packed, merge_packed, split_packed
 from jaxsparse.packing import pack, pack_params, unpack, unpack_params
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
-from jaxsparse.pruning import PruneState, compute_masks, masks, prune
+from jaxsparse.pruning import compute_masks, prune
 from jaxsparse.reference import PrunedState, pruned
 from jaxsparse.regrowth import regrow_gradient, regrow_random, straight_through
 from jaxsparse.regularizers import add_group_lasso, add_l1, prox_group_lasso

@@ -1,14 +1,19 @@
 """Where masks meet weights: exact zeros in what the model sees and in what is stored."""
 
+import contextlib
+import functools
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Bool, Int, Shaped
 
 from jaxsparse.packed import is_packed
+from jaxsparse.patterns import GroupMask
 from jaxsparse.rules import describe
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
@@ -17,6 +22,70 @@ NEED_PARAMS = "{name} needs the parameters: call update(grads, state, params)"
 # Leaves (path and shape) whose masks a forward pass has seen in this process. It
 # decides whether `prune` warns, and nothing else.
 _seen: set[tuple[str, tuple[int, ...]]] = set()
+
+
+class PruneState(NamedTuple):
+    """State of `prune`.
+
+    Attributes:
+      count: optimizer steps done.
+      masks: GroupMask by slash path, in force until the next update; leaves that
+        no rule names do not appear.
+      score: the score's own state, `()` for scores without.
+      threshold: what the schedule remembers: tau_0 of `importance_threshold`, what a
+        `Chooser` of your own returns, `()` for every other.
+    """
+
+    count: Int[Array, ""]
+    masks: dict[str, GroupMask]
+    score: Any
+    threshold: Any
+
+
+# optax.tree.map_params initialises with a placeholder: a leaf where our state has a
+# tree says that nothing in it has the shape of the parameters.
+MAP_PARAMS = PruneState(*[jax.ShapeDtypeStruct((), jnp.int32)] * 4)  # pyright: ignore
+
+
+def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
+    """Returns the masks in force, expanded to the shapes of the weights.
+
+    Args:
+      opt_state: any optax state with one or more PruneStates in it, however deep;
+        an `nnx.Optimizer`, its `opt_state` and a `TrainState` too.
+      params: give them to get a tree like them, None where dense.
+
+    Returns:
+      `{"slash/path": bool mask}`, True is kept, or the tree.
+
+    Raises:
+      ValueError: without a PruneState, and on a leaf in two of them.
+    """
+    found, states = {}, _prune_states(opt_state)
+    if not states:
+        raise ValueError(
+            "no PruneState in the optimizer's state; a chain that begins with prune(...), or "
+            "pruned(optimizer, prune(...)), has one"
+        )
+    for state in states:
+        for path, mask in nnx.as_pure(state.masks).items():
+            if path in found:
+                raise ValueError(f"leaf {path!r} is pruned twice: it is in two PruneStates")
+            found[path] = mask.expand()
+    if params is None:
+        return found
+    everything = dict.fromkeys(leaves_by_path(params))
+    return replace_by_path(params, everything | found)
+
+
+def has_masks(tree: Tree) -> bool:
+    """Whether `masks` finds something to read in a tree."""
+    return bool(_prune_states(tree))
+
+
+def _prune_states(tree: Tree) -> list[PruneState]:
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, PruneState))
+    return [node for node in nodes if isinstance(node, PruneState)]
 
 
 def next_count(count: Int[Array, ""]) -> Int[Array, ""]:
@@ -42,6 +111,117 @@ def mask_params(params: Tree, masks: Tree) -> Tree:
     given = leaves_by_path(masks)
     note_masked((path, jnp.shape(mask)) for path, mask in given.items())
     return mask_tree(params, given)
+
+
+def masked(loss: Callable[..., Any], masks_or_state: Tree) -> Callable[..., Any]:
+    """Returns `loss` of the masked weights, with the gradients that pruning wants.
+
+    `masked(loss, m)(w, ...)` is `loss(where(m, w, 0), ...)`, and its derivative is
+    that of `loss` there, dense: masked weights have gradients too, by which they
+    can grow back or be scored. `jax.grad` through `mask_params` would be zero at
+    them. It is differentiated, jitted and called as `loss` is.
+
+    The first argument is what holds the weights: an `nnx.Module` (or a tree of
+    them), linen's parameters, or any other tree, with the paths that the optimizer
+    was initialised with. Everything that `loss` changes in a module, such as the
+    statistics of a BatchNorm, stays changed; the pruned weights keep their values.
+
+    Args:
+      loss: any function, with or without auxiliary outputs.
+      masks_or_state: `{"slash/path": mask}`, a tree of masks, or whatever
+        `js.masks` reads: an optimizer's state, an `nnx.Optimizer`, a `TrainState`.
+
+    Raises:
+      TypeError: if `loss` is no function.
+      ValueError: on a state without a PruneState; when called, if shapes differ.
+      KeyError: when called, if a mask names a leaf that is not there.
+
+    >>> loss = lambda params: jnp.sum((params["w"] - 3) ** 2)
+    >>> seen = masked(loss, {"w": jnp.array([True, False])})
+    >>> params = {"w": jnp.array([1.0, 1.0])}
+    >>> float(seen(params)), jax.grad(seen)(params)["w"].tolist()
+    (13.0, [-4.0, -6.0])
+
+    In a training step of `flax.nnx`::
+
+        grads = nnx.grad(js.masked(loss, optimizer))(model, x, y)
+        optimizer.update(model, grads)
+    """
+    if not callable(loss):
+        raise TypeError(
+            f"masked: {type(loss).__name__} is no function; the loss comes first, "
+            "masked(loss, opt_state)"
+        )
+    # Expanded here and not in the call: that may be inside another trace.
+    found = masks(masks_or_state) if has_masks(masks_or_state) else _given(masks_or_state)
+
+    @functools.wraps(loss)
+    def seen(weights, *args, **kwargs):
+        note_masked((path, jnp.shape(mask)) for path, mask in found.items())
+        if _has_modules(weights):
+            with _masked_variables(weights, found):
+                return loss(weights, *args, **kwargs)
+        pairs = pair_masks(weights, found)
+        new = {path: _pass_through(leaf, mask) for path, (mask, leaf) in pairs.items()}
+        return loss(replace_by_path(weights, new), *args, **kwargs)
+
+    return seen
+
+
+def _given(tree: Tree) -> dict[str, Any]:
+    """The leaves of a tree of masks; a ValueError on a state in which nothing is pruned."""
+    found = leaves_by_path(tree)
+    for path, leaf in found.items():
+        kind = describe(leaf)
+        if isinstance(kind, str) or not (
+            jnp.issubdtype(kind.dtype, jnp.bool_)
+            or (kind.shape and jnp.issubdtype(kind.dtype, jnp.integer))
+        ):
+            raise ValueError(
+                f"masked: no PruneState, and {path!r} is no mask but {kind}; the state of a chain "
+                "that begins with prune(...), or {path: mask}, would work"
+            )
+    if not found and not isinstance(tree, Mapping):
+        raise ValueError(
+            f"masked: neither masks nor a PruneState in {tree!r}; the state of a chain that begins "
+            "with prune(...), or {path: mask}, would work"
+        )
+    return found
+
+
+@jax.custom_jvp
+def _pass_through(weight: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> Shaped[Array, "..."]:
+    """where(mask, w, 0), whose derivative is 1 everywhere."""
+    return select(mask, weight, 0)
+
+
+@_pass_through.defjvp
+def _pass_through_jvp(primals, tangents):
+    return _pass_through(*primals), tangents[0]
+
+
+def _has_modules(tree: Tree) -> bool:
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nnx.Module))
+    return any(isinstance(node, nnx.Module) for node in leaves)
+
+
+@contextlib.contextmanager
+def _masked_variables(modules: Tree, found: dict[str, Bool[Array, "..."]]) -> Iterator[None]:
+    """Masks the modules' own variables meanwhile, so that other changes to them survive."""
+    variables = {
+        "/".join(map(str, path)): node
+        for path, node in nnx.iter_graph(modules)
+        if isinstance(node, nnx.Variable)
+    }
+    stored = {path: node.get_raw_value() for path, node in variables.items()}
+    pairs = pair_masks(stored, found)
+    try:
+        for path, (mask, leaf) in pairs.items():
+            variables[path].set_raw_value(_pass_through(leaf, mask))
+        yield
+    finally:
+        for path in pairs:
+            variables[path].set_raw_value(stored[path])
 
 
 def mask_tree(tree: Tree, masks: Mapping[str, Bool[Array, "..."]]) -> Tree:

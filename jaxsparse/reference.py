@@ -10,8 +10,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool
 
-from jaxsparse.masking import NEED_PARAMS, select, zero_masked
-from jaxsparse.pruning import NEEDS_RAW, RawPruner, has_masks, masks
+from jaxsparse.masking import NEED_PARAMS, has_masks, masks, select, zero_masked
+from jaxsparse.pruning import NEEDS_RAW, RawPruner
 from jaxsparse.rules import describe
 from jaxsparse.trees import Tree, flatten, leaves_by_path, replace_by_path
 

@@ -176,6 +176,36 @@ def test_what_does_not_fit_is_named():
         seen(Net(nnx.Rngs(0)))
 
 
+W = {"w": jnp.ones(3)}
+
+
+@pytest.mark.parametrize(
+    "state,words",
+    [
+        (optax.adam(0.1).init(W), r"no PruneState, and '0/count' is no mask but .*int32"),
+        (optax.sgd(0.1, 0.9).init(W), r"no PruneState, and '0/trace/w' is no mask"),
+        (optax.sgd(0.1).init(W), r"neither masks nor a PruneState in \(EmptyState\(\)"),
+        (None, "neither masks nor a PruneState in None"),
+        (W, r"'w' is no mask but .*float32.*prune\(\.\.\.\), or {path: mask}"),
+    ],
+    ids=["adam", "momentum", "sgd", "nothing", "weights"],
+)
+def test_what_holds_no_masks_is_said_at_once(state, words):
+    with pytest.raises(ValueError, match=words):
+        js.masked(lambda p: 0.0, state)
+
+
+def test_the_loss_comes_first():
+    state = straight_through("w").init(W)
+    with pytest.raises(TypeError, match=r"PruneState is no function.*masked\(loss, opt_state\)"):
+        js.masked(state, lambda p: 0.0)  # pyright: ignore
+
+
+def test_masks_of_numbers_and_no_masks_will_do():
+    loss = js.masked(lambda p: p["w"].sum(), {"w": np.array([0, 1, 1])})
+    assert loss(W) == 2 and js.masked(lambda p: p["w"].sum(), {})(W) == 3
+
+
 def dense_step(tx, params):
     return tx.update(params, tx.init(params), params)
 

@@ -284,13 +284,21 @@ def test_adaptive_initial_threshold_leaves_a_thousandth_below():
     assert state.threshold == everything[math.floor(0.001 * 4000)]
 
 
-def test_pruned_refuses_what_needs_raw_weights():
-    pruner = js.prune(
-        [js.Rule("w", js.Unstructured())],
-        score=js.movement(),
-        schedule=js.importance_threshold(begin=1, end=3),
-    )
-    tx, params = js.pruned(optax.sgd(1.0), pruner), {"w": jnp.ones((4, 4))}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score": js.movement(), "schedule": js.importance_threshold(begin=1, end=3)},
+        {"sparsity": 0.5, "schedule": js.one_shot(), "regrowth": js.straight_through()},
+    ],
+    ids=["threshold", "straight_through"],
+)
+def test_pruned_refuses_what_needs_raw_weights(options):
+    pruner = js.prune([js.Rule("w", js.Unstructured())], **options)
+    with pytest.raises(ValueError, match="raw weights"):
+        js.pruned(optax.sgd(1.0), pruner)
+    # Inside a wrapper it is found out by the first update.
+    params = {"w": jnp.ones((4, 4))}
+    tx = js.pruned(optax.sgd(1.0), optax.chain(pruner))
     with pytest.raises(ValueError, match="raw weights"):
         tx.update(params, tx.init(params), params)
 
