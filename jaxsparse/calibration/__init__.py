@@ -1,16 +1,41 @@
-"""What value meets which weight: statistics of activations at the products of a model."""
+"""What value meets which weight: statistics of activations, and pruning by them."""
 
+from jaxsparse.calibration.criteria import (
+    Criterion,
+    alps,
+    magnitude,
+    reconstructed,
+    sparsegpt,
+    swapped,
+    wanda,
+)
+from jaxsparse.calibration.layer_loss import Quadratic, quadratic, reconstruct
 from jaxsparse.calibration.observe import Met, Site, observe, sites
+from jaxsparse.calibration.oneshot import OneShot, prune_oneshot
 from jaxsparse.calibration.reducers import Reducer, gram, largest, square_norms, zeros
+from jaxsparse.calibration.targets import Target
 
 __all__ = [
+    "Criterion",
     "Met",
+    "OneShot",
+    "Quadratic",
     "Reducer",
     "Site",
+    "Target",
+    "alps",
     "gram",
     "largest",
+    "magnitude",
     "observe",
+    "prune_oneshot",
+    "quadratic",
+    "reconstruct",
+    "reconstructed",
     "sites",
+    "sparsegpt",
     "square_norms",
+    "swapped",
+    "wanda",
     "zeros",
 ]

@@ -1,0 +1,85 @@
+"""SparseGPT, an optimal brain surgeon: inputs go one by one, and later ones make up for them.
+
+Frantar & Alistarh 2023, arXiv 2301.00774. With U the upper Cholesky factor of G⁻¹, pruning
+w_j costs w_j² / U_jj², and the least change of the inputs behind it that makes up for it is
+-(w_j / U_jj) U_j. Kept here: the number pruned is round(sparsity * size) in every block of
+inputs, where the original prunes one more.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jaxsparse.calibration.layer_loss import Quadratic, matmul
+from jaxsparse.calibration.targets import Target
+from jaxsparse.nm import NM
+
+
+def brain_surgeon(
+    problem: Quadratic, target: Target, *, block: int = 128
+) -> tuple[Bool[Array, "k n"], Float[Array, "k n"]]:
+    """A mask, and weights that make up for what it takes.
+
+    Args:
+      problem: as `quadratic` makes it.
+      target: `Unstructured()`, `NM` or `Block`.
+      block: inputs whose entries compete for what is kept, and after which the rest is
+        updated. n:m is chosen anew every m inputs.
+
+    Returns:
+      The mask and float32 weights (K, N), +0 where it is.
+    """
+    size = min(target.rows_at_once(block), len(problem.weight))
+    # n:m sees what the inputs before a group did to it.
+    spans = target.span if isinstance(target.pattern, NM) else size
+    factor = inverse_factor(problem.gram)
+    weight, masks, start = problem.weight, [], 0
+
+    def prune(weight, start, size, spans):
+        # One block of inputs: all weights with what makes up for it, and its mask.
+        part = lax.dynamic_slice_in_dim(weight, start, size)
+        corner = lax.dynamic_slice(factor, (start, start), (size, size))
+        diagonal = jnp.diagonal(corner)[:, None]
+
+        def span(carry, first):
+            part = carry
+            here = lax.dynamic_slice_in_dim(part, first, spans)
+            kept = target.mask((here / lax.dynamic_slice_in_dim(diagonal, first, spans)) ** 2)
+
+            def row(i, state):
+                part, errors = state
+                w = lax.dynamic_index_in_dim(part, first + i, keepdims=False)
+                error = jnp.where(kept[i], 0, w) / diagonal[first + i, 0]
+                change = lax.dynamic_index_in_dim(corner, first + i, keepdims=False)
+                return part - change[:, None] * error, errors.at[i].set(error)
+
+            part, errors = lax.fori_loop(0, spans, row, (part, jnp.zeros_like(here)))
+            return part, (kept, errors)
+
+        part, (kept, errors) = lax.scan(span, part, jnp.arange(0, size, spans))
+        kept, errors = kept.reshape(size, -1), errors.reshape(size, -1)
+        # A row of the factor is zero before its diagonal: what is behind the block changes.
+        rows = lax.dynamic_slice_in_dim(factor, start, size)
+        behind = jnp.arange(len(weight))[:, None] >= start + size
+        weight = jnp.where(behind, weight - matmul(rows.T, errors), weight)
+        part = jnp.where(kept, part, 0)
+        return lax.dynamic_update_slice_in_dim(weight, part, start, axis=0), kept
+
+    whole = len(weight) // size
+    if whole:
+        weight, kept = lax.scan(
+            lambda w, i: prune(w, i, size, spans), weight, jnp.arange(whole) * size
+        )
+        masks.append(kept.reshape(whole * size, -1))
+        start = whole * size
+    if rest := len(weight) - start:
+        weight, kept = prune(weight, start, rest, min(spans, rest))
+        masks.append(kept)
+    return jnp.concatenate(masks), weight
+
+
+def inverse_factor(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """U, upper triangular, with UᵀU = G⁻¹; NaN where G is not positive definite."""
+    # Read backwards, the lower factor of G is an upper R with R Rᵀ = G; U is its inverse.
+    upper = jnp.linalg.cholesky(gram[::-1, ::-1])[::-1, ::-1]
+    return lax.linalg.triangular_solve(upper, jnp.eye(len(gram)), left_side=True, lower=False)

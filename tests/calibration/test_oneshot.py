@@ -1,0 +1,356 @@
+"""One-shot methods: against the original codes' results, and as a user calls them."""
+
+import base64
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+
+import jaxsparse as js
+from jaxsparse.calibration import (
+    Criterion,
+    Target,
+    alps,
+    magnitude,
+    observe,
+    prune_oneshot,
+    quadratic,
+    reconstruct,
+    sparsegpt,
+    square_norms,
+    swapped,
+    wanda,
+)
+
+FILE = pathlib.Path(__file__).parents[1] / "cases/oneshot.json"
+CASES = {case["id"]: case for case in json.loads(FILE.read_text())["cases"]}
+
+
+def of_kind(*kinds):
+    return [name for name, case in CASES.items() if case["kind"] in kinds]
+
+
+def bits(rows):
+    return np.array([[bit == "1" for bit in row] for row in rows]).T
+
+
+def weights_of(text, shape):
+    return np.frombuffer(base64.b64decode(text), "<f4").reshape(shape[::-1]).T
+
+
+class Layer:
+    """A case turned to kernels (K, N)."""
+
+    def __init__(self, name):
+        case = CASES[name]
+        space = {"numpy": np}
+        exec(case["inputs"]["generator"], space)
+        weight, x = eval(case["inputs"]["call"], space)
+        self.x = x.reshape(-1, x.shape[-1])
+        self.weight, self.expected = jnp.asarray(weight.T), case.get("expected", {})
+        products = jnp.asarray(self.x.T @ self.x)
+        met = {"products": products, "squares": jnp.diagonal(products)}
+        self.state = met | {"first": met, "gram": met}
+        self.problem = quadratic(self.weight, products)
+        self.block = int(case["inputs"].get("blocksize", 128))
+        pattern, share = case["inputs"].get("pattern", ""), case["inputs"].get("sparsity")
+        if found := re.match(r"(\d) (pruned|kept) of (\d)", pattern):
+            n, m = int(found[1]), int(found[3])
+            self.target = Target(js.NM(n if found[2] == "kept" else m - n, m))
+        elif share is not None:
+            per = "output" if pattern == "per row" else "layer"
+            self.target = Target(js.Unstructured(), float(share), per)
+
+    def run(self, criterion):
+        mask, weight = jax.jit(criterion.prune, static_argnums=2)(
+            self.weight, self.state, self.target
+        )
+        return mask, jnp.where(mask, weight, 0)
+
+    def loss(self, weight):
+        """|XW - XV|² in float64."""
+        change = np.float64(self.x) @ (np.float64(self.weight) - np.float64(weight))
+        return np.sum(change**2)
+
+
+@pytest.mark.parametrize("name", of_kind("wanda"))
+def test_wandas_masks_are_the_originals(name):
+    layer = Layer(name)
+    mask, weight = layer.run(wanda())
+    np.testing.assert_array_equal(mask, bits(layer.expected["keep_mask"]))
+    assert layer.loss(weight) <= layer.expected["loss"] * 1.001
+
+
+# Upstream prunes one more than it is asked to; the cases beside this one ask for that.
+UPSTREAM_COUNT = "sparsegpt_50_block128_upstream_count"
+
+
+@pytest.mark.parametrize("name", [n for n in of_kind("sparsegpt") if n != UPSTREAM_COUNT])
+def test_sparsegpts_masks_and_weights_are_the_originals(name):
+    layer = Layer(name)
+    mask, weight = layer.run(sparsegpt(block=layer.block))
+    np.testing.assert_array_equal(mask, bits(layer.expected["keep_mask"]))
+    expected = weights_of(layer.expected["weights_f32_b64"], layer.weight.shape)
+    np.testing.assert_allclose(weight, expected, atol=1e-4 * np.abs(expected).max())
+    assert layer.loss(weight) <= layer.expected["loss"] * 1.001
+
+
+def test_sparsegpt_prunes_as_many_as_it_is_asked_to():
+    layer = Layer(UPSTREAM_COUNT)
+    mask, _ = layer.run(sparsegpt())
+    assert mask.sum() == layer.expected["kept"] + 1 == mask.size // 2
+
+
+@pytest.mark.parametrize("name", of_kind("alps"))
+def test_alps_loses_no_more_than_the_original_and_least_of_all(name):
+    layer = Layer(name)
+    losses = {}
+    criteria = {"alps": alps(), "sparsegpt": sparsegpt(), "wanda": wanda()}
+    for method, criterion in criteria.items():
+        mask, weight = layer.run(criterion)
+        assert mask.sum() == layer.expected["kept"]
+        losses[method] = layer.problem.loss(weight)
+    assert losses["alps"] <= layer.expected["loss_damped"] * 1.001
+    assert losses["alps"] <= losses["sparsegpt"] <= losses["wanda"]
+
+
+@pytest.mark.parametrize("name", of_kind("wanda"))
+def test_reconstruction_reaches_least_squares(name):
+    layer = Layer(name)
+    best = layer.expected["loss_damped_same_mask_least_squares"]
+    mask = layer.run(wanda())[0]
+    solve = jax.jit(reconstruct, static_argnames="steps")
+    losses = [
+        layer.problem.loss(solve(layer.problem, mask, steps=steps)) for steps in (0, 5, 10, 15)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[1] <= best * 1.022 and losses[3] <= best * 1.0001
+
+
+def test_reconstruction_of_a_given_mask():
+    layer = Layer("reconstruct_given_mask")
+    case = CASES["reconstruct_given_mask"]
+    mask = bits(case["inputs"]["keep_mask"])
+    weight = reconstruct(layer.problem, jnp.asarray(mask), steps=15)
+    expected = weights_of(
+        layer.expected["weights_least_squares_damped_f32_b64"], layer.weight.shape
+    )
+    assert layer.problem.loss(weight) <= layer.expected["loss_damped_least_squares"] * 1.0001
+    np.testing.assert_allclose(weight, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", of_kind("wanda"))
+def test_no_swap_is_left(name):
+    layer = Layer(name)
+    target = layer.target
+    mask, _ = layer.run(swapped(wanda()))
+    before = layer.run(wanda())[0]
+    group = target.pattern.m if isinstance(target.pattern, js.NM) else len(mask)
+
+    def counts(m):
+        return np.asarray(m).reshape(-1, group, m.shape[1]).sum(1)
+
+    np.testing.assert_array_equal(counts(mask), counts(before))
+    gram, w = np.float64(layer.problem.gram), np.float64(layer.problem.weight)
+
+    def cost(kept, column):
+        error = np.where(kept, 0, w[:, column])
+        return error @ gram @ error
+
+    for column in range(mask.shape[1]):
+        kept = np.asarray(mask[:, column])
+        least = cost(kept, column)
+        assert least <= cost(np.asarray(before[:, column]), column) * 1.0001
+        for out in np.flatnonzero(kept):
+            for back in np.flatnonzero(~kept):
+                if out // group == back // group:
+                    other = kept.copy()
+                    other[[out, back]] = False, True
+                    assert cost(other, column) >= least * 0.9999
+
+
+def test_nothing_is_below_the_optimum():
+    layer = Layer("optimum_tiny_damped")
+    originals = layer.expected["losses_of_original_codes"]
+    half, rows = Target(js.Unstructured(), 0.5), Target(js.Unstructured(), 0.5, "output")
+    runs = {
+        "alps": (alps(), half, "optimum_layer_50"),
+        "sparsegpt": (sparsegpt(), half, "optimum_layer_50"),
+        "magnitude_layer": (magnitude(), half, "optimum_layer_50"),
+        "wanda_rows": (wanda(), rows, "optimum_rows_50"),
+        "alps_2of4": (alps(), Target(js.NM(2, 4)), "optimum_2of4"),
+        "sparsegpt_2of4": (sparsegpt(), Target(js.NM(2, 4)), "optimum_2of4"),
+    }
+    for name, (criterion, target, optimum) in runs.items():
+        layer.target = target
+        loss = layer.problem.loss(layer.run(criterion)[1])
+        assert layer.expected[optimum] * 0.9999 <= loss, name
+        # SparseGPT here prunes 12 of 24, the original 13.
+        assert loss <= originals[name] * 1.001, name
+
+
+@pytest.mark.parametrize("criterion", [sparsegpt(), alps(), wanda()], ids=["obs", "admm", "wanda"])
+def test_blocks(criterion):
+    layer = Layer("alps_50")
+    layer.target = Target(js.Block(4, 8), 0.5)
+    mask, weight = layer.run(criterion)
+    blocks = np.asarray(mask).reshape(16, 4, 4, 8).sum((1, 3))
+    assert set(np.unique(blocks)) == {0, 32} and mask.mean() == 0.5
+    assert layer.problem.loss(weight) < layer.problem.loss(jnp.zeros_like(weight))
+
+
+def stack_of_blocks(name):
+    case = CASES[name]
+    space = {"numpy": np}
+    exec(case["inputs"]["generator"], space)
+    blocks, x = eval(case["inputs"]["call"], space)
+    params = {str(i): {"up": u.T, "down": d.T} for i, (u, d) in enumerate(blocks)}
+    return params, x, case["expected"]["keep_masks"]
+
+
+def residual(params, x):
+    for block in params.values():
+        x = x + jax.nn.relu(x @ block["up"]) @ block["down"]
+    return x
+
+
+RULES = [js.Rule(".*", js.Unstructured(), 0.5)]
+
+
+def test_later_blocks_see_pruned_ones():
+    [name] = of_kind("wanda_model")
+    params, x, expected = stack_of_blocks(name)
+    found = prune_oneshot(
+        residual,
+        params,
+        [(row,) for row in x],
+        RULES,
+        per="output",
+        stages=[f"{i}/.*" for i in params],
+    )
+    for i, (up, down) in enumerate(expected):
+        np.testing.assert_array_equal(found.masks[f"{i}/up"], bits(up))
+        np.testing.assert_array_equal(found.masks[f"{i}/down"], bits(down))
+        pruned = np.asarray(found.params[str(i)]["up"])
+        assert not pruned[~bits(up)].any() and not np.signbit(pruned[~bits(up)]).any()
+
+
+class Scanned(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        class Layer(linen.Module):
+            @linen.compact
+            def __call__(self, x, _):
+                h = linen.relu(linen.Dense(16, name="up")(x))
+                return x + linen.DenseGeneral(8, name="down")(h), None
+
+        layers = linen.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True})
+        return layers(name="layers")(x, jnp.zeros((3, 0)))[0]
+
+
+def test_a_scanned_stack_is_pruned_slice_by_slice_and_packs():
+    model, x = Scanned(), jax.random.normal(jax.random.key(0), (32, 8))
+    params = model.init(jax.random.key(1), x)
+
+    def run(params, x):
+        return model.apply(params, x)
+
+    rules = [js.Rule(".*kernel", js.NM(2, 4))]
+    found = prune_oneshot(run, params, [(x,)], rules, criterion=alps())
+    assert {path: mask.shape for path, mask in found.masks.items()} == {
+        "params/layers/up/kernel": (3, 8, 16),
+        "params/layers/down/kernel": (3, 16, 8),
+    }
+    # One slice, by hand: what alps makes of what the first layer meets.
+    kernel = params["params"]["layers"]["up"]["kernel"][0]
+    products = {"products": x.T @ x}
+    mask, weight = alps().prune(kernel, products, Target(js.NM(2, 4)))
+    np.testing.assert_array_equal(found.masks["params/layers/up/kernel"][0], mask)
+    ours = found.params["params"]["layers"]["up"]["kernel"][0]
+    np.testing.assert_allclose(ours, jnp.where(mask, weight, 0), rtol=1e-5, atol=1e-6)
+
+    axes = js.read_axes(rules, run, params, x)
+    packed = js.pack_params(found.params, found.masks, axes)
+    np.testing.assert_allclose(
+        js.sparsify(run, on_dense="error")(packed, x), run(found.params, x), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_convolution_a_tied_kernel_and_a_criterion_of_ones_own():
+    params = {
+        "conv": jax.random.normal(jax.random.key(0), (3, 3, 4, 8)),
+        "tied": jax.random.normal(jax.random.key(1), (8, 8)),
+    }
+
+    def model(params, x):
+        x = jax.lax.conv_general_dilated(
+            x, params["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jnp.tanh(x.mean((1, 2)) @ params["tied"])
+        return x @ params["tied"]
+
+    def prune(weight, state, target):
+        return target.mask(jnp.abs(weight) * state["squares"][:, None]), weight
+
+    own = Criterion(square_norms(), prune)
+    x = jax.random.normal(jax.random.key(2), (4, 6, 6, 4))
+    found = prune_oneshot(model, params, [(x,), (x + 1,)], RULES, criterion=own)
+    states = None
+    for batch in (x, x + 1):
+        _, states = observe(model, params, batch, reducer=square_norms(), states=states)
+    for site, state in states.items():
+        weight = params[site.path].reshape(site.inputs, 8)
+        scores = jnp.abs(weight) * state["squares"][:, None]
+        cut = jnp.sort(scores.ravel())[scores.size // 2]
+        np.testing.assert_array_equal(found.masks[site.path].reshape(site.inputs, 8), scores >= cut)
+
+
+def test_bf16_weights_stay_bf16():
+    params = {"w": jax.random.normal(jax.random.key(0), (8, 8), jnp.bfloat16)}
+    x = jax.random.normal(jax.random.key(1), (32, 8), jnp.bfloat16)
+    found = prune_oneshot(lambda p, x: x @ p["w"], params, [x], RULES, criterion=sparsegpt())
+    assert found.params["w"].dtype == jnp.bfloat16 and found.masks["w"].mean() == 0.5
+
+
+PARAMS = {"w": np.eye(8, dtype=np.float32), "idle": np.ones((8, 8), np.float32)}
+X = np.ones((4, 8), np.float32)
+
+
+def one(params, x):
+    return x @ params["w"]
+
+
+ONE = [js.Rule("w", js.Unstructured(), 0.5)]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rules": RULES}, "no product meets 'idle' of shape"),
+        ({"batches": []}, "no batches"),
+        ({"stages": ["v"]}, "'w' is in 0 of the stages"),
+        ({"stages": ["w", ".*"]}, "'w' is in 2 of the stages"),
+        ({"batches": [X * np.nan]}, "what 'w' meets is not finite"),
+        ({"rules": [js.Rule("w", js.Unstructured())]}, "no sparsity for leaf 'w'"),
+        ({"fn": lambda p, x: x @ p["w"] + x @ p["w"].T}, "'w'"),
+        ({"rules": [js.Rule("w", js.Block(2, 2), 0.5)], "per": "output"}, "per='output'"),
+        ({"rules": [js.Rule("w", js.Block(2, 2), 0.5)], "criterion": swapped(wanda())}, "swapped"),
+    ],
+    ids=["idle", "none", "no stage", "two stages", "nan", "sparsity", "twice", "per", "swaps"],
+)
+def test_what_cannot_be_pruned_is_refused(change, message):
+    call = {"fn": one, "params": PARAMS, "batches": [X], "rules": ONE} | change
+    with pytest.raises(ValueError, match=message):
+        prune_oneshot(
+            call.pop("fn"), call.pop("params"), call.pop("batches"), call.pop("rules"), **call
+        )
+
+
+def test_stages_are_a_list():
+    with pytest.raises(TypeError, match="a list of expressions"):
+        prune_oneshot(one, PARAMS, [X], ONE, stages="w")
