@@ -295,6 +295,7 @@ def sanitized(arguments: list[str]) -> int:
     """Builds the sanitized library and runs this program with it."""
     folder = REPOSITORY / "build" / "sanitize"
     options = ["-DJAXSPARSE_SANITIZE=ON", "-DJAXSPARSE_CUSPARSELT=OFF"]
+    options.append(f"-DPython_EXECUTABLE={sys.executable}")
     subprocess.run(["cmake", "-S", REPOSITORY, "-B", folder, *options], check=True)
     build = ["cmake", "--build", folder, "--target", "jaxsparse_cpu", "--parallel", "2"]
     subprocess.run(build, check=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxsparse.kernels import cpu
@@ -116,6 +117,6 @@ def test_on_another_processor(tmp_path):
     test = str(NATIVE / "test" / "products_test.cc")
     run(CROSS, *include, "-static", test, *sources, "-o", str(program), "-lpthread")
     assert run(EMULATOR, str(program)).strip() == "portable: 300 cases passed"
-    third_party = ["-isystem", str(NATIVE / "third_party")]
+    headers = ["-isystem", jax.ffi.include_dir()]
     binding = str(NATIVE / "src" / "ffi.cc")
-    run(CROSS, *include, *third_party, "-fPIC", "-c", binding, "-o", str(tmp_path / "ffi.o"))
+    run(CROSS, *include, *headers, "-fPIC", "-c", binding, "-o", str(tmp_path / "ffi.o"))

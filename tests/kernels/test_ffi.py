@@ -5,7 +5,8 @@ import types
 import jax
 import pytest
 
-from jaxsparse.kernels import ffi
+from jaxsparse.kernels import cpu, ffi
+from jaxsparse.kernels.cpu import library
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,18 @@ def test_a_library_built_with_a_newer_version_is_refused(built, reason, monkeypa
     assert found is None if reason is None else found.startswith(reason)
     header.write_text("of another form")
     assert ffi.version_reason(library) is None
+
+
+@pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
+def test_the_library_here_was_built_with_a_version_that_this_jaxlib_reads(monkeypatch, tmp_path):
+    built = library.load().jaxsparse_ffi_major(), library.load().jaxsparse_ffi_minor()
+    assert built >= (0, 3)  # of jaxlib 0.10
+    assert ffi.version_reason(library.load()) is None
+    header = tmp_path / "xla" / "ffi" / "api" / "c_api.h"
+    header.parent.mkdir(parents=True)
+    header.write_text(
+        f"#define XLA_FFI_API_MAJOR {built[0]}\n#define XLA_FFI_API_MINOR {built[1] - 1}\n"
+    )
+    monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
+    found = ffi.load(cpu.__name__, "libjaxsparse_cpu.so", "the kernels", "not built")
+    assert found[0] is None and f"it was built with XLA FFI {built[0]}.{built[1]}" in found[1]
