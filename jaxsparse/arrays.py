@@ -177,7 +177,7 @@ class NMSparse(Packed):
         return NMLayout(self.matrix_shape, self.n, self.m, self.columns)
 
     def _check_index(self, words):
-        found = indices.unpack_positions(words, self.layout)
+        found = self.layout.decode(words)
         indices.check_positions(found, self.n, self.m)
 
     def _describe(self):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, NMLayout
+from jaxsparse.kernels.layouts import CHUNK, BitmapLayout
 
 MOST = 2**31 - 1  # what pointers of 32 bits count to
 
@@ -48,12 +48,8 @@ def bitmap_index(kept: np.ndarray) -> tuple[np.ndarray, ...]:
     """
     _check_count(kept)
     layout = BitmapLayout(kept.shape, 0)
-    padded = np.zeros((layout.strips * layout.strip, kept.shape[1]), bool)
-    padded[: len(kept)] = kept
-    strips = padded.reshape(layout.strips, layout.strip, -1).transpose(0, 2, 1)
-    bits = np.ascontiguousarray(np.packbits(strips, axis=2, bitorder="little")).view("<u4")
-    starts = np.concatenate([[0], np.cumsum(_chunk_counts(strips))]).astype(np.int32)
-    strip, columns, rows = np.nonzero(strips)
+    starts, bits = layout.encode(kept)
+    strip, columns, rows = np.nonzero(layout.by_strips(kept))
     return starts, bits, strip * layout.strip + rows, columns
 
 
@@ -64,13 +60,6 @@ def _check_count(kept):
             f"{total} entries of a {kept.shape} grid are kept, pointers count to {MOST}: "
             "split the weight, or prune more of it"
         )
-
-
-def _chunk_counts(strips):
-    """What every chunk of columns of every strip keeps."""
-    width = strips.shape[1]
-    counts = strips.sum(axis=2, dtype=np.int64)
-    return np.add.reduceat(counts, np.arange(0, width, CHUNK), axis=1).reshape(-1)
 
 
 def group_positions(kept: np.ndarray, n: int, m: int) -> np.ndarray:
@@ -87,24 +76,6 @@ def group_positions(kept: np.ndarray, n: int, m: int) -> np.ndarray:
     # Kept ones first, each part in order; then the chosen n back in order.
     chosen = np.sort(np.argsort(~groups, axis=1, kind="stable")[:, :n], axis=1)
     return chosen.astype(np.int32).reshape(len(groups) * n, kept.shape[1])
-
-
-def pack_positions(positions: np.ndarray, layout: NMLayout) -> np.ndarray:
-    """Packs positions (K*n/m, columns) into the words of an N:M layout."""
-    words, across = -(-len(positions) // layout.per_word), positions.shape[1]
-    padded = np.zeros((words * layout.per_word, across), np.uint32)
-    padded[: len(positions)] = positions
-    shifts = np.arange(layout.per_word, dtype=np.uint32)[:, None] * np.uint32(layout.bits)
-    fields = padded.reshape(words, layout.per_word, across) << shifts
-    return np.bitwise_or.reduce(fields, axis=1)
-
-
-def unpack_positions(words: np.ndarray, layout: NMLayout) -> np.ndarray:
-    """Undoes `pack_positions`."""
-    shifts = np.arange(layout.per_word, dtype=np.uint32)[:, None] * np.uint32(layout.bits)
-    fields = (words[:, None] >> shifts) & np.uint32(2**layout.bits - 1)
-    rows = layout.values_shape[0]
-    return fields.reshape(len(words) * layout.per_word, words.shape[1])[:rows].astype(np.int32)
 
 
 def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], unit: str) -> None:
@@ -156,7 +127,7 @@ def check_bitmap(starts: np.ndarray, bits: np.ndarray, layout: BitmapLayout) -> 
             f"bits name row {layout.shape[0] + row} of column {column}; the weight has "
             f"{layout.shape[0]} rows"
         )
-    counted = np.concatenate([[0], np.cumsum(_chunk_counts(strips))])
+    counted = np.concatenate([[0], np.cumsum(layout.chunk_counts(strips))])
     wrong = np.flatnonzero(starts != counted)
     if len(wrong):
         part = wrong[0]

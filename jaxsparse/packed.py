@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import Layout
 from jaxsparse.registration import exportable
 from jaxsparse.views import View
@@ -176,7 +175,7 @@ class Packed:
         """The dense weight; what is not stored is zero."""
 
         def matrix(values, scales, *index):
-            dense = xla.todense(values, *index, layout=self.layout)
+            dense = self.layout.todense(values, *index)
             return dense if scales is None else dense.astype(scales.dtype) * scales
 
         for _ in self.batch_shape:
@@ -189,6 +188,25 @@ class Packed:
             tuple(axis + batch for axis in self.view.outputs),
         )
         return stacked.leaf(matrix(self.learned, self.scales, *self.index))
+
+    def gather(self, dense: jax.Array) -> jax.Array:
+        """The entries of a dense (K, N) at these places: values for `with_values`."""
+        return self.layout.gather(dense, *self.index)
+
+    def take_inputs(self, ids: jax.Array) -> jax.Array:
+        """Rows of W, of shape (*ids, N), without the dense weight."""
+        rows = self.layout.take_inputs(self.learned, *self.index, ids=ids.reshape(-1))
+        if self.scales is not None:
+            rows = rows.astype(self.scales.dtype) * self.scales
+        return rows.reshape(*ids.shape, -1)
+
+    def take_outputs(self, ids: jax.Array) -> jax.Array:
+        """Columns of W, of shape (*ids, K), without the dense weight."""
+        flat = ids.reshape(-1)
+        columns = self.layout.take_outputs(self.learned, *self.index, ids=flat)
+        if self.scales is not None:
+            columns = columns.astype(self.scales.dtype) * self.scales[flat][:, None]
+        return columns.reshape(*ids.shape, -1)
 
     def _no_array(self, *operands: Any) -> NoReturn:
         del operands

@@ -298,7 +298,7 @@ def _groups(flat, kept, xp, *, n, m, columns):
         )
     positions = np.stack([indices.group_positions(s, n, m) for s in shared])
     layout = NMLayout((k, width), n, m, columns)
-    words = np.stack([indices.pack_positions(p, layout) for p in positions])
+    words = np.stack([layout.encode(p) for p in positions])
     wide = np.repeat(positions, columns, axis=2)[:, :, :width]
     rows = wide + (np.arange(wide.shape[1]) // n * m)[:, None]
     values = xp.take_along_axis(flat, rows, axis=1)

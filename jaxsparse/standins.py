@@ -16,7 +16,6 @@ import numpy as np
 from jax import lax
 
 from jaxsparse.factors import Factor, Factored, split
-from jaxsparse.lookups import take_inputs, take_outputs
 from jaxsparse.packed import Packed
 from jaxsparse.sights import Sight
 from jaxsparse.sparse_dot import matrix_product
@@ -190,8 +189,8 @@ class StandIn(Factored):
             return None
         ends = self.axes[axis], self.axes[1 - axis]
         if ends == (self.outputs, self.inputs):
-            return take_outputs(self.packed, ids)
-        return take_inputs(self.packed, ids) if ends == (self.inputs, self.outputs) else None
+            return self.packed.take_outputs(ids)
+        return self.packed.take_inputs(ids) if ends == (self.inputs, self.outputs) else None
 
 
 jax.tree_util.register_dataclass(

@@ -23,12 +23,6 @@ class Walk(NamedTuple):
     slots: Int[Array, "nnz"]
 
 
-def columns(indptr: Int[Array, "..."], layout: BlockLayout) -> Int[Array, "nnz"]:
-    """The block column of every stored block; the number of columns for spare room."""
-    ends = jnp.zeros(layout.nnz + 1, jnp.int32).at[indptr[1:]].add(1)
-    return jnp.cumsum(ends)[:-1]
-
-
 def walk(index: Sequence[jax.Array], layout: BlockLayout, transpose: bool) -> Walk:
     """The blocks by column, for x @ W, or by row when `transpose`, for x @ Wᵀ.
 
@@ -62,8 +56,3 @@ def pad_rows(x: jax.Array, multiple: int) -> jax.Array:
     """x with zero rows after its own, up to a multiple: a ragged batch as a whole one."""
     missing = -x.shape[0] % multiple
     return jnp.pad(x, ((0, missing), (0, 0))) if missing else x
-
-
-def pad_columns(x: jax.Array, width: int) -> jax.Array:
-    """x with zero columns after its own, where the last blocks reach over the edge."""
-    return jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) if x.shape[1] != width else x

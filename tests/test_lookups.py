@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 
 import jaxsparse as js
-from jaxsparse.lookups import take_inputs, take_outputs
+from jaxsparse.packed import Packed
 from tests.packed_cases import STORAGES, draw
 
 IDS = jnp.array([[0, 69], [13, 64]])
@@ -20,8 +20,8 @@ def test_rows_and_columns_are_those_of_the_dense_one(storage):
     dtype = "int8" if storage.name in ("csc", "bitmap", "block3x5", "3of8") else "float32"
     packed, dense = draw(storage, 300, 70, 0.5, dtype=dtype)
     rows = jnp.array([[0, 299], [13, 256]])
-    np.testing.assert_array_equal(jax.jit(take_outputs)(packed, IDS), dense.T[IDS])
-    np.testing.assert_array_equal(jax.jit(take_inputs)(packed, rows), dense[rows])
+    np.testing.assert_array_equal(jax.jit(Packed.take_outputs)(packed, IDS), dense.T[IDS])
+    np.testing.assert_array_equal(jax.jit(Packed.take_inputs)(packed, rows), dense[rows])
 
 
 V, D = 64, 16

@@ -10,7 +10,6 @@ from flax import linen, nnx
 import jaxsparse as js
 from jaxsparse.nn.linen import SparseDense
 from jaxsparse.nn.nnx import SparseLinear
-from jaxsparse.nn.structures import gather_values
 
 LAYERS = {
     "block": (js.Block(4, 16), 0.75),
@@ -29,7 +28,7 @@ def test_random_structures_are_valid_and_of_the_size_asked_for(pattern, sparsity
     structure._check()
     layout = structure.layout
     dense = jax.random.normal(jax.random.key(1), shape)
-    packed = structure.with_values(gather_values(structure, dense))
+    packed = structure.with_values(structure.gather(dense))
     restored = packed.todense()
     np.testing.assert_array_equal(restored, jnp.where(restored != 0, dense, 0))
     if sparsity:

@@ -8,7 +8,7 @@ from flax import linen
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from jaxsparse.nn.structures import gather_values, normal_values, random_structure
+from jaxsparse.nn.structures import normal_values, random_structure
 from jaxsparse.patterns import Pattern
 from jaxsparse.sparse_dot import sparse_dot
 
@@ -62,7 +62,7 @@ class SparseDense(linen.Module):
         def values(key):
             if self.kernel_init is None:
                 return normal_values(key, structure, self.param_dtype)
-            return gather_values(structure, self.kernel_init(key, shape, self.param_dtype))
+            return structure.gather(self.kernel_init(key, shape, self.param_dtype))
 
         kernel = self.param("kernel", values)
         bias = None

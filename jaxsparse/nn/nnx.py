@@ -9,7 +9,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jaxtyping import Array, Float
 
-from jaxsparse.nn.structures import gather_values, normal_values, random_structure
+from jaxsparse.nn.structures import normal_values, random_structure
 from jaxsparse.packed import Packed
 from jaxsparse.patterns import Pattern
 from jaxsparse.sparse_dot import sparse_dot
@@ -77,7 +77,7 @@ class SparseLinear(nnx.Module):
             if kernel_init is None:
                 values = normal_values(rngs.params(), structure, param_dtype)
             else:
-                values = gather_values(structure, kernel_init(rngs.params(), shape, param_dtype))
+                values = structure.gather(kernel_init(rngs.params(), shape, param_dtype))
             packed = structure.with_values(values)
         self.in_features, self.out_features = shape
         self.use_bias = use_bias

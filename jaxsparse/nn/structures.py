@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
-from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import BitmapLayout, NMLayout
 from jaxsparse.nm import NM
 from jaxsparse.packed import Packed
@@ -51,7 +50,7 @@ def random_structure(
     drawn = jax.random.permutation(key, down * across)[:kept]
     if isinstance(pattern, Unstructured) and bitmap_pays(kept, shape):
         mask = jnp.zeros(down * across, bool).at[drawn].set(True).reshape(shape)
-        starts, bits = xla.pack_bitmap(mask, layout=BitmapLayout(view.matrix_shape, kept))
+        starts, bits = BitmapLayout(view.matrix_shape, kept).encode(mask)
         return Bitmap(None, starts, bits, kept, view)
     places = jnp.sort(drawn).astype(jnp.int32)
     starts = jnp.arange(across + 1, dtype=jnp.int32) * down
@@ -69,7 +68,7 @@ def _groups(key, view, n, m):
     inside = jnp.arange(layout.padded[0]).reshape(-1, m, 1) < k
     chosen = jnp.argsort(jnp.where(inside, drawn, 2.0), axis=1)[:, :n]
     found = jnp.sort(chosen, axis=1).reshape(layout.values_shape)
-    return NMSparse(None, xla.pack_positions(found, layout=layout), n, m, view)
+    return NMSparse(None, layout.encode(found), n, m, view)
 
 
 def normal_values(key: PRNGKeyArray, structure: Packed, dtype=jnp.float32) -> Float[Array, "..."]:
@@ -77,24 +76,3 @@ def normal_values(key: PRNGKeyArray, structure: Packed, dtype=jnp.float32) -> Fl
     layout = structure.layout
     fan_in = max(1.0, layout.stored / layout.padded[1])
     return jax.random.normal(key, layout.values_shape, dtype) / math.sqrt(fan_in)
-
-
-def gather_values(structure: Packed, dense: Float[Array, "K N"]) -> Float[Array, "..."]:
-    """The entries of a dense matrix at the places of a structure."""
-    layout = structure.layout
-    (k, n), (padded_k, padded_n) = layout.shape, layout.padded
-    dense = jnp.pad(dense, ((0, padded_k - k), (0, padded_n - n)))
-    if isinstance(structure, NMSparse):
-        group = jnp.arange(layout.values_shape[0])[:, None] // layout.n * layout.m
-        rows = group + xla.positions(structure.positions, layout=layout)
-        return jnp.take_along_axis(dense, rows, axis=0)
-    if isinstance(structure, Bitmap):
-        kept, _ = xla.bitmap_ranks(structure.bits, layout=layout)
-        places = jnp.flatnonzero(kept, size=layout.nnz, fill_value=kept.size)
-        ordered = xla.by_strips(dense, layout=layout).reshape(-1)
-        return ordered.at[places].get(mode="fill", fill_value=0)
-    bk, bn = getattr(structure, "block", (1, 1))
-    tiles = dense.reshape(padded_k // bk, bk, padded_n // bn, bn).swapaxes(1, 2)
-    indptr, rows = structure.index
-    columns = jnp.searchsorted(indptr[1:], jnp.arange(layout.nnz, dtype=jnp.int32), side="right")
-    return tiles[rows, columns].reshape(layout.values_shape)

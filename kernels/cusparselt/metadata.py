@@ -28,7 +28,6 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Num, UInt, UInt8
 
-from jaxsparse.kernels import xla
 from jaxsparse.kernels.layouts import NMLayout
 
 _REFUSED = 255
@@ -83,9 +82,9 @@ def to_cutlass(
     _check(layout, word)
     groups = layout.padded[0] // 4
     shape = groups, layout.n, layout.shape[1]
-    places = xla.positions(words, layout=layout).reshape(shape)
+    places = layout.positions(words).reshape(shape)
     here = places[:, :, None] == jnp.arange(4, dtype=places.dtype)[:, None]
-    dense = xla.todense(values, words, layout=layout).reshape(groups, 4, -1)
+    dense = layout.todense(values, words).reshape(groups, 4, -1)
     masks = jnp.sum(jnp.any(here, 1) << jnp.arange(4, dtype=jnp.uint8)[:, None], 1)
     codes = jnp.asarray(CODES)[masks]
     stored = jnp.take_along_axis(dense, _positions(codes), axis=1)
@@ -114,7 +113,7 @@ def from_cutlass(
                 f"{', '.join(f'{v:04b}' for v in np.unique(CODES[CODES != _REFUSED]))}"
             )
     places = _positions(codes).reshape(layout.values_shape)
-    return operand.values.T, xla.pack_positions(places, layout=layout)
+    return operand.values.T, layout.encode(places)
 
 
 def reorder(words: UInt[Array, "N C"]) -> UInt[Array, "pairs N 2"]:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Num, UInt, UInt8
 
-from jaxsparse.kernels import ffi, xla
+from jaxsparse.kernels import ffi
 from jaxsparse.kernels.cusparselt import library
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.kernels.walks import pad_rows
@@ -54,7 +54,7 @@ def compress(
         raise ValueError(f"cuSPARSELt takes 2:4 and 1:4, not {layout}.")
     if reason := unsupported_shape(layout.shape, values.dtype):
         raise ValueError(f"cuSPARSELt cannot compress this weight: {reason}.")
-    transposed = xla.todense(values, words, layout=layout).T
+    transposed = layout.todense(values, words).T
     shape = (compressed_bytes(layout.shape, values.dtype),)
     return _call("compress", shape, jnp.uint8, transposed)
 

@@ -94,7 +94,7 @@ def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
     assert tiling, "`unsupported` would have said so"
     walk = walks.walk(index, layout, transpose)
     source, target = (1, 0) if transpose else (0, 1)
-    x = walks.pad_columns(x, layout.padded[source])
+    x = layout.reach(x, source)
     y = products.product(x, values, walk, transpose=transpose, out_dtype=out_dtype, tiling=tiling)
     return y[:, : layout.shape[target]]
 
@@ -107,9 +107,9 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
         return jnp.zeros(layout.values_shape, out_dtype)
     tiling = _tiling("sampled", layout, x, g, out_dtype)
     assert tiling, "`unsupported` would have said so"
-    x, g = map(walks.pad_columns, (x, g), layout.padded)
+    x, g = layout.reach(x, 0), layout.reach(g, 1)
     indptr, rows = index
-    cols = jnp.minimum(walks.columns(indptr, layout), layout.grid[1] - 1)
+    cols = jnp.minimum(layout.columns_of(indptr), layout.grid[1] - 1)
     return products.sampled(
         x, g, indptr[-1:], rows, cols, block=layout.block, out_dtype=out_dtype, tiling=tiling
     )

@@ -101,7 +101,7 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
         g,
         indptr[-1:],
         rows,
-        walks.columns(indptr, layout),
+        layout.columns_of(indptr),
         block=layout.block,
         out_dtype=out_dtype,
         capability=_capability(),

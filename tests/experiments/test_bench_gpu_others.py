@@ -13,7 +13,6 @@ import jaxsparse as js
 from experiments.bench import accelerator, accelerator_inputs, gpu_others
 from experiments.bench.accelerator_inputs import DIRECTIONS
 from jaxsparse import kernels
-from jaxsparse.kernels import xla
 
 BLOCK_ROW = {"implementation": "triton", "storage": "1x1", "ms": 1.0, "speedup": 1.0}
 BLOCK_ROW |= {"tflops": 1.0, "dense_tflops": 1.0, "gbytes": 1.0}
@@ -29,7 +28,9 @@ def stand_in(monkeypatch):
         return (x @ compressed.reshape(-1, outputs)).astype(x.dtype)
 
     monkeypatch.setattr(gpu_others.cusparselt, "multiply", multiply)
-    monkeypatch.setattr(gpu_others.cusparselt, "compress", xla.todense)
+    monkeypatch.setattr(
+        gpu_others.cusparselt, "compress", lambda *arrays, layout: layout.todense(*arrays)
+    )
     monkeypatch.setattr(gpu_others, "TRITON", "xla")
     monkeypatch.setattr(gpu_others, "CUSPARSELT", "xla")
     monkeypatch.setattr(accelerator, "CALLS", 2)

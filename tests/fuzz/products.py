@@ -45,7 +45,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from jaxsparse import indices
 from jaxsparse.kernels import cpu
 from jaxsparse.packed import WORD, Packed
 
@@ -161,7 +160,7 @@ def places(packed: Packed) -> tuple[np.ndarray, np.ndarray]:
     (k, n), layout = packed.matrix_shape, packed.layout
     index = [np.asarray(array) for array in packed.index]
     if isinstance(packed, js.NMSparse):
-        found = indices.unpack_positions(index[0], layout)
+        found = layout.decode(index[0])
         found = np.repeat(found, packed.columns, axis=1)[:, :n]
         rows = np.arange(len(found))[:, None] // packed.n * packed.m + found
         columns = np.broadcast_to(np.arange(n), rows.shape)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxsparse import indices
-from jaxsparse.kernels import xla
 from jaxsparse.kernels.cusparselt import metadata
 from jaxsparse.kernels.layouts import NMLayout
 
@@ -44,7 +43,7 @@ def weight(k, n, dtype, kept=2, seed=0):
     layout = NMLayout((k, n), kept, 4)
     places = np.sort(rng.permuted(np.tile(np.arange(4), (k // 4, n, 1)), axis=2)[..., :kept], 2)
     places = places.swapaxes(1, 2).reshape(layout.values_shape)
-    words = jnp.asarray(indices.pack_positions(places, layout))
+    words = jnp.asarray(layout.encode(places))
     values = jnp.asarray(rng.integers(-9, 9, layout.values_shape), dtype)
     return values, words, layout
 
@@ -53,8 +52,8 @@ def by_hand(values, words, layout):
     """CUTLASS's operand by its definition, one entry of Wᵀ after another."""
     bits = 16 if values.dtype.itemsize == 2 else 32
     group, interweave = (32, 4) if bits == 16 else (16, 2)
-    dense = np.asarray(xla.todense(values, words, layout=layout))
-    places = np.asarray(xla.positions(words, layout=layout))
+    dense = np.asarray(layout.todense(values, words))
+    places = np.asarray(layout.positions(words))
     rows, cols = layout.shape[1], layout.shape[0] // bits
     operand = np.zeros((rows, layout.shape[0] // 2), dense.dtype)
     found = np.zeros(rows * cols, np.dtype(f"uint{bits}"))
@@ -98,9 +97,9 @@ def test_the_round_trip_is_exact(shape, dtype):
 
 def test_slots_in_any_order_give_the_same_operand():
     values, words, layout = weight(32, 32, "bfloat16")
-    places = np.asarray(xla.positions(words, layout=layout))
+    places = np.asarray(layout.positions(words))
     turned = places.reshape(-1, 2, 32)[:, ::-1].reshape(places.shape)
-    other = jnp.asarray(indices.pack_positions(turned, layout))
+    other = jnp.asarray(layout.encode(turned))
     swapped = values.reshape(-1, 2, 32)[:, ::-1].reshape(values.shape)
     for a, b in zip(
         metadata.to_cutlass(values, words, layout=layout),
@@ -114,8 +113,8 @@ def test_one_of_four_is_filled_up_with_zeros():
     values, words, layout = weight(32, 32, "float16", kept=1)
     operand = metadata.to_cutlass(values, words, layout=layout)
     two = NMLayout(layout.shape, 2, 4)
-    back = xla.todense(*metadata.from_cutlass(operand, layout=two), layout=two)
-    np.testing.assert_array_equal(back, xla.todense(values, words, layout=layout))
+    back = two.todense(*metadata.from_cutlass(operand, layout=two))
+    np.testing.assert_array_equal(back, layout.todense(values, words))
 
 
 @pytest.mark.parametrize("word", ["uint16", "uint32"])
