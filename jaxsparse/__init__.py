@@ -3,23 +3,25 @@
 import importlib
 import typing
 
-from jaxsparse import (
-    activations,
-    calibration,
-    graph,
-    nn,
-    serialization,  # noqa: F401  registers with flax
-)
-from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
+from jaxsparse import activations, calibration, graph, nn
+from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.choosers import ChoiceContext, Chooser
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
 from jaxsparse.kernels import implementations
 from jaxsparse.masking import PruneState, apply_masks, mask_params, masked, masks
 from jaxsparse.movement import importance_threshold, movement
 from jaxsparse.nm import NM
+from jaxsparse.nm_sparse import NMSparse
 from jaxsparse.overlap import MaskOverlap, mask_overlap
-from jaxsparse.packed import is_packed, merge_packed, split_packed
-from jaxsparse.packing import pack, pack_params, unpack, unpack_params
+from jaxsparse.packed import is_packed
+from jaxsparse.packing import (
+    merge_packed,
+    pack,
+    pack_params,
+    split_packed,
+    unpack,
+    unpack_params,
+)
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
 from jaxsparse.pruning import compute_masks, prune
 from jaxsparse.reference import PrunedState, pruned
@@ -47,6 +49,7 @@ from jaxsparse.scores import (
     saliency,
     saliency_momentum,
 )
+from jaxsparse.singles import CSC, Bitmap
 from jaxsparse.sparse_dot import sparse_dot
 from jaxsparse.sparsify import sparsify
 from jaxsparse.storage import load_safetensors, save_safetensors

@@ -5,6 +5,7 @@ checked against the others before a single array is made.
 """
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,21 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
-from jaxsparse.packed import MAX_AXIS, OPTIONAL, Packed
-from jaxsparse.tensorfile import shorten, whole, wholes
+from jaxsparse.packed import MAX_AXIS, OPTIONAL, SHORT_ROWS, Packed, rebuild
+from jaxsparse.text import shorten, whole, wholes
 from jaxsparse.views import View
 
-KINDS = {kind.__name__: kind for kind in (Bitmap, BlockSparse, CSC, NMSparse)}
-_SHORT_ROWS = 65536  # what uint16 rows can say
-_INDEX_DTYPES = {
-    "indptr": ("int32",),
-    "rows": ("int32", "uint16"),
-    "starts": ("int32",),
-    "bits": ("uint32",),
-    "positions": ("uint32",),
-    "held": ("uint32",),
-}
+KINDS: dict[str, type[Packed]] = {}  # the storages by name, entered when they are registered
 
 
 def to_json(packed: Packed) -> dict[str, Any]:
@@ -75,24 +66,21 @@ def from_json(
         The numbers in index arrays are what a packed weight checks when it is made.
     """
     kind = kind_of(fields)
+    types = typing.get_type_hints(kind)
     static = {f.name for f in dataclasses.fields(kind)} - set(kind.array_names) | {"kind"}  # pyright: ignore[reportArgumentType]
     if unknown := sorted(set(fields) - static):
         raise ValueError(f"field {shorten(unknown[0])}: a {kind.__name__} has no such field")
     checked: dict[str, Any] = {"view": _view(fields.get("view"))}
     for name in sorted(static - {"kind", "view"}):
-        checked[name] = _CHECKS[name](name, fields.get(name))
-    if kind is NMSparse and checked["n"] > checked["m"]:
-        raise ValueError(f"field 'n': {checked['n']} of every {checked['m']} cannot be kept")
+        checked[name] = CHECKS[types[name]](name, fields.get(name))
     for name in kind.array_names:
         if name not in arrays and name not in OPTIONAL:
             raise ValueError(f"field {name!r}: there is no such array")
     for name, array in arrays.items():
-        _check_dtype(name, np.dtype(array.dtype), checked["view"], "scales" in arrays)
+        _check_dtype(kind, name, np.dtype(array.dtype), checked["view"], "scales" in arrays)
         if array.ndim == 0:
             raise ValueError(f"field {name!r}: an array without axes")
-    packed = object.__new__(kind)
-    for name, value in {**dict.fromkeys(kind.array_names), **checked, **arrays}.items():
-        object.__setattr__(packed, name, value)
+    packed = rebuild(kind, {**dict.fromkeys(kind.array_names), **checked, **arrays})
     packed.check_shapes()
     return packed
 
@@ -114,25 +102,28 @@ def _view(fields: Any) -> View:
     return View(shape, **axes)
 
 
-def _block(name: str, value: Any) -> tuple[int, ...]:
-    block = wholes(name, value, 1, MAX_AXIS)
-    if len(block) != 2:
-        raise ValueError(f"field {name!r}: {list(block)} must be rows and columns")
-    return block
+def _pair(name: str, value: Any) -> tuple[int, ...]:
+    pair = wholes(name, value, 1, MAX_AXIS)
+    if len(pair) != 2:
+        raise ValueError(f"field {name!r}: {list(pair)} must be rows and columns")
+    return pair
 
 
 def _count(name: str, value: Any) -> int:
     return whole(name, value, 1, MAX_AXIS)
 
 
-_CHECKS = {"block": _block, "n": _count, "m": _count, "columns": _count, "nnz": _count}
+CHECKS = {int: _count, tuple[int, int]: _pair}  # by the types of fields that are no arrays
 
 
-def _check_dtype(name: str, dtype: np.dtype, view: View, quantized: bool) -> None:
-    if name in _INDEX_DTYPES:
-        fits, needed = dtype.name in _INDEX_DTYPES[name], " or ".join(_INDEX_DTYPES[name])
-        if dtype == np.uint16 and view.matrix_shape[0] > _SHORT_ROWS:
-            fits, needed = False, f"int32 above {_SHORT_ROWS} inputs"
+def _check_dtype(
+    kind: type[Packed], name: str, dtype: np.dtype, view: View, quantized: bool
+) -> None:
+    index = {**kind.index_arrays, "held": ("uint32",)}
+    if name in index:
+        fits, needed = dtype.name in index[name], " or ".join(index[name])
+        if dtype == np.uint16 and view.matrix_shape[0] > SHORT_ROWS:
+            fits, needed = False, f"int32 above {SHORT_ROWS} inputs"
     elif name == "scales":
         fits, needed = jnp.issubdtype(dtype, jnp.floating), "floating"
     elif name == "values":
@@ -141,3 +132,9 @@ def _check_dtype(name: str, dtype: np.dtype, view: View, quantized: bool) -> Non
         raise ValueError(f"field {shorten(name)}: there is no such array")
     if not fits:
         raise ValueError(f"field {name!r}: an array of {dtype.name}; it must be {needed}")
+
+
+def on_device(array: np.ndarray) -> jax.Array | np.ndarray:
+    """The array as JAX's, unless JAX would make its 64 bits 32."""
+    kept = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+    return jnp.asarray(array) if kept else array

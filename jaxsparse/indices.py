@@ -1,10 +1,46 @@
-"""Index arrays of packed weights: built from masks, and checked, on the host."""
+"""Indices by column: built from masks and checked on the host, or drawn at random."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.kernels.layouts import CHUNK, BitmapLayout
-
 MOST = 2**31 - 1  # what pointers of 32 bits count to
+BY_COLUMN = {"indptr": ("int32",), "rows": ("int32", "uint16")}
+
+
+def by_column(tiles: Any, kept: Any, xp: Any) -> tuple[dict[str, Any], Callable[[Any, Any], Any]]:
+    """Compresses a stack of grids of tiles by columns.
+
+    Args:
+      tiles: (stack, rows, columns, *tile), by `xp`, numpy or jax.numpy.
+      kept: bool (stack, rows, columns), on the host.
+
+    Returns:
+      values, indptr and rows by name; and a function that stores other tiles in the same places.
+    """
+    # Slices of a stack keep different numbers; the largest makes room for all.
+    # A weight that keeps nothing has room for one: orbax stores no empty array.
+    room = max(1, *(int(k.sum()) for k in kept))
+    index = [column_index(k, room) for k in kept]
+    indptr, rows = (np.stack([i[part] for i in index]) for part in (0, 1))
+    columns = np.stack([expand_columns(i, room) for i in indptr])
+    spare = columns == kept.shape[2]
+    stack = np.arange(len(kept))[:, None]
+
+    def place(tiles, xp):
+        if not tiles.size:  # no tile to fill the room for one with
+            return xp.zeros((len(kept), room, *tiles.shape[3:]), tiles.dtype)
+        values = tiles[stack, rows, np.where(spare, 0, columns)]
+        return xp.where(
+            spare.reshape(*spare.shape, *[1] * (values.ndim - 2)),
+            xp.zeros((), values.dtype),
+            values,
+        )
+
+    return {"values": place(tiles, xp), "indptr": indptr, "rows": rows}, place
 
 
 def column_index(kept: np.ndarray, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -21,7 +57,7 @@ def column_index(kept: np.ndarray, room: int | None = None) -> tuple[np.ndarray,
     Raises:
       ValueError: more are kept than pointers of 32 bits can count.
     """
-    _check_count(kept)
+    check_count(kept)
     _, rows = np.nonzero(kept.T)
     indptr = np.zeros(kept.shape[1] + 1, np.int32)
     np.cumsum(kept.sum(axis=0), out=indptr[1:])
@@ -37,23 +73,8 @@ def expand_columns(indptr: np.ndarray, room: int) -> np.ndarray:
     return columns
 
 
-def bitmap_index(kept: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Compresses a boolean grid (K, N) to bits, in the order of a `BitmapLayout`.
-
-    Returns:
-      starts and bits; and the row and the column of every entry kept, int64.
-
-    Raises:
-      ValueError: more are kept than pointers of 32 bits can count.
-    """
-    _check_count(kept)
-    layout = BitmapLayout(kept.shape, 0)
-    starts, bits = layout.encode(kept)
-    strip, columns, rows = np.nonzero(layout.by_strips(kept))
-    return starts, bits, strip * layout.strip + rows, columns
-
-
-def _check_count(kept):
+def check_count(kept: np.ndarray) -> None:
+    """Raises ValueError where more are kept than pointers of 32 bits can count."""
     total = np.count_nonzero(kept)
     if total > MOST:
         raise ValueError(
@@ -62,20 +83,23 @@ def _check_count(kept):
         )
 
 
-def group_positions(kept: np.ndarray, n: int, m: int) -> np.ndarray:
-    """Positions of the n slots of every group of m rows.
+def count(grid: tuple[int, int], sparsity: float) -> int:
+    """How many entries of a grid stay at a sparsity: n - round(s n)."""
+    size = grid[0] * grid[1]
+    return size - round(sparsity * size)
 
-    Args:
-      kept: boolean, of shape (groups * m, columns), at most n true in a group.
 
-    Returns:
-      positions (groups * n, columns), int32, ascending in a group. One which keeps
-      fewer than n fills up with others.
-    """
-    groups = kept.reshape(len(kept) // m, m, kept.shape[1])
-    # Kept ones first, each part in order; then the chosen n back in order.
-    chosen = np.sort(np.argsort(~groups, axis=1, kind="stable")[:, :n], axis=1)
-    return chosen.astype(np.int32).reshape(len(groups) * n, kept.shape[1])
+def draw_places(key: jax.Array, grid: tuple[int, int], sparsity: float) -> jax.Array:
+    """Flat numbers of the entries of a grid that stay, drawn uniformly, in no order."""
+    return jax.random.permutation(key, grid[0] * grid[1])[: count(grid, sparsity)]
+
+
+def columns_of_places(places: jax.Array, grid: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """indptr and rows of entries numbered column by column."""
+    down, across = grid
+    places = jnp.sort(places).astype(jnp.int32)
+    starts = jnp.arange(across + 1, dtype=jnp.int32) * down
+    return jnp.searchsorted(places, starts).astype(jnp.int32), places % down
 
 
 def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], unit: str) -> None:
@@ -110,47 +134,3 @@ def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], u
             f"rows[{e}] = {used[e]} does not come after rows[{e - 1}] = {used[e - 1]} of the same "
             f"column: the rows of a column are strictly increasing"
         )
-
-
-def check_bitmap(starts: np.ndarray, bits: np.ndarray, layout: BitmapLayout) -> None:
-    """Raises ValueError unless the bits lie in the weight and the starts count them."""
-    if layout.nnz < 1:
-        raise ValueError("no values are stored; room for one, a zero, would work")
-    if bits.dtype != np.uint32:
-        raise ValueError(f"bits are {bits.dtype}, they must be uint32")
-    strips = np.unpackbits(np.ascontiguousarray(bits).view(np.uint8), axis=2, bitorder="little")
-    rows = layout.shape[0] - (layout.strips - 1) * layout.strip
-    below = np.argwhere(strips[-1, :, rows:])
-    if len(below):
-        column, row = below[0]
-        raise ValueError(
-            f"bits name row {layout.shape[0] + row} of column {column}; the weight has "
-            f"{layout.shape[0]} rows"
-        )
-    counted = np.concatenate([[0], np.cumsum(layout.chunk_counts(strips))])
-    wrong = np.flatnonzero(starts != counted)
-    if len(wrong):
-        part = wrong[0]
-        strip, chunk = divmod(part - 1, layout.chunks)
-        raise ValueError(
-            f"starts[{part}] = {starts[part]}, but {counted[part]} bits come up to strip {strip}, "
-            f"column {min(CHUNK * (chunk + 1), layout.shape[1]) - 1}"
-            if part
-            else f"starts[0] = {starts[0]}, it must be 0"
-        )
-    if counted[-1] > layout.nnz:
-        raise ValueError(f"bits name {counted[-1]} weights, {layout.nnz} are stored")
-
-
-def check_positions(positions: np.ndarray, n: int, m: int) -> None:
-    """Raises ValueError unless every group's n positions differ and lie below m."""
-    groups = np.sort(positions.reshape(len(positions) // n, n, positions.shape[-1]), axis=1)
-    if groups.size and groups.max() >= m:
-        g, _, c = np.argwhere(groups >= m)[0]
-        raise ValueError(
-            f"group {g} of column {c} has a position {groups[g, :, c].max()}, m is {m}"
-        )
-    twice = np.argwhere(np.diff(groups, axis=1) == 0)
-    if len(twice):
-        g, _, c = twice[0]
-        raise ValueError(f"group {g} of column {c} names a position twice: {groups[g, :, c]}")

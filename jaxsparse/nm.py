@@ -54,6 +54,7 @@ class NM(Pattern):
     """
 
     tiled: ClassVar[bool] = True
+    fixed: ClassVar[bool] = True
     n: int
     m: int
     method: Literal["1d", "best", "greedy"] = "1d"
@@ -97,6 +98,9 @@ class NM(Pattern):
 
     def cut_by(self, view, shard):
         return cuts_tiles(view, shard, self.m, self._columns)
+
+    def storage(self, view):
+        return self
 
     def units(self, view: View) -> int:
         k, n = self._padded(view)

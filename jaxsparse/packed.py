@@ -1,14 +1,26 @@
-"""What packed weights have in common, and trees of them.
+"""What packed weights have in common: pytrees of what survived pruning, and where it was.
 
-A packed weight is a pytree of `values`, of `scales` where they are quantized, and of
-the index arrays that say where the values belong. It remembers the axes of the leaf
-it came from, so that a convolution or an attention kernel unpacks to its own shape.
+| array | stores | for |
+|---|---|---|
+| `BlockSparse` | blocks by block column, column pointers, block rows | 1x16 ... 128x128 |
+| `NMSparse` | n of every m inputs, positions of ceil(log2 m) bits | 2:4, 1:4, 4:8 |
+| `Bitmap` | single weights, a bit for every place | unstructured, density .2 and more |
+| `CSC` | single weights by column, column pointers, rows | unstructured below |
+
+Only `values` (and the scales of int8 values) are numbers to learn; the rest is
+the structure. `jax.grad` with respect to `packed.values` trains a packed weight
+as it is, and `split_packed` takes a whole tree of parameters apart for that.
+
+A packed weight remembers the axes of the leaf it came from, so that a
+convolution or an attention kernel unpacks to its own shape. Stacked kernels
+(under `nn.scan`) are packed slice by slice; every array then has the stack's
+axes in front, and `jax.lax.scan` and `jax.vmap` take slices as usual.
 """
 
 import dataclasses
 import math
-import operator
-from typing import Any, ClassVar, NoReturn, Self, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +28,66 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxsparse.kernels.layouts import Layout
-from jaxsparse.registration import exportable
+from jaxsparse.patterns import Pattern
+from jaxsparse.rules import Sealed
 from jaxsparse.views import View
 
-Tree = Any
+SHORT_ROWS = 65536  # rows below this fit into uint16
 WORD = 32  # bits of a word of `held`
 OPTIONAL = ("scales", "held")  # arrays that most packed weights do not have
-PackedKind = TypeVar("PackedKind", bound="Packed")
 MAX_AXIS = 2**31 - 1  # indices are int32
 MAX_SIZE = 2**45  # beyond any memory; far below where sizes in bytes overflow
 
 
-class Packed:
-    """What the packed weights have in common. Construct one of the subclasses."""
+class Packed(Sealed):
+    """What the packed weights have in common. Construct one of the subclasses.
 
+    A storage of your own is a frozen dataclass with the fields values, view and scales, its
+    index arrays, and ints or pairs of them besides; `storages.register` makes it a pytree.
+    It answers `layout` and `store`, and where it can `check_index` and `draw`.
+
+    Attributes:
+      stores: the pattern whose weights `pack` stores in this class, None for a class that
+        only another one's `store` answers with.
+      index_arrays: the arrays that say where the values belong, and what dtypes they may have.
+      array_names: of all arrays, set when the class is registered.
+    """
+
+    opened = "js.unpack_params(params) would work"
     values: Any  # None in a structure
     scales: Any  # None unless quantized
     held: Any = None  # bits of the values that stay zero, where there are any
     view: View
+    stores: ClassVar[type[Pattern] | None] = None
+    index_arrays: ClassVar[Mapping[str, tuple[str, ...]]]
     array_names: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def store(
+        cls, flat: Any, kept: Any, xp: Any, *, pattern: Any, columns: int
+    ) -> tuple[type[Any], dict[str, Any], dict[str, Any]]:
+        """Finds the arrays for a stack of matrices.
+
+        Args:
+          flat: (stack, K, N), zero where masked.
+          kept: bool (stack, K, N), on the host.
+          xp: numpy, or jax.numpy for traced matrices.
+          pattern: an instance of `stores`.
+          columns: how many consecutive outputs share their places.
+
+        Returns:
+          The class that stores them, its arrays by name, the stack in front, and its other
+          fields but for the view.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def draw(cls, key: jax.Array, view: View, pattern: Any, sparsity: Any) -> "Packed":
+        """A structure with places drawn uniformly, whose sizes do not depend on the key.
+
+        `sparsity` is the fraction to leave out, None for a pattern that is `fixed`.
+        """
+        raise TypeError(f"{pattern!r} is not a pattern that a layer can start with.")
 
     def __post_init__(self):
         if not isinstance(self.view, View):
@@ -45,17 +98,12 @@ class Packed:
     def _children(self):
         return tuple(getattr(self, name) for name in self.array_names)
 
-    def _index_arrays(self):
-        return tuple(
-            getattr(self, name) for name in self.array_names if name not in ("values", *OPTIONAL)
-        )
-
     def _check(self):
         self.check_shapes()
         stack = math.prod(self.batch_shape)
         flat = [np.asarray(a).reshape(stack, *a.shape[len(self.batch_shape) :]) for a in self.index]
         for arrays in zip(*flat, strict=True):
-            self._check_index(*arrays)
+            self.check_index(*arrays)
 
     def check_shapes(self) -> None:
         """Raises ValueError unless the arrays, or abstract ones, have the shapes they need."""
@@ -70,8 +118,7 @@ class Packed:
             "scales": self.matrix_shape[1:],
             "held": (-(-layout.stored // WORD),),
         }
-        index = [n for n in self.array_names if n not in expected]
-        expected |= dict(zip(index, layout.index_shapes, strict=True))
+        expected |= dict(zip(self.index_arrays, layout.index_shapes, strict=True))
         for name, shape in expected.items():
             array = getattr(self, name)
             if array is not None and array.shape != batch + shape:
@@ -80,14 +127,13 @@ class Packed:
                     f"{array.shape}, needs {batch + shape}."
                 )
 
-    def _check_index(self, *arrays: np.ndarray) -> None:
-        """Raises unless these index arrays of one kernel are in range and in order."""
-        raise NotImplementedError
+    def check_index(self, *arrays: np.ndarray) -> None:
+        """Raises ValueError unless these index arrays of one kernel are in range and in order."""
 
     @property
     def index(self) -> tuple[jax.Array, ...]:
         """The arrays that say where the values belong."""
-        return self._index_arrays()
+        return tuple(getattr(self, name) for name in self.index_arrays)
 
     @property
     def structure(self) -> Self:
@@ -110,7 +156,8 @@ class Packed:
 
     def replace(self, **fields) -> Self:
         """A copy with other fields; nothing is checked."""
-        return _rebuild(type(self), {**_fields(self), **fields})
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        return rebuild(type(self), {**own, **fields})
 
     @property
     def layout(self) -> Layout:
@@ -180,14 +227,9 @@ class Packed:
 
         for _ in self.batch_shape:
             matrix = jax.vmap(matrix)
-        batch = len(self.batch_shape)
-        stacked = View(
-            self.shape,
-            tuple(range(batch)),
-            tuple(axis + batch for axis in self.view.inputs),
-            tuple(axis + batch for axis in self.view.outputs),
+        return self.view.stacked(self.batch_shape).leaf(
+            matrix(self.learned, self.scales, *self.index)
         )
-        return stacked.leaf(matrix(self.learned, self.scales, *self.index))
 
     def gather(self, dense: jax.Array) -> jax.Array:
         """The entries of a dense (K, N) at these places: values for `with_values`."""
@@ -231,20 +273,20 @@ class Packed:
         return f"[{self.density:.1%}]"
 
 
-def hold(lost: np.ndarray) -> np.ndarray | None:
+def hold(lost: np.ndarray) -> dict[str, np.ndarray]:
     """Bits of the values that stay zero: uint32 words (..., ceil(size / 32)), lowest first.
 
     Args:
       lost: boolean (stack, *values_shape).
 
     Returns:
-      None where no value is lost.
+      `held` by its name; nothing where no value is lost.
     """
     if not lost.any():
-        return None
+        return {}
     flat = lost.reshape(len(lost), -1)
     flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % WORD)))
-    return np.packbits(flat, axis=1, bitorder="little").view("<u4")
+    return {"held": np.packbits(flat, axis=1, bitorder="little").view("<u4")}
 
 
 def _zero_where(held, values):
@@ -268,81 +310,14 @@ def _learned_jvp(primals, tangents):
     return _learned(values, held), _zero_where(held, tangents[0])  # for the next derivative too
 
 
-def _fields(packed):
-    return {f.name: getattr(packed, f.name) for f in dataclasses.fields(packed)}
-
-
-def _rebuild(kind, fields):
+def rebuild(kind: type[Any], fields: Mapping[str, Any]) -> Any:
+    """A packed weight of these fields, which nothing checks: they may be tracers, or anything."""
     packed = object.__new__(kind)
     for name, value in fields.items():
         object.__setattr__(packed, name, value)
     return packed
 
 
-def register(kind: type[PackedKind]) -> type[PackedKind]:
-    """Makes a storage a pytree, one that `jax.export` can write into its files."""
-    arrays = kind.array_names
-    static = tuple(f.name for f in dataclasses.fields(kind) if f.name not in arrays)  # pyright: ignore[reportArgumentType]
-
-    # Every call with a packed argument flattens it: one step, not a loop.
-    fields_of = operator.attrgetter(*static, *arrays)
-
-    def flatten(packed):
-        fields = fields_of(packed)
-        return fields[len(static) :], fields[: len(static)]
-
-    def unflatten(aux, children):
-        return _rebuild(kind, dict(zip(static + arrays, (*aux, *children), strict=True)))
-
-    def flatten_with_keys(packed):
-        children, aux = flatten(packed)
-        return tuple(zip(map(jax.tree_util.GetAttrKey, arrays), children, strict=True)), aux
-
-    jax.tree_util.register_pytree_with_keys(kind, flatten_with_keys, unflatten, flatten)
-
-    makers = dict.fromkeys(static, lambda value: value)
-    exportable(kind, makers | {"view": lambda fields: View(**fields)})
-    return kind
-
-
 def is_packed(node: Any) -> bool:
     """Whether a node of a tree is a packed weight; for `is_leaf`."""
     return isinstance(node, Packed)
-
-
-def split_packed(params: Tree) -> tuple[Tree, Tree]:
-    """Takes a tree of parameters apart into what is learned and where it belongs.
-
-    Args:
-      params: a tree of arrays and packed weights.
-
-    Returns:
-      values, the tree with an array of values for every packed weight, which
-      `jax.grad` and optax take as any other; and structure, the tree with the
-      packed weights' places and None for everything else.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, jaxsparse as js
-      >>> params = {"kernel": js.pack(jnp.eye(8), js.Block(4, 4)), "bias": jnp.zeros(8)}
-      >>> values, structure = js.split_packed(params)
-      >>> def loss(values):
-      ...     params = js.merge_packed(values, structure)
-      ...     return jnp.sum(js.sparse_dot(jnp.ones(8), params["kernel"]) + params["bias"])
-      >>> jax.grad(loss)(values)["kernel"].shape
-      (2, 4, 4)
-    """
-    values = jax.tree.map(lambda p: p.values if is_packed(p) else p, params, is_leaf=is_packed)
-    structure = jax.tree.map(
-        lambda p: p.structure if is_packed(p) else None, params, is_leaf=is_packed
-    )
-    return values, structure
-
-
-def merge_packed(values: Tree, structure: Tree) -> Tree:
-    """Undoes `split_packed`."""
-    return jax.tree.map(
-        lambda place, value: value if place is None else place.with_values(value),
-        structure,
-        values,
-        is_leaf=lambda node: node is None or is_packed(node),
-    )

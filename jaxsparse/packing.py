@@ -1,7 +1,7 @@
 """From masked weights to packed ones, and back."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,20 +10,15 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-from jaxsparse import indices
-from jaxsparse.arrays import CSC, Bitmap, BlockSparse, NMSparse
-from jaxsparse.kernels.layouts import NMLayout
-from jaxsparse.nm import NM
-from jaxsparse.packed import Packed, hold, is_packed
-from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
+from jaxsparse.fields import KINDS
+from jaxsparse.packed import Packed, is_packed
+from jaxsparse.patterns import Pattern
 from jaxsparse.quantize import convert
 from jaxsparse.rules import Rule, check_rules, resolve
 from jaxsparse.trees import leaves_by_path, near_misses, replace_by_path
 from jaxsparse.views import View, view_of
 
 Tree = Any
-SHORT_ROWS = 65536  # rows below this fit into uint16
-BITMAP_DENSITY = 0.2  # single weights at least this dense have bits instead of rows
 
 
 def pack(
@@ -163,145 +158,72 @@ def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Pa
     kept = np.asarray(weight != 0 if mask is None else mask).astype(bool)
     # Only a traced weight needs JAX; the host packs without compiling anything.
     xp = jnp if isinstance(weight, Tracer) else np
-    matrix, kept = _matrix(xp.asarray(weight), view), _matrix(kept, view)
+    matrix, kept = view.matrix(xp.asarray(weight)), view.matrix(kept)
     matrix = xp.where(kept, matrix, xp.zeros((), matrix.dtype))
-    batch, slice_view = matrix.shape[:-2], _slice_view(view)
-    stack = math.prod(batch)
+    stack = math.prod(view.batch_shape)
     if not stack:  # a slice shows what the arrays of none look like
         matrix, kept = (
             a.zeros((1, *matrix.shape[-2:]), b.dtype) for a, b in ((xp, matrix), (np, kept))
         )
     flat, kept = (a.reshape(max(stack, 1), *a.shape[-2:]) for a in (matrix, kept))
     flat, scales = convert(flat, dtype, xp)
-    kind, arrays, static = _store(pattern, view, columns, flat, kept, xp)
+    stored = pattern.storage(view)
+    kind, arrays, static = storage_of(stored).store(flat, kept, xp, pattern=stored, columns=columns)
     if scales is not None:
         arrays["scales"] = scales
     arrays = {
-        name: jnp.asarray(a[:stack]).reshape(*batch, *a.shape[1:]) for name, a in arrays.items()
+        name: jnp.asarray(a[:stack]).reshape(*view.batch_shape, *a.shape[1:])
+        for name, a in arrays.items()
     }
-    return kind(**arrays, **static, view=slice_view)
+    return kind(**arrays, **static, view=view.slice)
 
 
-def _matrix(leaf, view):
-    ordered = leaf.transpose(view.batch + view.inputs + view.outputs)
-    return ordered.reshape(view.batch_shape + view.matrix_shape)
+def storage_of(pattern: Pattern) -> type[Packed]:
+    """The class that stores weights by a pattern: that of its class, or of the nearest base.
+
+    Raises:
+      TypeError: there is none.
+    """
+    for base in type(pattern).__mro__:
+        for kind in KINDS.values():
+            if kind.stores is base:
+                return kind
+    raise TypeError(f"{pattern!r} is not a pattern that a weight can be stored by.")
 
 
-def _slice_view(view: View) -> View:
-    batch = len(view.batch)
-    return View(
-        view.shape[batch:],
-        (),
-        tuple(axis - batch for axis in view.inputs),
-        tuple(axis - batch for axis in view.outputs),
+def split_packed(params: Tree) -> tuple[Tree, Tree]:
+    """Takes a tree of parameters apart into what is learned and where it belongs.
+
+    Args:
+      params: a tree of arrays and packed weights.
+
+    Returns:
+      values, the tree with an array of values for every packed weight, which
+      `jax.grad` and optax take as any other; and structure, the tree with the
+      packed weights' places and None for everything else.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxsparse as js
+      >>> params = {"kernel": js.pack(jnp.eye(8), js.Block(4, 4)), "bias": jnp.zeros(8)}
+      >>> values, structure = js.split_packed(params)
+      >>> def loss(values):
+      ...     params = js.merge_packed(values, structure)
+      ...     return jnp.sum(js.sparse_dot(jnp.ones(8), params["kernel"]) + params["bias"])
+      >>> jax.grad(loss)(values)["kernel"].shape
+      (2, 4, 4)
+    """
+    values = jax.tree.map(lambda p: p.values if is_packed(p) else p, params, is_leaf=is_packed)
+    structure = jax.tree.map(
+        lambda p: p.structure if is_packed(p) else None, params, is_leaf=is_packed
     )
+    return values, structure
 
 
-def _store(pattern, view, columns, *operands) -> tuple[Callable[..., Packed], dict, dict]:
-    if isinstance(pattern, Block):
-        return _blocks(*operands, block=(pattern.rows, pattern.columns))
-    if isinstance(pattern, NM):
-        return _groups(*operands, n=pattern.n, m=pattern.m, columns=columns)
-    if isinstance(pattern, Channel) and pattern.axis % len(view.shape) in view.inputs:
-        return _blocks(*operands, block=(1, 16))
-    if isinstance(pattern, Channel | Unstructured):
-        return _singles(*operands)
-    raise TypeError(f"{pattern!r} is not a pattern that a weight can be packed by.")
-
-
-def _blocks(flat, kept, xp, *, block):
-    (bk, bn), (_, k, n) = block, flat.shape
-    padding = (0, 0), (0, -k % bk), (0, -n % bn)
-    grid = -(-k // bk), -(-n // bn)
-
-    def tiles(array, pad):
-        array = pad(array, padding).reshape(len(array), grid[0], bk, grid[1], bn)
-        return array.transpose(0, 1, 3, 2, 4)
-
-    lost, kept = tiles(~kept, np.pad), tiles(kept, np.pad).any((3, 4))
-    arrays, place = _columns(tiles(flat, xp.pad), kept, xp)
-    return BlockSparse, arrays | _held(place(lost, np)), {"block": block}
-
-
-def _held(lost):
-    words = hold(lost)
-    return {} if words is None else {"held": words}
-
-
-def _singles(flat, kept, xp):
-    room = max(int(k.sum()) for k in kept)
-    if bitmap_pays(room, flat.shape[1:]):
-        return _bits(flat, kept, room, xp)
-    arrays, _ = _columns(flat, kept, xp)
-    if flat.shape[1] <= SHORT_ROWS:
-        arrays["rows"] = arrays["rows"].astype(np.uint16)
-    return CSC, arrays, {}
-
-
-def bitmap_pays(nnz: int, shape: tuple[int, int]) -> bool:
-    """Whether single weights are better stored as `Bitmap` than as `CSC`."""
-    return nnz > 0 and nnz >= BITMAP_DENSITY * (shape[0] * shape[1])
-
-
-def _bits(flat, kept, room, xp):
-    starts, bits, rows, columns = zip(*(indices.bitmap_index(k) for k in kept), strict=True)
-    place = np.zeros((2, len(kept), room), np.int64)
-    spare = np.ones((len(kept), room), bool)
-    for stack, found in enumerate(zip(rows, columns, strict=True)):
-        place[:, stack, : len(found[0])] = found
-        spare[stack, : len(found[0])] = False
-    values = flat[np.arange(len(kept))[:, None], place[0], place[1]]
-    values = xp.where(spare, xp.zeros((), values.dtype), values)
-    arrays = {"values": values, "starts": np.stack(starts), "bits": np.stack(bits)}
-    return Bitmap, arrays, {"nnz": room}
-
-
-def _columns(tiles, kept, xp) -> tuple[dict[str, Any], Callable]:
-    """The arrays of what is kept, and a function that stores other tiles in the same places."""
-    # Slices of a stack keep different numbers; the largest makes room for all.
-    # A weight that keeps nothing has room for one: orbax stores no empty array.
-    room = max(1, *(int(k.sum()) for k in kept))
-    index = [indices.column_index(k, room) for k in kept]
-    indptr, rows = (np.stack([i[part] for i in index]) for part in (0, 1))
-    columns = np.stack([indices.expand_columns(i, room) for i in indptr])
-    spare = columns == kept.shape[2]
-    stack = np.arange(len(kept))[:, None]
-
-    def place(tiles, xp):
-        if not tiles.size:  # no tile to fill the room for one with
-            return xp.zeros((len(kept), room, *tiles.shape[3:]), tiles.dtype)
-        values = tiles[stack, rows, np.where(spare, 0, columns)]
-        return xp.where(
-            spare.reshape(*spare.shape, *[1] * (values.ndim - 2)),
-            xp.zeros((), values.dtype),
-            values,
-        )
-
-    return {"values": place(tiles, xp), "indptr": indptr, "rows": rows}, place
-
-
-def _groups(flat, kept, xp, *, n, m, columns):
-    batch, k, width = flat.shape
-    flat = xp.pad(flat, ((0, 0), (0, -k % m), (0, 0)))
-    lost = np.pad(~kept, ((0, 0), (0, -k % m), (0, 0)))
-    kept = np.pad(kept, ((0, 0), (0, -k % m), (0, -width % columns)))
-    groups, sets = -(-k // m), -(-width // columns)
-    shared: Any = kept.reshape(batch, groups * m, sets, columns).any(axis=3)
-    counts: Any = shared.reshape(batch, groups, m, sets).sum(axis=2)
-    if (counts > n).any():
-        stack, group, column = (int(axis[0]) for axis in np.nonzero(counts > n))
-        sharing = f" shared by {columns} columns" if columns > 1 else ""
-        raise ValueError(
-            f"group {group} (inputs {group * m} to {group * m + m - 1}) of column "
-            f"{column * columns} keeps {counts[stack, group, column]} entries, {n}:{m}{sharing} "
-            f"stores {n}; prune with NM({n}, {m}) first."
-        )
-    positions = np.stack([indices.group_positions(s, n, m) for s in shared])
-    layout = NMLayout((k, width), n, m, columns)
-    words = np.stack([layout.encode(p) for p in positions])
-    wide = np.repeat(positions, columns, axis=2)[:, :, :width]
-    rows = wide + (np.arange(wide.shape[1]) // n * m)[:, None]
-    values = xp.take_along_axis(flat, rows, axis=1)
-    static = {"n": n, "m": m, "columns": columns}
-    arrays = {"values": values, "positions": words}
-    return NMSparse, arrays | _held(np.take_along_axis(lost, rows, axis=1)), static
+def merge_packed(values: Tree, structure: Tree) -> Tree:
+    """Undoes `split_packed`."""
+    return jax.tree.map(
+        lambda place, value: value if place is None else place.with_values(value),
+        structure,
+        values,
+        is_leaf=lambda node: node is None or is_packed(node),
+    )

@@ -33,10 +33,12 @@ class Pattern:
       tiled: whether pooling reshapes the matrix view, which whole groups in every
         shard make possible under explicit axes of a mesh.
       directed: whether groups would be others if inputs and outputs changed places.
+      fixed: whether the pattern says itself how many entries it keeps, as n:m does.
     """
 
     tiled: ClassVar[bool] = False
     directed: ClassVar[bool] = True
+    fixed: ClassVar[bool] = False
 
     def __str__(self) -> str:
         shown = []
@@ -77,6 +79,11 @@ class Pattern:
         """Whether shards of this shape cut groups, so that pooling must gather."""
         del view, shard
         return False
+
+    def storage(self, view: View) -> "Pattern":
+        """The pattern by which `pack` stores a weight: single weights hold any mask."""
+        del view
+        return Unstructured()
 
     # What selection counts. For a free pattern the units are the groups.
 
@@ -202,6 +209,9 @@ class Block(Pattern):
     def cut_by(self, view, shard):
         return cuts_tiles(view, shard, self.rows, self.columns)
 
+    def storage(self, view):
+        return self
+
     def _pad(self, matrix: Array, value) -> Array:
         k, n = matrix.shape[-2:]
         return pad_end(matrix, {-2: -k % self.rows, -1: -n % self.columns}, value)
@@ -277,6 +287,11 @@ class Channel(Pattern):
     def cut_by(self, view, shard):
         split = {axis for axis, size in enumerate(shard) if size != view.shape[axis]}
         return not split <= {self.axis % len(view.shape), *view.batch}
+
+    def storage(self, view):
+        # Rows of the matrix are runs of 16 outputs; a column is single weights one under another.
+        over_inputs = self.axis % len(view.shape) in view.inputs
+        return Block(1, 16) if over_inputs else Unstructured()
 
     def _pooled(self, view: View) -> tuple[int, ...]:
         kept = (self.axis % len(view.shape), *view.batch)

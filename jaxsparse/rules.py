@@ -5,16 +5,26 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from jaxsparse.packed import is_packed
 from jaxsparse.patterns import Pattern, Reduce, check_sparsity
 from jaxsparse.trees import Tree, leaves_by_path, near_misses
 from jaxsparse.views import Axes, View, view_of
+
+
+class Sealed:
+    """A node of a tree that holds arrays of which no rule can name one, such as a packed weight.
+
+    Attributes:
+      opened: what to do for rules to see the weight, to end an error.
+    """
+
+    opened: ClassVar[str]
+
 
 Predicate = Callable[[str, jax.ShapeDtypeStruct], bool]
 
@@ -164,7 +174,7 @@ def resolve(rules: Sequence[Rule], params: Tree) -> dict[str, LeafSpec]:
         pattern does not fit; path, shape and near misses are quoted.
     """
     leaves = {path: describe(leaf) for path, leaf in leaves_by_path(params).items()}
-    _refuse_packed(rules, leaves, params)
+    _refuse_sealed(rules, leaves, params)
     return dict(_resolve(tuple(rules), tuple(sorted(leaves.items(), key=lambda item: item[0]))))
 
 
@@ -186,24 +196,23 @@ def _resolve(
 def choose(rules: Sequence[Rule], params: Tree) -> dict[str, Rule]:
     """Returns the rule that every leaf goes by, sorted by path; its errors are `resolve`'s."""
     leaves = {path: describe(leaf) for path, leaf in leaves_by_path(params).items()}
-    _refuse_packed(rules, leaves, params)
+    _refuse_sealed(rules, leaves, params)
     return dict(sorted(_choose(tuple(rules), leaves).items()))
 
 
-def _refuse_packed(
+def _refuse_sealed(
     rules: Sequence[Rule], leaves: dict[str, jax.ShapeDtypeStruct | str], params: Tree
 ) -> None:
-    """Raises ValueError on a rule whose leaves are all packed; parts of them are near misses."""
-    whole = leaves_by_path(params, is_packed).items()
-    packed = {path: repr(leaf) for path, leaf in whole if is_packed(leaf)}
-    for rule in rules if packed else ():
+    """Raises ValueError on a rule whose leaves are all sealed; parts of them are near misses."""
+    whole = leaves_by_path(params, lambda node: isinstance(node, Sealed)).items()
+    sealed = {path: leaf for path, leaf in whole if isinstance(leaf, Sealed)}
+    for rule in rules if sealed else ():
         if any(_meant(rule, path, leaf) for path, leaf in leaves.items()):
             continue
-        for path, leaf in packed.items():
-            if _meant(rule, path, leaf):
+        for path, leaf in sealed.items():
+            if _meant(rule, path, repr(leaf)):
                 raise ValueError(
-                    f"rule {rule.label} names {path!r}, which is packed, {leaf}; "
-                    "js.unpack_params(params) would work"
+                    f"rule {rule.label} names {path!r}, which is packed, {leaf!r}; {leaf.opened}"
                 )
 
 

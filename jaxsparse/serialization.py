@@ -4,28 +4,32 @@ Flax asks no more of a state dict than that its keys agree; what is restored her
 also be what the target is, for a packed weight of another shape multiplies wrongly.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from flax import serialization
 
-from jaxsparse.fields import KINDS, from_json, to_json
+from jaxsparse.fields import from_json, on_device, to_json
 from jaxsparse.packed import Packed
 from jaxsparse.patterns import GroupMask
-from jaxsparse.treefile import on_device
 
 _FREE = ("nnz",)  # how many are kept may differ: the places are restored, too
 
 
-def _packed_to_state(packed: Packed) -> dict[str, Any]:
+def packed_to_state(packed: Packed) -> dict[str, Any]:
+    """The arrays of a packed weight, and its fields: a state dict."""
     if packed.values is None:
         raise ValueError(f"{packed!r} is a structure without values; with_values completes it")
     arrays = {n: a for n in packed.array_names if (a := getattr(packed, n)) is not None}
     return {"arrays": arrays, "fields": _without_lists(to_json(packed))}
 
 
-def _packed_from_state(target: Packed, state: dict[str, Any]) -> Packed:
+def packed_from_state(target: Packed, state: dict[str, Any]) -> Packed:
+    """The packed weight of a state dict.
+
+    Raises:
+      ValueError: it is not what the target is; names the path and the field.
+    """
     where = f"{serialization.current_path()}: a packed weight"
     if set(state) != {"arrays", "fields"} or not isinstance(state["fields"], dict):
         raise ValueError(f"{where} has the state arrays and fields, not {sorted(state)}")
@@ -80,13 +84,6 @@ def _mask_from_state(target: GroupMask, state: dict[str, Any]) -> GroupMask:
     return GroupMask(groups, target.pattern, target.view)
 
 
-def _register() -> None:
-    pairs: list[tuple[type, Callable, Callable]] = [
-        *((kind, _packed_to_state, _packed_from_state) for kind in KINDS.values()),
-        (GroupMask, _mask_to_state, _mask_from_state),
-    ]
-    for kind, to_state, from_state in pairs:
-        serialization.register_serialization_state(kind, to_state, from_state, override=True)
-
-
-_register()
+serialization.register_serialization_state(
+    GroupMask, _mask_to_state, _mask_from_state, override=True
+)

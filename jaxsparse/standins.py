@@ -95,12 +95,8 @@ class StandIn(Factored):
     @property
     def view(self) -> View:
         """The view of the weight as it came, stacks and all."""
-        stacked = range(len(self.whole) - len(self.packed.view.shape))
-        inputs, outputs = (
-            tuple(axis + len(stacked) for axis in part)
-            for part in (self.packed.view.inputs, self.packed.view.outputs)
-        )
-        return View(self.whole, tuple(stacked), inputs, outputs)
+        view = self.packed.view
+        return view.stacked(self.whole[: len(self.whole) - len(view.shape)])
 
     @property
     def sight(self) -> Sight:

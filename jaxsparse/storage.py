@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxsparse import tensorfile
 from jaxsparse.packed import is_packed
+from jaxsparse.text import shorten
 from jaxsparse.treefile import Contents, Plan, Refused
 from jaxsparse.trees import (
     becomes,
@@ -165,7 +166,7 @@ def _nested(path, leaves: Mapping[str, Any], keys: Mapping[str, list[str]]) -> A
     for name, leaf in leaves.items():
         parts = keys.get(name, name.split("/"))
         if len(parts) > MAX_DEPTH:
-            raise ValueError(f"{path}: tensor {tensorfile.shorten(name)} is {len(parts)} deep")
+            raise ValueError(f"{path}: tensor {shorten(name)} is {len(parts)} deep")
         if not parts:  # the tree is one leaf
             return leaf
         node = tree

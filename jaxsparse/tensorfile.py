@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pathlib
-import reprlib
 import struct
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
@@ -19,9 +18,9 @@ import ml_dtypes
 import numpy as np
 
 from jaxsparse.files import replacing
+from jaxsparse.text import shorten, wholes
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
-MAX_RANK = 32
 METADATA = "__metadata__"
 # Those that every reader of the format knows, and then those that newer ones know.
 WRITTEN = {
@@ -47,9 +46,6 @@ READ = WRITTEN | {
     "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
-_REPR = reprlib.Repr()
-_REPR.maxlevel, _REPR.maxlist, _REPR.maxstring = 3, 8, 100
-shorten = _REPR.repr  # a value in an error: the file may hold anything
 _NAMES = {dtype: name for name, dtype in WRITTEN.items()}
 
 
@@ -162,24 +158,6 @@ def parse(text: bytes | str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{what} is {shorten(value)}, not an object")
     return value
-
-
-def whole(field: str, value: Any, least: int, most: int) -> int:
-    """The value, an int in a range; a ValueError names the field otherwise."""
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(
-            f"field {field!r}: {shorten(value)} is no whole number from {least} to {most}"
-        )
-    return value
-
-
-def wholes(field: str, value: Any, least: int, most: int) -> tuple[int, ...]:
-    """The value, a list of at most MAX_RANK ints in a range, as a tuple."""
-    if not isinstance(value, list) or len(value) > MAX_RANK:
-        raise ValueError(
-            f"field {field!r}: {shorten(value)} is no list of at most {MAX_RANK} numbers"
-        )
-    return tuple(whole(field, item, least, most) for item in value)
 
 
 def _once(pairs):

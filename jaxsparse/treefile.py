@@ -15,8 +15,10 @@ import numpy as np
 
 from jaxsparse import fields as packed_fields
 from jaxsparse import tensorfile
+from jaxsparse.fields import on_device
 from jaxsparse.packed import Packed, is_packed
-from jaxsparse.tensorfile import Entry, shorten
+from jaxsparse.tensorfile import Entry
+from jaxsparse.text import shorten
 
 PACKED, TREE = "jaxsparse", "jaxsparse.tree"
 _TREE_FIELDS = {"numbers": dict, "none": list, "prng": dict, "dtypes": dict, "keys": dict}
@@ -248,9 +250,3 @@ class _Abstract(NamedTuple):
     @property
     def ndim(self) -> int:
         return len(self.shape)
-
-
-def on_device(array: np.ndarray) -> jax.Array | np.ndarray:
-    """The array as JAX's, unless JAX would make its 64 bits 32."""
-    kept = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
-    return jnp.asarray(array) if kept else array

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
@@ -44,10 +45,22 @@ class View:
         k = math.prod(self.shape[axis] for axis in self.inputs)
         return k, math.prod(self.shape[axis] for axis in self.outputs)
 
-    def matrix(self, leaf: Shaped[Array, "*shape"]) -> Shaped[Array, "*batch K N"]:
-        """Returns the leaf as (*batch, K, N)."""
-        leaf = jnp.transpose(leaf, self._order)
-        return jnp.reshape(leaf, self.batch_shape + self.matrix_shape)
+    @property
+    def slice(self) -> "View":
+        """The view of one kernel of a stack along leading axes."""
+        return self._moved(self.shape[len(self.batch) :], (), -len(self.batch))
+
+    def stacked(self, sizes: tuple[int, ...]) -> "View":
+        """The view of kernels like this one, stacked along leading axes of these sizes."""
+        return self._moved(sizes + self.shape, tuple(range(len(sizes))), len(sizes))
+
+    def _moved(self, shape, batch, by) -> "View":
+        ends = (tuple(axis + by for axis in part) for part in (self.inputs, self.outputs))
+        return View(shape, batch, *ends)
+
+    def matrix(self, leaf: Any) -> Any:
+        """Returns the leaf, NumPy's or JAX's, as (*batch, K, N)."""
+        return leaf.transpose(self._order).reshape(self.batch_shape + self.matrix_shape)
 
     def leaf(self, matrix: Shaped[Array, "*batch K N"]) -> Shaped[Array, "*shape"]:
         """Undoes `matrix`."""

@@ -11,8 +11,8 @@ from flax import linen, nnx
 from jax import lax
 
 from jaxsparse.nm import NM
-from jaxsparse.packed import is_packed, merge_packed, split_packed
-from jaxsparse.packing import pack, pack_params, unpack_params
+from jaxsparse.packed import is_packed
+from jaxsparse.packing import merge_packed, pack, pack_params, split_packed, unpack_params
 from jaxsparse.patterns import Block, Unstructured
 from jaxsparse.rules import Rule
 from jaxsparse.sparsify import sparsify

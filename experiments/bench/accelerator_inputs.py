@@ -9,7 +9,7 @@ import numpy as np
 
 import jaxsparse as js
 from experiments.bench.sparse_dot import draw
-from jaxsparse.arrays import NMSparse
+from jaxsparse.nm_sparse import NMSparse
 from jaxsparse.sparse_dot import matrix_product, sampled_product
 
 DIRECTIONS = ("forward", "dx", "dvalues")

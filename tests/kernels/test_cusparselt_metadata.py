@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsparse import indices
 from jaxsparse.kernels.cusparselt import metadata
 from jaxsparse.kernels.layouts import NMLayout
+from jaxsparse.nm_sparse import group_positions
 
 # Position pairs and their bits, from the table in the PTX manual.
 TABLE = {
@@ -32,7 +32,7 @@ def test_every_mask_has_its_code_or_is_refused(mask):
         return
     # As `pack` fills up groups that keep fewer.
     column = np.isin(np.arange(4), kept)[:, None]
-    expected = tuple(indices.group_positions(column, 2, 4)[:, 0])
+    expected = tuple(group_positions(column, 2, 4)[:, 0])
     assert set(kept) <= set(expected)
     assert metadata.code(mask) == metadata.CODES[mask] == TABLE[expected]
 

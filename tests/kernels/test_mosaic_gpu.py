@@ -10,7 +10,7 @@ import pytest
 from jax import export
 
 from jaxsparse import kernels
-from jaxsparse.arrays import BlockSparse
+from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.kernels import devices, mosaic_gpu
 from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
 from jaxsparse.kernels.mosaic_gpu import configs

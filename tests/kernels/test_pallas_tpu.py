@@ -10,7 +10,7 @@ from jax import export
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxsparse import kernels
-from jaxsparse.arrays import BlockSparse
+from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.kernels import pallas_tpu, walks
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 from jaxsparse.kernels.pallas_tpu import products

@@ -17,7 +17,7 @@ from jax.sharding import (
     use_abstract_mesh,
 )
 
-from jaxsparse.arrays import BlockSparse
+from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.kernels import pallas_tpu
 from jaxsparse.kernels.layouts import BlockLayout
 from jaxsparse.kernels.pallas_tpu import tiles

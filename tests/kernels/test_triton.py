@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxsparse import kernels
-from jaxsparse.arrays import BlockSparse
+from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.kernels import devices, triton
 from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
 from jaxsparse.sparse_dot import sparse_dot
