@@ -12,9 +12,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Int, Shaped
 
-from jaxsparse.packed import is_packed
 from jaxsparse.patterns import GroupMask
-from jaxsparse.rules import describe
+from jaxsparse.rules import Sealed, describe
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
 NEED_PARAMS = "{name} needs the parameters: call update(grads, state, params)"
@@ -238,11 +237,9 @@ def pair_masks(
     pairs = {}
     for path, mask in masks.items():
         if path not in leaves:
-            if is_packed(leaf := leaves_by_path(params, is_packed).get(path)):
-                raise ValueError(
-                    f"mask for {path!r}, which is packed, {leaf!r}; js.unpack_params(params) "
-                    "would work"
-                )
+            leaf = leaves_by_path(params, lambda node: isinstance(node, Sealed)).get(path)
+            if isinstance(leaf, Sealed):
+                raise ValueError(f"mask for {path!r}, which is packed, {leaf!r}; {leaf.opened}")
             raise KeyError(f"mask for {path!r}, but no such leaf; {near_misses(path, leaves)}")
         leaf = describe(leaves[path])
         if isinstance(leaf, str):

@@ -14,6 +14,7 @@ import jaxsparse as js
 from jaxsparse.nm import NM
 from jaxsparse.patterns import Pattern
 from jaxsparse.trees import leaves_by_path, replace_by_path
+from tests.own_storage import Diagonals
 
 
 def user_score() -> js.Score:
@@ -49,6 +50,7 @@ PATTERNS: dict[str, Pattern] = {
     "nm": js.NM(2, 4),
     "nm_best": js.NM(2, 4, method="best"),
     "nm_greedy": js.NM(2, 4, method="greedy"),
+    "user": Diagonals(),
 }
 END = 6
 SPARSITY = 0.5

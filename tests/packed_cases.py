@@ -12,6 +12,7 @@ from jaxsparse.nm import NM
 from jaxsparse.packed import Packed
 from jaxsparse.packing import pack
 from jaxsparse.patterns import Block, Pattern, Unstructured
+from tests import own_storage
 
 RELATIVE_ERROR = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 5e-3, "int8": 1e-5}
 IMPLEMENTATIONS = [n for n, state in kernels.implementations().items() if state == "available"]
@@ -73,6 +74,7 @@ STORAGES = [
     _nm(2, 5),
     _nm(2, 4, 4),
     _nm(2, 4, None),
+    Storage("own", own_storage.Diagonals(), own_storage.draw),
 ]
 BY_NAME = {storage.name: storage for storage in STORAGES}
 

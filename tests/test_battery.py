@@ -30,6 +30,7 @@ FAST = {
     ("user", "block", "user"),
     ("gradient", "nm_best", "straight_through"),
     ("random", "nm_greedy", "none"),
+    ("saliency", "user", "gradient"),
 }
 EVERY = [
     pytest.param(*member, id="-".join(member), marks=[] if member in FAST else pytest.mark.slow)

@@ -48,6 +48,8 @@ _LARGEST = 32768  # side of a block
 def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None:
     """The reason why they cannot take a call, or None."""
     del transpose
+    if type(layout) not in _STORAGES:
+        return f"{type(layout).__name__} is not among its storages"
     if out_dtype.itemsize > 4:
         return f"it computes in float32, {out_dtype} was asked for"
     if x.dtype.name not in _X:
