@@ -54,7 +54,7 @@ IDENTITIES = """
 """
 
 
-def table(rules: dict[str, T]) -> Callable[[str], Callable[[T], T]]:
+def table(rules: dict[str, Any]) -> Callable[[str], Callable[[T], T]]:
     """The decorator that enters a function into a table of rules, under names of primitives.
 
     >>> rules = {}

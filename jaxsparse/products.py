@@ -53,10 +53,12 @@ class Traced:
     """
 
     def __init__(self, fn: Callable[..., Any], params: Tree, args: Sequence[Any]):
-        self._paths = [path for path, _ in flatten(params)]
+        paths = [path for path, _ in flatten(params)]
         leaves, tree = jax.tree.flatten((params, tuple(args)))
         self._output: Any = None
         self._arrays = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
+
+        self._names = [paths[i] if i < len(paths) else None for i in self._arrays]
 
         def flat(*arrays):
             given = dict(zip(self._arrays, arrays, strict=True))
@@ -70,21 +72,32 @@ class Traced:
 
     def read(self, reader: "Reader") -> Iterable[Product]:
         """The products that a reader finds, without running anything."""
-        jax.eval_shape(lambda *arrays: self._evaluate(reader, arrays), *self._shapes)
+        jax.eval_shape(lambda *a: evaluate(self._program, reader, self._names, a), *self._shapes)
         return reader.found.values()
 
     def run(self, reader: "Reader") -> Any:
         """What the function returns."""
-        return jax.tree.unflatten(self._output, self._evaluate(reader, self._arrays.values()))
+        arrays = list(self._arrays.values())
+        results = evaluate(self._program, reader, self._names, arrays)
+        return jax.tree.unflatten(self._output, results)
 
-    def _evaluate(self, reader, arrays):
-        values = [
-            Value(a, (Sight.of(self._paths[i], a.shape),))
-            if i < len(self._paths)
-            else Value(a, data=True)
-            for i, a in zip(self._arrays, arrays, strict=True)
-        ]
-        return reader.arrays(jaxprs.walk(self._program, values, reader.visit))
+
+def evaluate(
+    program: jaxprs.Program, reader: "Reader", names: Sequence[str | None], arrays: Sequence[Any]
+) -> list[Any]:
+    """What a program returns, evaluated by a reader.
+
+    Args:
+      program: traced.
+      reader: notes the products.
+      names: by argument the path of the weight that it is; None of the data.
+      arrays: the arguments.
+    """
+    values = [
+        Value(a, data=True) if name is None else Value(a, (Sight.of(name, a.shape),))
+        for name, a in zip(names, arrays, strict=True)
+    ]
+    return reader.arrays(jaxprs.walk(program, values, reader.visit))
 
 
 def _is_array(leaf):

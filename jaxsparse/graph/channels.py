@@ -340,7 +340,8 @@ def summarize(analysis: Analysis) -> Channels:
                         numbers.setdefault(atom, len(numbers))
             leaf_axes.append(pieces)
         axes[path] = leaf_axes
-    used = {(path, axis) for path, axis, _ in analysis.uses}
+    met = (product for products in analysis.products.values() for product in products)
+    used = {(product.path, axis) for product in met for axis in product.in_axis}
     groups = tuple(
         Group(
             id,

@@ -12,12 +12,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Bool, Float
 
-from jaxsparse.graph.constants import Constants, Vector
-from jaxsparse.graph.rules import sizes
-from jaxsparse.graph.rules.shapes import common_groups
+from jaxsparse.graph.constants import Constants
+from jaxsparse.graph.registry import common_groups, moved, sizes
+from jaxsparse.graph.rules.products import contribution, ends
 from jaxsparse.graph.values import Record
 
 # What hands numbers on as they are.
@@ -96,12 +95,8 @@ class Product:
     @property
     def summed(self) -> dict[int, int]:
         """The axes that are summed over, of the operand that holds constants, and their terms."""
-        numbers = self.record.equation.params["dimension_numbers"]
-        if self.record.equation.primitive.name == "dot_general":
-            axes = numbers[0][1 - self.weight]
-        else:
-            axes = [numbers.lhs_spec[1]]
-        return {i: self.record.operands[1 - self.weight].axes[i] for i in axes}
+        summed, _ = ends(self.record.equation, 1 - self.weight)
+        return {i: self.record.operands[1 - self.weight].axes[i] for i in summed}
 
     def added(self, gone: Mapping[int, Bool[np.ndarray, " size"]]) -> Float[np.ndarray, "..."]:
         """What constants add to the result; axes along which it is uniform have size 1.
@@ -114,56 +109,6 @@ class Product:
             vector = self.constants.axes[axis]
             values[axis] = np.where(chosen & np.isfinite(vector), vector, 0)
         return contribution(self.record.equation, self.weight, self.array(), values)
-
-
-def contribution(
-    equation: Any, weight: int, array: Any, values: Mapping[int, Vector]
-) -> Float[np.ndarray, "..."]:
-    """The product of a weight and an operand that is uniform along all but summed axes.
-
-    Args:
-      equation: a `dot_general`, or a convolution without padding.
-      weight: which operand is the weight.
-      array: the weight.
-      values: by summed axis of the other operand its numbers; 0 is nothing.
-    """
-    shape, numbers = sizes(equation.invars[1 - weight]), equation.params["dimension_numbers"]
-    dtype = jnp.promote_types(array.dtype, jnp.float32)
-    is_dot = equation.primitive.name == "dot_general"
-    if is_dot:
-        whole = (*numbers[0][1 - weight], *numbers[1][1 - weight])
-        patch = [n if i in whole else 1 for i, n in enumerate(shape)]
-    else:
-        patch = [n if i == numbers.lhs_spec[1] else 1 for i, n in enumerate(shape)]
-        for i, k, step in zip(
-            numbers.lhs_spec[2:], numbers.rhs_spec[2:], equation.params["rhs_dilation"], strict=True
-        ):
-            patch[i] = (array.shape[k] - 1) * step + 1  # one window
-    other = np.zeros(patch, dtype)
-    for axis, vector in values.items():
-        spread = np.expand_dims(vector, [i for i in range(len(patch)) if i != axis])
-        other = np.where(spread != 0, spread, other).astype(dtype)
-    operands: list[Any] = [other, other]
-    operands[weight] = jnp.asarray(array).astype(dtype)
-    params: dict[str, Any] = {"preferred_element_type": None, "precision": lax.Precision.HIGHEST}
-    if is_dot:
-        return np.asarray(lax.dot_general(operands[0], operands[1], numbers, **params))
-    names = ("window_strides", "padding", "rhs_dilation", "dimension_numbers")
-    options = {name: equation.params[name] for name in (*names, "feature_group_count")}
-    return np.asarray(lax.conv_general_dilated(*operands, **options, **params))
-
-
-def varying(equation: Any, weight: int) -> tuple[int | None, ...]:
-    """Axes of a product along which a constant adds different numbers, None for others."""
-    shape, numbers = sizes(equation.outvars[0]), equation.params["dimension_numbers"]
-    if equation.primitive.name == "dot_general":
-        summed, batch = numbers
-        left = len(sizes(equation.invars[0])) - len(summed[0])
-        free = range(len(batch[0]), left) if weight == 0 else range(left, len(shape))
-        differs = {*range(len(batch[0])), *free}
-    else:
-        differs = {numbers.out_spec[1]}
-    return tuple(i if i in differs and n != 1 else None for i, n in enumerate(shape))
 
 
 class Followed:
@@ -212,19 +157,12 @@ class Followed:
 
 def _moved(equation, axes):
     """For every axis of the result of a move which axis of the source it indexes."""
-    name, before = equation.primitive.name, sizes(equation.invars[0])
-    after, params = sizes(equation.outvars[0]), equation.params
-    if name == "transpose":
-        return tuple(axes[i] for i in params["permutation"])
-    if name == "squeeze":
-        return tuple(axis for i, axis in enumerate(axes) if i not in params["dimensions"])
-    if name == "broadcast_in_dim":
-        result: list[int | None] = [None] * len(after)
-        for i, target in enumerate(params["broadcast_dimensions"]):
-            result[target] = axes[i] if before[i] == after[target] else None
-        return tuple(result)
+    name, params = equation.primitive.name, equation.params
+    if name in ("transpose", "squeeze", "broadcast_in_dim"):
+        return tuple(None if i is None else axes[i] for i in moved(equation))
     if name == "reshape":
-        result = [None] * len(after)
+        before, after = sizes(equation.invars[0]), sizes(equation.outvars[0])
+        result: list[int | None] = [None] * len(after)
         if 0 in before or params["dimensions"] is not None:
             return None
         for old, new in common_groups(before, after):

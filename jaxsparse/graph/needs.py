@@ -10,17 +10,17 @@ Numbers are taken to be finite: 0 * x is 0, and 0 / x too.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from jaxsparse import jaxprs
-from jaxsparse.graph.constant_rules import CONSTANT_RULES
 from jaxsparse.graph.constants import Constants, either
-from jaxsparse.graph.folding import Followed, Meeting, Product, Tracked, View, varying
-from jaxsparse.graph.rules import sizes
+from jaxsparse.graph.folding import Followed, Meeting, Product, Tracked, View
+from jaxsparse.graph.registry import CONSTANTS, sizes
+from jaxsparse.graph.rules.products import varying
 from jaxsparse.graph.trace import Analysis
 from jaxsparse.graph.values import Walked
 
@@ -86,7 +86,8 @@ class _Walk:
         self.reasons: dict[int, list[Reason]] = {}
         self.followed = Followed()
         self.noting = True
-        self._now: Any = None
+        self.record: Any = None
+        self._operands: Sequence[Tracked] = ()
         self._product: Product | None = None
 
     def run(self, program, operands, walked: Walked) -> list[Tracked]:
@@ -111,12 +112,11 @@ class _Walk:
                 return self.run(inner[number], operands, record.inner[number])
 
             return jaxprs.interpret(equation, operands, run, self)
-        self._now, self._product = (record, operands), None
-        rule = CONSTANT_RULES.get(name)
-        if rule is None:
-            constants = [Constants.nothing(sizes(variable)) for variable in equation.outvars]
+        self.record, self._operands, self._product = record, operands, None
+        if rule := CONSTANTS.get(name):
+            constants = rule(self, equation, *(operand.constants for operand in operands))
         else:
-            constants = rule(self, equation, [o.constants for o in operands], record)
+            constants = [Constants.nothing(sizes(variable)) for variable in equation.outvars]
         view = self.followed.through(equation, operands)
         if self._product is not None:
             number = len(self.followed.products)
@@ -136,8 +136,8 @@ class _Walk:
         """
         if not self.noting or not adds.any():
             return
-        weights = _weights(self._now[0])
-        reason = f"{', '.join(weights)} {text}" if text else _reads(self._now[0].equation, weights)
+        weights = _weights(self.record)
+        reason = f"{', '.join(weights)} {text}" if text else _reads(self.record.equation, weights)
         for atom, channels in self.terms.channels(term, adds):
             if atom in self.needed and channels.any():
                 self.needed[atom] |= channels
@@ -145,15 +145,16 @@ class _Walk:
 
     def weight(self) -> int | None:
         """Which operand of a product is a weight, where the other is not."""
-        record, operands = self._now
-        is_weight = [not value.ops for value in record.operands]
-        if sum(is_weight) != 1 or operands[is_weight.index(True)].array is None:
+        is_weight = [not value.ops for value in self.record.operands]
+        if sum(is_weight) != 1 or self._operands[is_weight.index(True)].array is None:
             return None
         return is_weight.index(True)
 
     def array(self, operand: int) -> Any:
         """An operand of the equation that is visited as an array, a weight is one."""
-        return self._now[1][operand].array()
+        array = self._operands[operand].array
+        assert array is not None
+        return array()
 
     def owe(self, term: int, adds: Vector) -> None:
         """Notes constants among what a product sums over.
@@ -166,12 +167,12 @@ class _Walk:
         """
         if not self.noting or not adds.any():
             return
-        record, operands = self._now
         weight = self.weight()
         assert weight is not None
         if self._product is None:
-            constants = operands[1 - weight].constants
-            self._product = Product(record, weight, operands[weight].array, constants)
+            constants, array = self._operands[1 - weight].constants, self._operands[weight].array
+            assert array is not None
+            self._product = Product(self.record, weight, array, constants)
         self._product.owed.append((term, adds))
 
     def folds(self) -> list[tuple[Product, Meeting]]:
@@ -182,7 +183,7 @@ class _Walk:
             if isinstance(outcome, Meeting):
                 folds.append((product, outcome))
                 continue
-            self._now = (product.record, ())
+            self.record = product.record
             text = f"reads constants that no bias can take over: {outcome}"
             for term, adds in product.owed:
                 self.need(term, adds, text)

@@ -4,18 +4,17 @@ Every array is smaller where channels were removed; primitives that carry shapes
 among their parameters get the new ones, which follow from the terms of their axes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
 from jaxtyping import Bool
 
 from jaxsparse import jaxprs
 from jaxsparse.graph.axes import Terms, along
-from jaxsparse.graph.rules import sizes
+from jaxsparse.graph.registry import SMALLER
 from jaxsparse.graph.symbolic import is_symbolic
 from jaxsparse.graph.trace import Analysis
 from jaxsparse.graph.values import Record, Value, Walked
@@ -91,6 +90,7 @@ def run(analysis: Analysis, kept: Kept, operands: Sequence[Any]) -> list[Any]:
 class _Rewriter:
     def __init__(self, kept: Kept):
         self.kept = kept
+        self.record: Any = None
 
     def run(self, program, operands, walked: Walked) -> list[Any]:
         """The results of a program, cut where it returns a constant of its own."""
@@ -110,10 +110,11 @@ class _Rewriter:
                 return self.run(inner[number], operands, record.inner[number])
 
             return jaxprs.rebuild(equation, operands, run, jaxprs.Boundary())
-        rule = _RULES.get(equation.primitive.name)
+        rule = SMALLER.get(equation.primitive.name)
         if rule is None:
             return jaxprs.bind(equation, operands)
-        results = rule(self, equation, operands, record)
+        self.record = record
+        results = rule(self, equation, *operands)
         return results if isinstance(results, list) else [results]
 
     def cut(self, arrays: Sequence[Any], values: Sequence[Value], variables) -> list[Any]:
@@ -123,109 +124,6 @@ class _Rewriter:
             for x, value, variable in zip(arrays, values, variables, strict=True)
         ]
 
-    def shape(self, equation, record: Record) -> tuple[Any, ...]:
-        """Shape of the smaller result of an equation."""
-        return self.kept.shape(record.results[0], equation.outvars[0])
-
-
-Rule = Callable[[_Rewriter, Any, Sequence[Any], Record], Any]
-
-
-def _reshape(rewriter, equation, operands, record):
-    return lax.reshape(operands[0], rewriter.shape(equation, record))
-
-
-def _broadcast_in_dim(rewriter, equation, operands, record):
-    shape = rewriter.shape(equation, record)
-    return lax.broadcast_in_dim(operands[0], shape, equation.params["broadcast_dimensions"])
-
-
-def _iota(rewriter, equation, operands, record):
-    del operands
-    shape, params = rewriter.shape(equation, record), equation.params
-    return lax.broadcasted_iota(params["dtype"], shape, params["dimension"])
-
-
-def _tile(rewriter, equation, operands, record):
-    shape = rewriter.shape(equation, record)
-    repeats = [new // old for new, old in zip(shape, operands[0].shape, strict=True)]
-    return jax.numpy.tile(operands[0], repeats)
-
-
-def _slice(rewriter, equation, operands, record):
-    params = equation.params
-    starts, limits = [], []
-    spans = zip(params["start_indices"], params["limit_indices"], strict=True)
-    for term, span in zip(record.operands[0].axes, spans, strict=True):
-        left = rewriter.kept.vector(term)
-        before = np.concatenate([[0], np.cumsum(left)])
-        start, limit = span if left.all() else (int(before[i]) for i in span)
-        starts.append(start)
-        limits.append(limit)
-    return lax.slice(operands[0], starts, limits, params["strides"])
-
-
-def _split(rewriter, equation, operands, record):
-    axis = equation.params["axis"]
-    parts = [
-        rewriter.kept.size(value.axes[axis], size)
-        for value, size in zip(record.results, equation.params["sizes"], strict=True)
-    ]
-    return list(lax.split(operands[0], parts, axis))
-
-
-def _pad(rewriter, equation, operands, record):
-    widths = []
-    for term, (low, high, interior) in zip(
-        record.results[0].axes, equation.params["padding_config"], strict=True
-    ):
-        left = rewriter.kept.vector(term)
-        if not left.all():
-            # With a positive width the padding is a term of its own.
-            low = int(left[:low].sum()) if low > 0 else low
-            high = int(left[len(left) - high :].sum()) if high > 0 else high
-        widths.append((low, high, interior))
-    return lax.pad(operands[0], operands[1], widths)
-
-
-def _dynamic_slice(rewriter, equation, operands, record):
-    return lax.dynamic_slice(operands[0], operands[1:], rewriter.shape(equation, record))
-
-
-def _gather(rewriter, equation, operands, record):
-    params = equation.params
-    before = sizes(equation.invars[0])
-    taken = tuple(
-        rewriter.kept.size(term, size) if size == whole else size
-        for term, size, whole in zip(
-            record.operands[0].axes, params["slice_sizes"], before, strict=True
-        )
-    )
-    return equation.primitive.bind(*operands, **(params | {"slice_sizes": taken}))
-
-
-def _conv_general_dilated(rewriter, equation, operands, record):
-    x, kernel = operands
-    params = equation.params
-    numbers = params["dimension_numbers"]
-    counts = {
-        "feature_group_count": x.shape[numbers.lhs_spec[1]] // kernel.shape[numbers.rhs_spec[1]]
-    }
-    if params["batch_group_count"] != 1:
-        examples = rewriter.shape(equation, record)[numbers.out_spec[0]]
-        counts["batch_group_count"] = x.shape[numbers.lhs_spec[0]] // examples
-    return equation.primitive.bind(*operands, **(params | counts))
-
-
-_RULES: dict[str, Rule] = {
-    "reshape": _reshape,
-    "broadcast_in_dim": _broadcast_in_dim,
-    "iota": _iota,
-    "tile": _tile,
-    "slice": _slice,
-    "split": _split,
-    "pad": _pad,
-    "dynamic_slice": _dynamic_slice,
-    "gather": _gather,
-    "conv_general_dilated": _conv_general_dilated,
-}
+    def shape(self, equation) -> tuple[Any, ...]:
+        """Shape of the smaller result of the equation that is visited."""
+        return self.kept.shape(self.record.results[0], equation.outvars[0])

@@ -1,6 +1,7 @@
 """The analysis: a function is traced and its program walked, equation by equation."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from jaxsparse import jaxprs
+from jaxsparse.graph import rules  # noqa: F401  enters the rules of all primitives
 from jaxsparse.graph.axes import Cause, Terms
-from jaxsparse.graph.rules import RULES, sizes
+from jaxsparse.graph.registry import CHANNELS, sizes
 from jaxsparse.graph.symbolic import StandIns
-from jaxsparse.graph.values import Origin, Record, Value, Walked, uniform_axes
+from jaxsparse.graph.values import Record, Value, Walked, uniform_axes
+from jaxsparse.products import Product, Reader, evaluate
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
 
@@ -58,7 +61,7 @@ class Analysis:
       leaves: by path a Value for every leaf of the parameters.
       shapes: by path.
       inputs: shapes of the other arguments.
-      uses: (path, axis, op) for every axis of a leaf that a product sums over.
+      products: those that leaves take part in, by the id of their equation.
       ops: for the picture.
       program: the closed jaxpr; its arguments are the leaves, then the inputs.
       walked: its equations and results, as they were visited.
@@ -85,7 +88,6 @@ class Analysis:
         arrays = jax.eval_shape(lambda *arrays: arrays, list(leaves.values()), *inputs)
         self.program = jax.make_jaxpr(flat)(*jax.tree.map(_unsharded, arrays))
         self.terms = Terms()
-        self.uses: list[tuple[str, int, int]] = []
         self.ops: list[RawOp] = []
         self._now: Any = None
         self._repeat = 1
@@ -98,6 +100,7 @@ class Analysis:
         self._declare(blocks or {})
         self._pin_unused()
         self.inputs = [sizes(variable) for variable in arguments[len(leaves) :]]
+        self.products = self._products()
         given = [self._input(shape) for shape in self.inputs]
         self.walked = self._walk(jaxprs.opened(self.program), [*self.leaves.values(), *given])
         for result in self.walked.results:
@@ -130,29 +133,11 @@ class Analysis:
         """A new axis whose channels may go, but not change places."""
         return self.terms.atom(size) if self.removal else self.pinned(size, reason)
 
-    def unknown(self, equation, operands: Sequence[Value], reason: str) -> list[Value]:
+    def unknown(self, equation, operands: Iterable[Iterable[int]], reason: str) -> list[list[int]]:
         """Pins all that an equation touches."""
-        for value in operands:
-            for axis in value.axes:
-                self.pin(axis, reason)
-        return [
-            Value(tuple(self.pinned(size, reason) for size in sizes(variable)))
-            for variable in equation.outvars
-        ]
-
-    def product_with(
-        self, value: Value, summed: Sequence[int], free: Sequence[int], depthwise: bool = False
-    ) -> None:
-        """Notes that a product sums over some axes of an array, if that is a weight."""
-        if value.origin is None:
-            return
-        for i in summed:
-            if depthwise and self.terms.size(value.axes[i]) == 1:
-                continue
-            self.uses += [(value.origin.path, axis, self._now.op) for axis in value.origin.axes[i]]
-        self._now.summed += [value.axes[i] for i in summed]
-        self._now.free += [value.axes[i] for i in free]
-        self._now.kernel = self.shapes[value.origin.path]
+        for axis in itertools.chain.from_iterable(operands):
+            self.pin(axis, reason)
+        return [[self.pinned(n, reason) for n in sizes(variable)] for variable in equation.outvars]
 
     # The walk.
 
@@ -160,40 +145,39 @@ class Analysis:
         records: list[Record] = []
 
         def visit(equation, operands):
-            equation = self._stand_ins.equation(equation)
-            values = [self._value(operand) for operand in operands]
-            results, inner = self._visit(equation, values)
-            records.append(Record(equation, tuple(values), tuple(results), tuple(inner)))
+            numbered = self._stand_ins.equation(equation)
+            values = tuple(self._value(operand) for operand in operands)
+            results, inner = self._visit(numbered, values, self.products.get(id(equation), ()))
+            records.append(Record(numbered, values, tuple(results), tuple(inner)))
             return results
 
         jaxpr, consts = program
         results = jaxprs.walk((jaxpr, [self._constant(c) for c in consts]), operands, visit)
         return Walked(tuple(self._value(result) for result in results), tuple(records))
 
-    def _visit(self, equation, operands):
+    def _visit(self, equation, operands, products):
         if programs := jaxprs.programs(equation):
             return self._control(equation, operands, programs)
-        name = equation.primitive.name
         data = any(value.ops for value in operands)
         self._now = _Now(equation, len(self.ops) if data else None)
-        if name in RULES:
-            results = RULES[name](self, equation, *operands)
+        axes = [value.axes for value in operands]
+        if rule := CHANNELS.get(equation.primitive.name):
+            found = rule(self, equation, *axes)
         else:
-            results = self.unknown(equation, operands, "is not understood")
+            found = self.unknown(equation, axes, "is not understood")
+        weights = frozenset().union(*(value.weights for value in operands if not value.ops))
         if not data:
-            weights = frozenset().union(*(value.weights for value in operands))
-            results = [dataclasses.replace(r, ops=frozenset(), weights=weights) for r in results]
-            return list(results), ()
-        op = frozenset([len(self.ops)])
-        # What depends on an input is no version of a leaf any more.
-        results = [Value(result.axes, None, op) for result in results]
-        self.ops.append(self._op(equation, operands, results))
+            return [Value(tuple(axes), frozenset(), weights) for axes in found], ()
+        results = [Value(tuple(axes), frozenset([len(self.ops)])) for axes in found]
+        self.ops.append(self._op(equation, operands, results, products))
         return results, ()
 
-    def _op(self, equation, operands, results):
-        now = self._now
+    def _op(self, equation, operands, results, products):
+        def terms(axes):
+            return tuple(self.leaves[p.path].axes[axis] for p in products for axis in axes(p))
+
+        through = tuple(axis for result in results for axis in result.axes)
         weights = dict.fromkeys(p for v in operands if not v.ops for p in sorted(v.weights))
-        through = [axis for result in results for axis in result.axes]
         return RawOp(
             equation.primitive.name,
             str(equation.source_info.name_stack),
@@ -201,10 +185,10 @@ class Analysis:
             tuple(sorted(frozenset().union(*(value.ops for value in operands)))),
             sizes(equation.outvars[0]) if equation.outvars else (),
             self._repeat,
-            tuple(now.summed),
-            tuple(now.free if now.kernel is not None else through),
-            now.kernel,
-            tuple(dict.fromkeys(now.reasons)),
+            terms(lambda product: product.in_axis),
+            terms(lambda product: product.out_axis) if products else through,
+            products[0].shape if products else None,
+            tuple(dict.fromkeys(self._now.reasons)),
         )
 
     # Control flow: what `jaxprs.interpret` asks.
@@ -224,7 +208,7 @@ class Analysis:
         results = jaxprs.interpret(equation, operands, run, self)
         if equation.primitive.name == "cond":
             ops = operands[0].ops
-            results = [dataclasses.replace(v, ops=v.ops | ops, origin=None) for v in results]
+            results = [dataclasses.replace(value, ops=value.ops | ops) for value in results]
         return results, inner
 
     def join(self, values, others):
@@ -233,23 +217,23 @@ class Analysis:
         for value, other in zip(values, others, strict=True):
             self.unify_all(value.axes, other.axes)
             ops, weights = value.ops | other.ops, value.weights | other.weights
-            joined.append(Value(value.axes, None, ops, weights))
+            joined.append(Value(value.axes, ops, weights))
         return joined
 
     def settle(self, step, carry):
-        """In a loop it may be the initial value or any later one; `join` makes them agree."""
+        """What it was at first: one turn, and `join`, make all others agree."""
         del step
-        return [value.without_origin() for value in carry]
+        return carry
 
     def slice(self, value):
         """What `scan` takes apart along the first axis."""
         self.pin(value.axes[0], "takes the axis apart, step by step")
-        return value.pick(value.axes[1:], [[i] for i in range(1, len(value.axes))])
+        return dataclasses.replace(value, axes=value.axes[1:])
 
     def stack(self, value, length):
         """What `scan` puts together along a new first axis."""
         lead = self.pinned(length, "puts the axis together, step by step")
-        return dataclasses.replace(value, axes=(lead, *value.axes), origin=None)
+        return dataclasses.replace(value, axes=(lead, *value.axes))
 
     def _declare(self, blocks):
         """Channels that somebody says go together, such as those of a head."""
@@ -279,8 +263,19 @@ class Analysis:
         for axis, size in zip(axes, shape, strict=True):
             if not size:
                 self.terms.pin(axis, Cause("empty", "has no channels"))
-        origin = Origin(path, tuple(frozenset([i]) for i in range(len(shape))))
-        return Value(axes, origin, frozenset(), frozenset([path]))
+        return Value(axes, frozenset(), frozenset([path]))
+
+    def _products(self):
+        """What products make of the leaves, from the axes as they are traced."""
+        reader, names = Reader(), [*self.leaves, *[None] * len(self.inputs)]
+        arrays = [variable.aval for variable in self.program.jaxpr.invars]
+        program = jaxprs.opened(self.program)
+        jax.eval_shape(lambda *arrays: evaluate(program, reader, names, arrays), *arrays)
+        found: dict[int, list[Product]] = {}
+        for (equation, _), product in reader.found.items():
+            if product.sums:
+                found.setdefault(equation, []).append(product)
+        return found
 
     def _pin_unused(self):
         """What this function does not read, another function of the same weights may."""
@@ -298,7 +293,7 @@ class Analysis:
         for axis in axes:
             self.terms.pin(axis, cause)
         self.ops.append(RawOp("input", "", (), (), shape, 1, terms_out=axes))
-        return Value(axes, None, frozenset([op]))
+        return Value(axes, frozenset([op]))
 
     def _output(self, value):
         op = len(self.ops)
@@ -328,9 +323,6 @@ class _Now:
 
     def __init__(self, equation, op):
         self.equation, self.op = equation, op
-        self.summed: list[int] = []
-        self.free: list[int] = []
-        self.kernel: tuple[int, ...] | None = None
         self.reasons: list[str] = []
 
 

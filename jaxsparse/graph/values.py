@@ -1,25 +1,11 @@
 """What the analysis knows of every array in a traced program."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """The leaf that an array is a version of.
-
-    Attributes:
-      path: of the leaf in the parameters.
-      axes: for every axis of the array the axes of the leaf that it indexes.
-    """
-
-    path: str
-    axes: tuple[frozenset[int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +14,6 @@ class Value:
 
     Attributes:
       axes: a term for every axis (`axes.Terms`).
-      origin: the leaf that it is, cast, transposed or scaled; None for all else.
       ops: ops that it comes from directly; empty for what does not depend on an
         input of the function, which is parameters, constants and what is made of
         them.
@@ -36,26 +21,8 @@ class Value:
     """
 
     axes: tuple[int, ...]
-    origin: Origin | None = None
     ops: frozenset[int] = frozenset()
     weights: frozenset[str] = frozenset()
-
-    def pick(self, terms: Sequence[int], sources: Sequence[Sequence[int]]) -> Self:
-        """The same numbers with other axes.
-
-        Args:
-          terms: of the new axes.
-          sources: for every new axis, which of the old ones it indexes.
-        """
-        origin = self.origin
-        if origin is not None:
-            axes = (frozenset().union(*(origin.axes[i] for i in s)) for s in sources)
-            origin = Origin(origin.path, tuple(axes))
-        return dataclasses.replace(self, axes=tuple(terms), origin=origin)
-
-    def without_origin(self) -> Self:
-        """The same axes for other numbers."""
-        return dataclasses.replace(self, origin=None)
 
 
 @dataclasses.dataclass(frozen=True)

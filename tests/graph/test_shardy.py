@@ -18,7 +18,7 @@ from jax import lax
 from jaxlib.mlir import passmanager
 
 from jaxsparse import jaxprs
-from jaxsparse.graph.rules import RULES
+from jaxsparse.graph.registry import CHANNELS
 from jaxsparse.graph.trace import Analysis
 
 POPULATE = "builtin.module(func.func(sdy-populate-op-sharding-rules))"
@@ -229,4 +229,4 @@ APART = """
 
 def test_no_rule_is_left_out():
     known = {*CASES, *jaxprs.ELEMENTWISE.split(), *jaxprs.IDENTITIES.split()}
-    assert set(RULES) - known == set(APART.split())
+    assert set(CHANNELS) - known == set(APART.split())

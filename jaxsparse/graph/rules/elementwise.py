@@ -1,135 +1,117 @@
-"""Elementwise primitives, reductions, and those which depend on the order of an axis."""
+"""Elementwise primitives, and those that make numbers of their own."""
 
-from jaxsparse.graph.rules.registry import drop, rule, sizes
-from jaxsparse.graph.values import Origin, Value
+import numpy as np
+from jax import lax
+
+from jaxsparse import jaxprs
+from jaxsparse.graph.constants import Constants, agreed, as_float64
+from jaxsparse.graph.registry import channels, constants, sizes, smaller
 from jaxsparse.jaxprs import ELEMENTWISE, IDENTITIES
 
-_REDUCTIONS = """
-    reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
-"""
-# The result depends on the order along one axis.
-_ORDERED = "cumlogsumexp cummax cummin cumprod cumsum"
 
-
-@rule(ELEMENTWISE)
+@channels(ELEMENTWISE)
 def elementwise(graph, equation, *operands):
     """Axes of equal size are the same channels; axes of size 1 broadcast."""
     shape = sizes(equation.outvars[0])
     axes: list[int | None] = [None] * len(shape)
-    arrays = [value for value in operands if value.axes]
-    for value in arrays:
-        for i, axis in enumerate(value.axes):
-            if graph.terms.size(axis) == shape[i]:
-                known = axes[i]
-                if known is None:
-                    axes[i] = axis
-                else:
-                    graph.unify(known, axis)
-    terms = [graph.terms.atom(n) if a is None else a for a, n in zip(axes, shape, strict=True)]
-    return [Value(tuple(terms), _common_origin(arrays))]
+    for operand in filter(None, operands):
+        for i, axis in enumerate(operand):
+            known = axes[i]
+            if graph.terms.size(axis) != shape[i]:
+                continue
+            if known is None:
+                axes[i] = axis
+            else:
+                graph.unify(known, axis)
+    return [[graph.terms.atom(n) if a is None else a for a, n in zip(axes, shape, strict=True)]]
 
 
-def _common_origin(values):
-    """What is made of one leaf and of scalars is a version of that leaf."""
-    origins = [value.origin for value in values]
-    if not origins or None in origins or len({origin.path for origin in origins}) != 1:
-        return None
-    merged = zip(*(origin.axes for origin in origins), strict=True)
-    return Origin(origins[0].path, tuple(frozenset().union(*axes) for axes in merged))
+@constants(ELEMENTWISE)
+def elementwise_constants(walk, equation, *operands):
+    """The primitive on what is known of slices along each axis."""
+    shape = sizes(equation.outvars[0])
+    spread = [_spread(known, shape) for known in operands]
+    axes = [_mapped(equation, vectors) for vectors in zip(*spread, strict=True)]
+    if shape:
+        return [Constants.of(axes)]
+    value = _mapped(equation, [np.array([known.value]) for known in operands])
+    return [Constants.of([], value[0])]
 
 
-@rule(IDENTITIES)
+def _mapped(equation, vectors):
+    name = equation.primitive.name
+    result = _evaluate(equation, vectors)
+    if name in ("mul", "and"):
+        result[np.logical_or.reduce([vector == 0 for vector in vectors])] = 0
+    elif name == "div":
+        result[vectors[0] == 0] = 0
+    elif name == "select_n":
+        same = agreed(vectors[1:])
+        result = np.where(np.isnan(same), result, same)
+    return result
+
+
+def _evaluate(equation, vectors):
+    known = ~np.logical_or.reduce([np.isnan(vector) for vector in vectors])
+    if not known.any():
+        return np.full(known.shape, np.nan)
+    # The numbers of a known place for those that are not: no overflow of what nobody has.
+    first = np.flatnonzero(known)[0]
+    numbers = [
+        np.where(known, vector, vector[first]).astype(variable.aval.dtype)
+        for vector, variable in zip(vectors, equation.invars, strict=True)
+    ]
+    return np.where(known, as_float64(jaxprs.bind(equation, numbers)[0]), np.nan)
+
+
+def _spread(known, shape):
+    """Vectors of an operand as broadcast to a shape."""
+    if not known.axes:
+        return [np.full(size, known.value) for size in shape]
+    return [
+        np.broadcast_to(vector, size) if vector.size == 1 else vector
+        for vector, size in zip(known.axes, shape, strict=True)
+    ]
+
+
+@channels(IDENTITIES)
+@constants("optimization_barrier sharding_constraint reshard device_put")
 def identity(graph, equation, *operands):
     """Hands through."""
-    del graph, equation
     return operands
 
 
-@rule("bitcast_convert_type")
+@channels("bitcast_convert_type")
 def bitcast_convert_type(graph, equation, operand):
     """Elementwise; one number may become several along a new last axis, or several one."""
     after = sizes(equation.outvars[0])
-    axes = list(operand.axes[: len(after)])
+    axes = list(operand[: len(after)])
     if len(after) > len(axes):
         axes.append(graph.pinned(after[-1], "cuts numbers into bytes"))
-    elif len(after) < len(operand.axes):
-        graph.pin(operand.axes[-1], "makes numbers of bytes")
-    return [Value(tuple(axes))]
+    elif len(after) < len(operand):
+        graph.pin(operand[-1], "makes numbers of bytes")
+    return [axes]
 
 
-@rule("iota")
+@channels("iota")
 def iota(graph, equation, *operands):
     """Numbers along one axis, whose order they say; uniform along the others."""
-    del operands
-    axes = tuple(graph.terms.atom(size) for size in equation.params["shape"])
+    axes = [graph.terms.atom(size) for size in equation.params["shape"]]
     graph.pin(axes[equation.params["dimension"]], "numbers the positions of the axis")
-    return [Value(axes)]
+    return [axes]
 
 
-@rule("random_bits")
+@smaller("iota")
+def smaller_iota(rewriter, equation, *operands):
+    """Fewer numbers."""
+    params = equation.params
+    return lax.broadcasted_iota(params["dtype"], rewriter.shape(equation), params["dimension"])
+
+
+@channels("random_bits")
 def random_bits(graph, equation, keys):
     """Every position has a random number of its own."""
-    for axis in keys.axes:
+    for axis in keys:
         graph.pin(axis, "has keys of its own")
     shape = sizes(equation.outvars[0])
-    return [Value(tuple(graph.told_apart(size, "draws a number for each") for size in shape))]
-
-
-@rule(_REDUCTIONS)
-def reduction(graph, equation, operand):
-    """Drops axes: a sum does not ask for the order."""
-    del graph
-    return [drop(operand, equation.params["axes"])]
-
-
-@rule("reduce")
-def reduce(graph, equation, *operands):
-    """A reduction by any associative and commutative function."""
-    del graph
-    arrays = operands[: len(equation.outvars)]
-    return [drop(value, equation.params["dimensions"]).without_origin() for value in arrays]
-
-
-@rule("argmax argmin")
-def argmax(graph, equation, operand):
-    """Positions along an axis depend on its order."""
-    for axis in equation.params["axes"]:
-        graph.pin(operand.axes[axis], "returns positions along the axis")
-    return [drop(operand, equation.params["axes"]).without_origin()]
-
-
-@rule(_ORDERED)
-def cumulative(graph, equation, operand):
-    """Depends on the order along its axis."""
-    graph.pin(operand.axes[equation.params["axis"]], "accumulates along the axis")
-    return [operand.without_origin()]
-
-
-@rule("sort")
-def sort(graph, equation, *operands):
-    """Depends on the order along its axis."""
-    for value in operands:
-        graph.pin(value.axes[equation.params["dimension"]], "sorts along the axis")
-        graph.unify_all(operands[0].axes, value.axes)
-    return [value.without_origin() for value in operands]
-
-
-@rule("top_k")
-def top_k(graph, equation, operand):
-    """Returns positions along its axis."""
-    axis = equation.params.get("axis", -1) % len(operand.axes)
-    graph.pin(operand.axes[axis], "returns positions along the axis")
-    results = []
-    for variable in equation.outvars:
-        axes = list(operand.axes)
-        axes[axis] = graph.pinned(sizes(variable)[axis], "is ordered by size")
-        results.append(Value(tuple(axes)))
-    return results
-
-
-@rule("rev")
-def rev(graph, equation, operand):
-    """Turns axes round."""
-    for axis in equation.params["dimensions"]:
-        graph.pin(operand.axes[axis], "turns the axis round")
-    return [operand]
+    return [[graph.told_apart(size, "draws a number for each") for size in shape]]

@@ -1,165 +1,117 @@
-"""Primitives that build axes otherwise: products, sums, and their parts."""
+"""Primitives that give the same numbers other axes."""
 
-from collections.abc import Sequence
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from jaxsparse.graph.rules.registry import drop, exchange, rule, sizes
-from jaxsparse.graph.values import Value
-
-
-@rule("transpose")
-def transpose(graph, equation, operand):
-    """Axes in another order."""
-    del graph
-    order = equation.params["permutation"]
-    return [operand.pick([operand.axes[i] for i in order], [[i] for i in order])]
+from jaxsparse.graph.axes import along, others
+from jaxsparse.graph.constants import Constants
+from jaxsparse.graph.registry import channels, common_groups, constants, moved, sizes, smaller
 
 
-@rule("squeeze")
-def squeeze(graph, equation, operand):
-    """Drops axes of size 1."""
-    del graph
-    return [drop(operand, equation.params["dimensions"])]
-
-
-@rule("broadcast_in_dim")
-def broadcast_in_dim(graph, equation, operand, *dynamic):
-    """New axes are uniform: any order will do for them."""
-    del dynamic
+@channels("transpose squeeze broadcast_in_dim")
+def move(graph, equation, operand, *dynamic):
+    """Axes in another order; new ones are uniform: any order will do for them."""
     shape = sizes(equation.outvars[0])
-    axes: list[int | None] = [None] * len(shape)
-    sources: list[list[int]] = [[] for _ in shape]
-    for i, target in enumerate(equation.params["broadcast_dimensions"]):
-        if graph.terms.size(operand.axes[i]) == shape[target]:
-            axes[target], sources[target] = operand.axes[i], [i]
-    terms = [graph.terms.atom(n) if a is None else a for a, n in zip(axes, shape, strict=True)]
-    return [operand.pick(terms, sources)]
+    return [
+        [
+            graph.terms.atom(size) if i is None else operand[i]
+            for i, size in zip(moved(equation), shape, strict=True)
+        ]
+    ]
 
 
-@rule("tile")
+@constants("transpose squeeze broadcast_in_dim")
+def move_constants(walk, equation, known, *dynamic):
+    """The same, of vectors; an axis that is repeated is one number where all of it is."""
+    shape = sizes(equation.outvars[0])
+    axes = [
+        np.full(size, known.value) if i is None else known.axes[i]
+        for i, size in zip(moved(equation), shape, strict=True)
+    ]
+    return [Constants.of(axes, known.value)]
+
+
+@smaller("broadcast_in_dim")
+def smaller_broadcast(rewriter, equation, operand, *dynamic):
+    """To a smaller shape."""
+    places = equation.params["broadcast_dimensions"]
+    return lax.broadcast_in_dim(operand, rewriter.shape(equation), places)
+
+
+@channels("rev")
+def rev(graph, equation, operand):
+    """Turns axes round."""
+    for axis in equation.params["dimensions"]:
+        graph.pin(operand[axis], "turns the axis round")
+    return [operand]
+
+
+@constants("rev")
+def rev_constants(walk, equation, known):
+    """The same, of vectors."""
+    turned = equation.params["dimensions"]
+    axes = [v[::-1] if i in turned else v for i, v in enumerate(known.axes)]
+    return [Constants.of(axes, known.value)]
+
+
+@channels("tile")
 def tile(graph, equation, operand):
     """Repeats: the product of a uniform axis and the axis."""
-    axes = [
-        graph.terms.product([graph.terms.atom(count), axis])
-        for count, axis in zip(equation.params["reps"], operand.axes, strict=True)
-    ]
-    return [operand.pick(axes, [[i] for i in range(len(axes))])]
+    counted = zip(equation.params["reps"], operand, strict=True)
+    return [[graph.terms.product([graph.terms.atom(count), axis]) for count, axis in counted]]
 
 
-@rule("reshape")
+@constants("tile")
+def tile_constants(walk, equation, known):
+    """Repeats every vector."""
+    tiled = zip(known.axes, equation.params["reps"], strict=True)
+    return [Constants.of([np.tile(vector, count) for vector, count in tiled], known.value)]
+
+
+@smaller("tile")
+def smaller_tile(rewriter, equation, operand):
+    """As often as before."""
+    shape = rewriter.shape(equation)
+    return jnp.tile(operand, [new // old for new, old in zip(shape, operand.shape, strict=True)])
+
+
+@channels("reshape")
 def reshape(graph, equation, operand, *dynamic):
     """Products: axes of one side are matched with those of the other, major to minor."""
-    shape = sizes(equation.outvars[0])
-    before = sizes(equation.invars[0])
+    before, shape = sizes(equation.invars[0]), sizes(equation.outvars[0])
     if dynamic or equation.params["dimensions"] is not None or 0 in shape:
         return graph.unknown(equation, [operand], "reshapes in another order")
     axes = [graph.terms.atom(size) for size in shape]
-    sources: list[list[int]] = [[] for _ in shape]
     for old, new in common_groups(before, shape):
-        merged = graph.terms.product([operand.axes[i] for i in old])
+        merged = graph.terms.product([operand[i] for i in old])
         split = graph.terms.product([axes[i] for i in new])
         graph.unify(merged, split, f"cuts {before} to {shape} across the channels")
-        for i in new:
-            sources[i] = old
-    return [operand.pick(axes, sources)]
+    return [axes]
 
 
-def common_groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Smallest runs of axes with equal products on both sides; size 1 is left out.
-
-    >>> common_groups((2, 3, 12), (6, 4, 1, 3))
-    [([0, 1], [0]), ([2], [1, 3])]
-    """
-    left = [i for i, size in enumerate(before) if size != 1][::-1]
-    right = [i for i, size in enumerate(after) if size != 1][::-1]
-    groups = []
-    while left and right:
-        old, new = [left.pop()], [right.pop()]
-        a, b = before[old[0]], after[new[0]]
-        while a != b:
-            if a < b:
-                old.append(left.pop())
-                a *= before[old[-1]]
-            else:
-                new.append(right.pop())
-                b *= after[new[-1]]
-        groups.append((old, new))
-    return groups
-
-
-@rule("concatenate")
-def concatenate(graph, equation, *operands):
-    """The sum of the axes that follow one another."""
-    along = equation.params["dimension"]
-    axes = list(operands[0].axes)
-    for value in operands[1:]:
-        graph.unify_all(
-            [a for i, a in enumerate(axes) if i != along],
-            [a for i, a in enumerate(value.axes) if i != along],
-        )
-    axes[along] = graph.terms.sum([value.axes[along] for value in operands])
-    return [Value(tuple(axes))]
-
-
-@rule("stack")
-def stack(graph, equation, *operands):
-    """Puts arrays side by side along a new axis, in their order."""
-    axes = list(operands[0].axes)
-    for value in operands[1:]:
-        graph.unify_all(axes, value.axes)
-    axes.insert(equation.params["axis"], graph.pinned(len(operands), "puts arrays in order"))
-    return [Value(tuple(axes))]
-
-
-@rule("unstack")
-def unstack(graph, equation, operand):
-    """Takes an axis apart."""
-    axis = equation.params["axis"]
-    graph.pin(operand.axes[axis], "takes the axis apart")
-    return [drop(operand, [axis]) for _ in equation.outvars]
-
-
-@rule("split")
-def split(graph, equation, operand):
-    """Undoes a concatenation."""
-    along = equation.params["axis"]
-    parts = [graph.terms.atom(sizes(variable)[along]) for variable in equation.outvars]
-    graph.unify(operand.axes[along], graph.terms.sum(parts))
-    return [exchange(operand, along, part) for part in parts]
-
-
-@rule("slice")
-def slice_(graph, equation, operand):
-    """Parts of sums; with a stride the axis is pinned."""
-    params, result = equation.params, operand
-    for i, axis in enumerate(operand.axes):
-        start, limit = params["start_indices"][i], params["limit_indices"][i]
-        size, stride = graph.terms.size(axis), (params["strides"] or [1] * (i + 1))[i]
-        if stride != 1:
-            graph.pin(axis, f"takes every {stride}th position")
-            taken = graph.pinned(sizes(equation.outvars[0])[i], "is a strided slice")
-        elif limit - start == size:
+@constants("reshape")
+def reshape_constants(walk, equation, known, *dynamic):
+    """What is known of a position of an old axis holds for all that it becomes."""
+    before, after = sizes(equation.invars[0]), sizes(equation.outvars[0])
+    axes = [np.full(size, known.value) for size in after]
+    if 0 in after or equation.params["dimensions"] is not None:
+        return [Constants.nothing(after)]
+    for old, new in common_groups(before, after):
+        if all(np.isnan(known.axes[i]).all() for i in old):
             continue
-        else:
-            taken = graph.terms.atom(limit - start)
-            ends = graph.terms.atom(start), graph.terms.atom(size - limit)
-            graph.unify(axis, graph.terms.sum([ends[0], taken, ends[1]]))
-        result = exchange(result, i, taken)
-    return [result]
+        grid = np.full([before[i] for i in old], np.nan)
+        for k, i in enumerate(old):
+            vector = along(k, len(old), known.axes[i])
+            grid = np.where(np.isnan(vector), grid, vector)
+        grid = grid.reshape([after[i] for i in new])
+        for k, i in enumerate(new):
+            low, high = (f(grid, axis=others(k, len(new))) for f in (np.min, np.max))
+            axes[i] = np.where(low == high, low, np.nan)
+    return [Constants.of(axes, known.value)]
 
 
-@rule("pad")
-def pad(graph, equation, operand, filling):
-    """Padding is uniform, so it is a term of a sum."""
-    del filling
-    result = operand.without_origin()
-    for i, (low, high, interior) in enumerate(equation.params["padding_config"]):
-        axis = operand.axes[i]
-        if (low, high, interior) == (0, 0, 0):
-            continue
-        if low < 0 or high < 0 or interior:
-            graph.pin(axis, f"pads the axis by {low, high, interior}")
-            padded = graph.pinned(sizes(equation.outvars[0])[i], "is padded")
-        else:
-            padded = graph.terms.sum([graph.terms.atom(low), axis, graph.terms.atom(high)])
-        result = exchange(result, i, padded)
-    return [result]
+@smaller("reshape")
+def smaller_reshape(rewriter, equation, operand, *dynamic):
+    """To a smaller shape."""
+    return lax.reshape(operand, rewriter.shape(equation))
