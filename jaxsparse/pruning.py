@@ -110,7 +110,7 @@ def prune(
         not finite; at update, without parameters, and on gradients that do not fit.
       TypeError: on arguments of the wrong kind.
 
-    >>> tx = prune([Rule(".*kernel", Unstructured(), 0.5)], schedule=schedules.one_shot())
+    >>> tx = prune([Rule(".*kernel", Unstructured())], schedule=0.5)
     >>> params = {"kernel": jnp.array([[1.0, -3.0], [2.0, 0.5]])}
     >>> _, state = tx.update(params, tx.init(params), params)
     >>> state.masks["kernel"].groups.tolist()

@@ -286,10 +286,12 @@ def _check_path(path: Any) -> None:
 
 
 def check_rules(rules: Iterable[Any]) -> tuple[Rule, ...]:
-    """Returns the rules as a tuple; anything that is no Rule is a TypeError."""
+    """Returns the rules as a tuple, at least one; what is no Rule is a TypeError."""
     if isinstance(rules, Rule | str):
         raise TypeError(f"{rules!r} is no list of rules; [Rule(path, pattern)] would work")
     rules = tuple(rules)
+    if not rules:
+        raise ValueError("no rules, so no leaf is meant; [Rule(path, pattern)] would work")
     for rule in rules:
         if not isinstance(rule, Rule):
             raise TypeError(f"{rule!r} is no Rule; Rule(path, pattern, sparsity) would work")

@@ -52,6 +52,7 @@ def sparsify(
       the like are constants of the trace.
 
     Raises:
+      TypeError: `function` is none.
       ValueError: (when called) `on_dense="error"` and a weight is needed dense.
 
     Example:
@@ -62,6 +63,11 @@ def sparsify(
       >>> js.sparsify(layer)(params, jnp.ones((2, 8))).shape
       (2, 8)
     """
+    if not callable(function):
+        raise TypeError(
+            f"sparsify: {type(function).__name__} is no function; sparsify(model.apply)(params, x) "
+            "would work"
+        )
     if on_dense not in ("warn", "error", "ignore"):
         raise ValueError(f"on_dense={on_dense!r} is none of 'warn', 'error', 'ignore'.")
     if implementation is not None:

@@ -49,8 +49,8 @@ def modules() -> dict[str, pathlib.Path]:
 PLACES = {}
 for folder, names in {
     "patterns": "patterns views nm rules",
-    "pruning": "pruning reference masking choosing scores movement schedules "
-    "distributions regrowth regularizers overlap forward refusals",
+    "pruning": "pruning reference masking choosers scores movement schedules "
+    "distributions regrowth regularizers overlap",
     "packed": "packed block_sparse singles nm_sparse packing indices quantize storages fields "
     "serialization",
     "products": "primitives partitioning sparse_dot standins sparsify convolution products "

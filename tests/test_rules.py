@@ -106,6 +106,7 @@ def test_a_packed_weight_is_called_one_and_not_its_parts():
         (lambda: js.Rule("w", (4, 16)), TypeError, r"Block\(4, 16\)"),
         (lambda: check_rules(["w"]), TypeError, "'w' is no Rule"),
         (lambda: check_rules("w"), TypeError, "'w' is no list of rules"),
+        (lambda: js.prune(()), ValueError, r"no rules, .*\[Rule\(path, pattern\)\] would work"),
         (lambda: check_rules(js.Rule("w", None, override=True)), TypeError, r"; \[Rule\(path, "),
     ],
 )

@@ -285,6 +285,8 @@ def test_half_precision_and_int8():
 
 
 def test_unknown_options():
+    with pytest.raises(TypeError, match=r"dict is no function; sparsify\(model\.apply\)"):
+        sparsify({})  # pyright: ignore
     with pytest.raises(ValueError, match="on_dense='loud'"):
         sparsify(lambda x: x, on_dense="loud")
     with pytest.raises(ValueError, match="'mkl' is not one of"):
