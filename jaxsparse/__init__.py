@@ -23,8 +23,8 @@ from jaxsparse.packing import (
     unpack_params,
 )
 from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
-from jaxsparse.pruning import compute_masks, prune
-from jaxsparse.reference import PrunedState, pruned
+from jaxsparse.prune import compute_masks, prune
+from jaxsparse.pruned import PrunedState, pruned
 from jaxsparse.regrowth import regrow_gradient, regrow_random, straight_through
 from jaxsparse.regularizers import add_group_lasso, add_l1, prox_group_lasso
 from jaxsparse.report import LeafReport, Report, mask_picture, report

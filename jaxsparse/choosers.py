@@ -20,7 +20,7 @@ from jaxsparse.nm import NM
 from jaxsparse.rules import LeafSpec
 from jaxsparse.schedules import Schedule
 from jaxsparse.scores import Leaves
-from jaxsparse.selection import Candidates, top_k_masks
+from jaxsparse.top_k import Candidates, top_k_masks
 
 MOST_UNITS = 2**31 - 1
 

@@ -12,7 +12,7 @@ from jaxsparse.nm import NM
 from jaxsparse.patterns import check_sparsity
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.schedules import Schedule
-from jaxsparse.selection import common_bits, count, over, search_thresholds
+from jaxsparse.top_k import common_bits, count, over, search_thresholds
 from jaxsparse.trees import Tree
 from jaxsparse.wide import Wide, total
 from jaxsparse.wide import constant as constant_wide

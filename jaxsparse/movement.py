@@ -22,7 +22,7 @@ from jaxsparse.choosers import ChoiceContext, Chooser, Groups, Pooled
 from jaxsparse.patterns import real, widen
 from jaxsparse.rules import LeafSpec
 from jaxsparse.scores import Leaves, Score, ScoreContext
-from jaxsparse.selection import (
+from jaxsparse.top_k import (
     Candidates,
     count,
     from_ordered_bits,

@@ -23,7 +23,7 @@ from jaxsparse.patterns import (
     tile,
     untile,
 )
-from jaxsparse.selection import ordered_bits
+from jaxsparse.top_k import ordered_bits
 from jaxsparse.views import View
 
 MAX_BEST = 4  # 2:4 has 90 transposable patterns, 4:8 more than 10^14

@@ -3,7 +3,7 @@
 A pattern cuts the matrix view of a kernel (`views.View`) into groups. It pools
 elementwise scores into one number a group, expands one bit a group back to the
 shape of the weight, and says how many groups a sparsity keeps. Choosing the
-groups to keep is `selection`'s work. `nm.NM` is the one pattern whose groups are
+groups to keep is `top_k`'s work. `nm.NM` is the one pattern whose groups are
 not free to choose; it overrides the second half of the interface.
 """
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 from jaxsparse.choosers import ChoiceContext, Counted, Groups, Pooled, Specs
 from jaxsparse.patterns import widen
 from jaxsparse.scores import Leaves, pool_scores, random_scores
-from jaxsparse.selection import Candidates, count, top_k_masks
+from jaxsparse.top_k import Candidates, count, top_k_masks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -49,12 +49,12 @@ SAMPLED = {
     "test_pooling.py": 9,
     "test_pruning.py": 6,
     "test_recipes.py": 5,
-    "test_selection.py": 4,
     "test_shrink.py": 6,
     "test_sparse_conv.py": 18,
     "test_sparse_dot.py": 24,
     "test_sparsify.py": 10,
     "test_storage.py": 3,
+    "test_top_k.py": 4,
 }
 
 

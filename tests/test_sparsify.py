@@ -214,7 +214,7 @@ def test_an_nnx_model_with_no_change(pattern):
 
 def check_model(apply, params, rules, tokens, count):
     from jaxsparse.masking import mask_params
-    from jaxsparse.pruning import compute_masks
+    from jaxsparse.prune import compute_masks
 
     masks = compute_masks(params, rules)
     dense = mask_params(params, masks)

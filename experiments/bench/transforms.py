@@ -19,7 +19,7 @@ import optax
 
 import jaxsparse as js
 from experiments.timing import interleave, ratios, write
-from jaxsparse.selection import Candidates, top_k_masks
+from jaxsparse.top_k import Candidates, top_k_masks
 
 LAYERS, WIDTH, HIDDEN, VOCABULARY, BATCH, LENGTH = 6, 512, 2048, 2048, 8, 128
 PATTERNS = {"unstructured": js.Unstructured(), "block 4x16": js.Block(4, 16)}

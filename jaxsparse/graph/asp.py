@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool
 from jaxsparse.graph.permute import PermutationReport, permute
 from jaxsparse.nm import NM
 from jaxsparse.products import products
-from jaxsparse.pruning import compute_masks
+from jaxsparse.prune import compute_masks
 from jaxsparse.rules import Rule, resolve
 from jaxsparse.traced_axes import with_axes
 from jaxsparse.trees import Tree, leaves_by_path

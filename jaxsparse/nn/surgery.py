@@ -13,7 +13,7 @@ from jaxsparse.nn.exchange import aliases, exchange, nodes_by_path, replicated_a
 from jaxsparse.nn.structures import normal_values
 from jaxsparse.packed import Packed, is_packed
 from jaxsparse.packing import pack_params
-from jaxsparse.pruning import compute_masks
+from jaxsparse.prune import compute_masks
 from jaxsparse.rules import Rule, check_rules, describe, resolve
 from jaxsparse.trees import leaves_by_path, replace_by_path
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxsparse.selection import (
+from jaxsparse.top_k import (
     Candidates,
     common_bits,
     from_ordered_bits,

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from jaxsparse.masking import NEED_PARAMS, has_masks, masks, select, zero_masked
-from jaxsparse.pruning import NEEDS_RAW, RawPruner
+from jaxsparse.prune import NEEDS_RAW, RawPruner
 from jaxsparse.rules import describe
 from jaxsparse.trees import Tree, flatten, leaves_by_path, replace_by_path
 
