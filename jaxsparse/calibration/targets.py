@@ -8,9 +8,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxsparse.nm import NM
 from jaxsparse.patterns import Block, Pattern, Unstructured
-from jaxsparse.pruning import compute_masks
+from jaxsparse.prune import compute_masks
 from jaxsparse.rules import Rule
-from jaxsparse.selection import Candidates, top_k_masks
+from jaxsparse.top_k import Candidates, top_k_masks
 
 
 @dataclasses.dataclass(frozen=True)
