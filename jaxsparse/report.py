@@ -11,11 +11,13 @@ import numpy as np
 
 from jaxsparse.distributions import known_target
 from jaxsparse.masking import pair_masks
+from jaxsparse.packed import Packed, is_packed
 from jaxsparse.packing import pack_view
 from jaxsparse.patterns import Unstructured, widen
 from jaxsparse.products import products
 from jaxsparse.rules import LeafSpec, Rule, check_rules, describe, resolve
 from jaxsparse.sights import Product, told
+from jaxsparse.text import columned
 from jaxsparse.trees import Tree, leaves_by_path
 from jaxsparse.views import View
 
@@ -26,7 +28,8 @@ class LeafReport:
 
     Attributes:
       path, shape, dtype: of the leaf.
-      pattern: "Block(4, 16) on (64, 32)", or "dense"; a pattern names itself, by `str`.
+      pattern: "Block(4, 16) on (64, 32)", or "dense"; a pattern names itself, by `str`. Of a
+        packed weight its kind, "BlockSparse[4x16, 9.4%]".
       target: sparsity asked for, None if unknown or dense.
       kept, size: entries kept and entries in all.
       dense_bytes: as a plain array.
@@ -46,7 +49,7 @@ class LeafReport:
     dense_bytes: int
     stored_bytes: int
     non_finite: int
-    note: str
+    note: str = ""
 
     @property
     def sparsity(self) -> float:
@@ -124,15 +127,7 @@ class Report:
             )
         totals = (f"{n:,}" for n in (self.kept, self.dense_bytes, self.stored_bytes))
         rows.append(("total", f"{self.size:,}", "", "", f"{self.total_sparsity:.2%}", *totals, ""))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        left = {0, 2, 8}
-        lines = [
-            "  ".join(
-                cell.ljust(width) if at in left else cell.rjust(width)
-                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+        lines = columned(rows, {0, 2, 8})
         rule = "-" * max(map(len, lines))
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
@@ -149,7 +144,8 @@ def report(
     """Counts what masks leave of the parameters.
 
     Args:
-      params: any tree; what is no number in it (functions, random keys) has no row.
+      params: any tree; what is no number in it (functions, random keys) has no row. A packed
+        weight is one row, of what it stores.
       masks: `masks(opt_state)`, or a tree like `params` with None where dense.
       rules: the rules of the pruner, for patterns and targets; without them masks
         are taken as unstructured.
@@ -174,7 +170,10 @@ def report(
         if product.sums:
             met.setdefault(product.path, []).append(product)
     rows = []
-    for path, leaf in leaves_by_path(params).items():
+    for path, leaf in leaves_by_path(params, is_packed).items():
+        if is_packed(leaf):
+            rows.append(_packed_row(path, leaf))
+            continue
         kind = describe(leaf)
         if isinstance(kind, str):
             continue
@@ -212,6 +211,24 @@ def mask_picture(mask: Any, longest: int = 256) -> np.ndarray:
     return np.round(255 * (1 - matrix)).astype(np.uint8)
 
 
+def _packed_row(path: str, packed: Packed) -> LeafReport:
+    """What a packed weight stores; a place that a mask left out within it counts as masked."""
+    ones = jnp.ones_like(packed.values, jnp.int8)
+    places = packed.replace(scales=None).with_values(ones).todense()
+    return LeafReport(
+        path,
+        packed.shape,
+        str(packed.dtype),
+        repr(packed).split("(")[0],
+        None,
+        int(jnp.count_nonzero(places)),
+        packed.size,
+        packed.size * packed.dtype.itemsize,
+        packed.nbytes,
+        0,
+    )
+
+
 def _unstructured(path: str, shape: tuple[int, ...]) -> LeafSpec:
     axes = tuple(range(len(shape)))
     view = View(tuple(shape), (), axes[:-1], axes[-1:])
@@ -225,7 +242,7 @@ def _stored_bytes(spec: LeafSpec, mask: np.ndarray, dtype: Any) -> int | float:
     for pattern in (spec.pattern, Unstructured()):
         try:
             return pack_view(places, pattern, mask, spec.view).nbytes
-        except (TypeError, ValueError):  # TypeError: a user's own pattern, which none stores
+        except ValueError:
             continue
     return math.inf
 

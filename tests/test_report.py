@@ -252,3 +252,15 @@ def test_axes_that_the_model_does_not_sum_over_are_noted():
     found = notes(batch_axis=0)
     assert "dot_general sums over in_axis=(0, 1), out_axis=2: with those" in found["out/w"]
     assert found["head/kernel"] == ""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_packed_weight_is_one_row(dtype):
+    weight = jax.random.normal(jax.random.key(0), (8, 32))
+    mask = jnp.zeros((8, 32), bool).at[:4, :16].set(True).at[0, 0].set(False)
+    packed = js.pack(weight, js.Block(4, 16), mask, dtype=jnp.dtype(dtype))
+    table = js.report({"up": packed, "bias": jnp.zeros(32)}, {})
+    bias, up = table.leaves
+    assert (up.path, up.shape, up.pattern) == ("up", (8, 32), "BlockSparse[4x16, 25.0%]")
+    assert (up.kept, up.size, up.stored_bytes) == (63, 256, packed.nbytes)
+    assert bias.pattern == "dense" and table.sparsity == 1 - 63 / 256

@@ -15,6 +15,7 @@ from jaxsparse.packed import Packed, is_packed
 from jaxsparse.packing import pack_params
 from jaxsparse.prune import compute_masks
 from jaxsparse.rules import Rule, check_rules, describe, resolve
+from jaxsparse.text import columned
 from jaxsparse.trees import leaves_by_path, replace_by_path
 
 
@@ -54,14 +55,7 @@ class Surgery:
         rows = [(r.path, r.pattern, f"{r.density:.1%}", r.before, r.after) for r in self.replaced]
         rows = [("weight", "pattern", "density", "before", "after"), *rows]
         rows.append(("whole model", "", f"{self.after / self.before:.1%}", self.before, self.after))
-        widths = [max(len(str(row[i])) for row in rows) for i in range(5)]
-        return "\n".join(
-            "  ".join(
-                str(cell).ljust(width) if i < 2 else str(cell).rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        )
+        return "\n".join(columned(rows, {0, 1}))
 
 
 def replace(
