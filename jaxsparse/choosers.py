@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse import schedules
 from jaxsparse.distributions import Distribution, Scores, as_distribution, targets_of, uniform
-from jaxsparse.nm import NM
 from jaxsparse.rules import LeafSpec
 from jaxsparse.schedules import Schedule
 from jaxsparse.scores import Leaves
@@ -72,7 +71,7 @@ class Chooser:
     def check(self, specs: Specs) -> None:
         """Raises ValueError on leaves that it cannot choose for: here where n:m fixes counts."""
         for path, spec in specs.items():
-            if isinstance(spec.pattern, NM):
+            if spec.pattern.fixed:
                 raise ValueError(
                     f"{type(self).__name__} says how many are kept, but {spec.pattern} on {path!r} "
                     "fixes how many; a count schedule such as cubic(...) would work"
@@ -148,7 +147,7 @@ class Counted(Chooser):
                     f"the schedule is the sparsity itself, but the rule of {path!r} says "
                     f"{spec.sparsity}; a rule without sparsity would work"
                 )
-            if self.moves and isinstance(spec.pattern, NM):
+            if self.moves and spec.pattern.fixed:
                 raise ValueError(
                     f"{self} moves groups about, but {spec.pattern} on {path!r} fixes how many of "
                     "every m are kept; straight_through() would work"

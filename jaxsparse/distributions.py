@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsparse.nm import NM
 from jaxsparse.patterns import check_sparsity
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.schedules import Schedule
@@ -216,7 +215,7 @@ def targets_of(
 
 def known_target(spec: LeafSpec) -> float | None:
     """The final sparsity that a rule says itself, None if a distribution is to fill it in."""
-    if spec.sparsity is None and isinstance(spec.pattern, NM):
+    if spec.sparsity is None and spec.pattern.fixed:
         return spec.pattern.max_sparsity
     return spec.sparsity
 

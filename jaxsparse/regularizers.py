@@ -8,7 +8,6 @@ import optax
 from jaxtyping import Array, Int
 
 from jaxsparse.masking import NEED_PARAMS, next_count
-from jaxsparse.nm import NM
 from jaxsparse.patterns import widen
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.scores import gradients_of, leaves_of
@@ -152,10 +151,10 @@ def _any_pattern(rules: tuple[Rule, ...], params: Tree, name: str) -> dict[str, 
 def _grouped(rules: tuple[Rule, ...], params: Tree, name: str) -> dict[str, LeafSpec]:
     specs = resolve(rules, params)
     for path, spec in specs.items():
-        if isinstance(spec.pattern, NM):
+        if spec.pattern.fixed:
             raise ValueError(
                 f"{name}: {spec.pattern} on {path!r} has no groups to shrink; a rule with "
-                f"Block({spec.pattern.m}, 1) or add_l1 would work"
+                "Block(4, 1) or add_l1 would work"
             )
     return specs
 
