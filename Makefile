@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal -q
 
 .NOTPARALLEL:
-.PHONY: demo test test-fast fuzz test-accelerators docs bench gpu tune tpu lint clean
+.PHONY: demo test test-fast test-types test-wheel fuzz test-accelerators docs bench gpu tune tpu lint clean
 
 demo: $(DEMO)  ## train dense, prune to 90 % in 4x16 blocks, print the table
 	@$(BIN)/python -m experiments.run --config experiments/configs/demo.py --workdir runs/demo --overwrite
@@ -20,6 +20,13 @@ test: $(READY)  ## the whole suite
 
 test-fast: $(READY)  ## what one runs while working: under three minutes
 	$(PYTEST) -m "not slow" tests
+
+# jaxtyping compiles the checks in as jaxsparse is imported; tests that provoke an error are
+# left out, since an annotation would refuse first.
+TYPED = activations graph/test_channels.py graph/test_shrink.py test_arrays.py test_packed.py \
+  test_report.py test_rules.py test_schedules.py test_sparsify.py test_storage.py test_surgery.py
+test-types: $(READY)  ## part of the fast part, with every annotation of jaxsparse checked as it runs
+	$(PYTEST) -m "not slow" --jaxtyping-packages=jaxsparse,typecheck.checked $(TYPED:%=tests/%)
 
 fuzz: $(READY)  ## random products and transforms against float64, in MINUTES (15)
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),15)

@@ -9,7 +9,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,9 +51,7 @@ def kind_of(fields: Any) -> type[Packed]:
     return KINDS[name]
 
 
-def from_json(
-    fields: Mapping[str, Any], arrays: Mapping[str, jax.Array | np.ndarray | jax.ShapeDtypeStruct]
-) -> Packed:
+def from_json(fields: Mapping[str, Any], arrays: Mapping[str, Any]) -> Packed:
     """The packed weight of these fields and of arrays that may be abstract.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Int, Shaped
@@ -189,7 +190,9 @@ def _given(tree: Tree) -> dict[str, Any]:
 
 
 @jax.custom_jvp
-def _pass_through(weight: Shaped[Array, "..."], mask: Bool[Array, "..."]) -> Shaped[Array, "..."]:
+def _pass_through(
+    weight: Shaped[Array, "..."], mask: Bool[Array | np.ndarray, "..."]
+) -> Shaped[Array, "..."]:
     """where(mask, w, 0), whose derivative is 1 everywhere."""
     return select(mask, weight, 0)
 
@@ -205,7 +208,9 @@ def _has_modules(tree: Tree) -> bool:
 
 
 @contextlib.contextmanager
-def _masked_variables(modules: Tree, found: dict[str, Bool[Array, "..."]]) -> Iterator[None]:
+def _masked_variables(
+    modules: Tree, found: dict[str, Bool[Array | np.ndarray, "..."]]
+) -> Iterator[None]:
     """Masks the modules' own variables meanwhile, so that other changes to them survive."""
     variables = {
         "/".join(map(str, path)): node
@@ -223,15 +228,15 @@ def _masked_variables(modules: Tree, found: dict[str, Bool[Array, "..."]]) -> It
             variables[path].set_raw_value(stored[path])
 
 
-def mask_tree(tree: Tree, masks: Mapping[str, Bool[Array, "..."]]) -> Tree:
+def mask_tree(tree: Tree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]]) -> Tree:
     """`mask_params` of gradients or of anything else that no forward pass sees."""
     pairs = pair_masks(tree, masks)
     return replace_by_path(tree, {p: select(mask, leaf, 0) for p, (mask, leaf) in pairs.items()})
 
 
 def pair_masks(
-    params: Tree, masks: Mapping[str, Bool[Array, "..."]]
-) -> dict[str, tuple[Bool[Array, "..."], Array]]:
+    params: Tree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]]
+) -> dict[str, tuple[Any, Any]]:
     """Returns {path: (mask, leaf)} for every mask; what does not fit is an error that says so."""
     leaves = leaves_by_path(params)
     pairs = {}
@@ -284,13 +289,15 @@ def apply_masks() -> optax.GradientTransformationExtraArgs:
 
 
 def select(
-    mask: Bool[Array, "..."], kept: Shaped[Array, "..."], masked: Shaped[Array, "..."] | float
+    mask: Bool[Array | np.ndarray, "..."],
+    kept: Shaped[Array, "..."],
+    masked: Shaped[Array, "..."] | float,
 ) -> Shaped[Array, "..."]:
     """where(mask, kept, masked) in the dtype and sharding of `kept`."""
     return jnp.where(sharded_as(mask, kept), kept, jnp.asarray(masked, kept.dtype))
 
 
-def sharded_as(array: Array, like: Array) -> Array:
+def sharded_as(array: Any, like: Array) -> Any:
     """The array in the explicit sharding of another one of its shape; automatic ones follow."""
     sharding = jax.typeof(like).sharding
     if jax.typeof(array).sharding != sharding and sharding.mesh.are_all_axes_explicit:
@@ -298,7 +305,9 @@ def sharded_as(array: Array, like: Array) -> Array:
     return array
 
 
-def zero_masked(updates: Tree, params: Tree, masks: Mapping[str, Bool[Array, "..."]]) -> Tree:
+def zero_masked(
+    updates: Tree, params: Tree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]]
+) -> Tree:
     """Returns updates u that leave w + u at exactly +0 where a mask is False and w is finite.
 
     u <- where(mask, u, -w), in the weight's dtype; adding it turns -0 into +0, too.

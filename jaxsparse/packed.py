@@ -131,7 +131,7 @@ class Packed(Sealed):
         """Raises ValueError unless these index arrays of one kernel are in range and in order."""
 
     @property
-    def index(self) -> tuple[jax.Array, ...]:
+    def index(self) -> tuple[Any, ...]:
         """The arrays that say where the values belong."""
         return tuple(getattr(self, name) for name in self.index_arrays)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, DTypeLike, Float
+from jaxtyping import Array, Bool, DTypeLike, Num
 
 from jaxsparse.fields import KINDS
 from jaxsparse.packed import Packed, is_packed
@@ -22,7 +22,7 @@ Tree = Any
 
 
 def pack(
-    weight: Float[Array | np.ndarray, "*shape"],
+    weight: Num[Array | np.ndarray, "*shape"],
     pattern: Pattern,
     mask: Bool[Array | np.ndarray, "*shape"] | None = None,
     *,

@@ -104,8 +104,8 @@ def from_ordered_bits(bits: UInt[Array, "..."]) -> Float[Array, "..."]:
 
 
 def kth_largest(
-    bits: list[UInt[Array, "..."]], kept: list[Int[Array, "*batch"]]
-) -> list[UInt[Array, "*batch"]]:
+    bits: list[UInt[Array, "..."]], kept: list[Int[Array, "..."]]
+) -> list[UInt[Array, "..."]]:
     """Returns for each leaf, slice by slice, the largest t with at least `kept` entries >= t."""
     return search_thresholds(
         bits,
@@ -117,8 +117,8 @@ def kth_largest(
 def search_thresholds(
     bits: list[UInt[Array, "..."]],
     batch_shapes: list[tuple[int, ...]],
-    enough: Callable[[list[Int[Array, "*batch"]]], list[Bool[Array, "*batch"]]],
-) -> list[UInt[Array, "*batch"]]:
+    enough: Callable[[list[Int[Array, "..."]]], list[Bool[Array, "..."]]],
+) -> list[UInt[Array, "..."]]:
     """Returns for each leaf and slice the largest t at which the counts are `enough`.
 
     `enough` sees how many entries of every leaf are >= t, must be monotone in
@@ -152,7 +152,7 @@ def count(mask: Bool[Array, "..."], batch_ndim: int) -> Int[Array, "*batch"]:
     return jnp.sum(mask, axis=tuple(range(batch_ndim, mask.ndim)), dtype=jnp.int32)
 
 
-def _counts(chunked: Array, thresholds: list[Array]) -> list[Int[Array, "*batch"]]:
+def _counts(chunked: Array, thresholds: list[Array]) -> list[Int[Array, "..."]]:
     """Counts entries at or above each threshold in one pass over the data."""
     ones = [(chunked >= over(t, chunked)).astype(jnp.int32) for t in thresholds]
     # A reduction of several operands at once would gather across shards, so it

@@ -83,11 +83,6 @@ def imports(path: pathlib.Path, known: set[str]) -> set[str]:
     return found & known
 
 
-# Edges that break the order yet: none may join them.
-KNOWN = {
-    "jaxsparse.kernels.cpu.library -> jaxsparse.kernels.cpu",
-    "jaxsparse.kernels.cuda.library -> jaxsparse.kernels.cuda",
-}
 PATHS = modules()
 EDGES = {name: imports(path, set(PATHS)) for name, path in PATHS.items()}
 
@@ -112,19 +107,12 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def without_known(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    return {
-        name: {other for other in others if f"{name} -> {other}" not in KNOWN}
-        for name, others in edges.items()
-    }
-
-
 def test_folders_depend_one_way():
-    assert broken(without_known(EDGES)) == set()
+    assert broken(EDGES) == set()
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    assert circle(without_known(EDGES)) == []
+    assert circle(EDGES) == []
 
 
 def test_the_order_itself_has_no_circle():

@@ -82,7 +82,7 @@ class Bounds:
         axes = " x ".join(f"[{a}, {b})" for a, b in zip(self.lower, self.upper, strict=True))
         return f"bounds of {self.batch} batches of {axes}"
 
-    def relative(self, coordinates: Int[Array, "n axes"]) -> Int32[Array, "n axes"]:
+    def relative(self, coordinates: Int[Array, "*n axes"]) -> Int32[Array, "*n axes"]:
         """Coordinates counted from the lower ends, the batch's too.
 
         Exact for what lies inside: int32 wraps around, and the difference fits.
@@ -90,7 +90,7 @@ class Bounds:
         lower = np.array((0, *self.lower), np.int32)
         return coordinates.astype(jnp.int32) - lower
 
-    def contains(self, relative: Int32[Array, "n axes"]) -> Bool[Array, "n"]:
+    def contains(self, relative: Int32[Array, "*n axes"]) -> Bool[Array, "*n"]:
         """Which rows of `relative` lie inside."""
         ends = np.array((self.batch, *self.shape), np.int32)
         return jnp.all((relative >= 0) & (relative < ends), axis=-1)

@@ -34,15 +34,15 @@ class Voxels(NamedTuple):
 
 
 def voxelize(
-    points: Float[Array, "n axes"],
-    features: Float[Array, "n channels"],
-    size: float | Float[Array, "axes"],
+    points: Float[Array | np.ndarray, "n axes"],
+    features: Float[Array | np.ndarray, "n channels"],
+    size: float | Float[Array | np.ndarray, "axes"],
     bounds: Bounds | None = None,
     *,
     batch: Int[Array, "n"] | None = None,
     reduce: Reduction = "mean",
     capacity: int | None = None,
-    valid: Bool[Array, "n"] | None = None,
+    valid: Bool[Array | np.ndarray, "n"] | None = None,
     outside: Literal["refuse", "drop"] = "refuse",
 ) -> Voxels:
     """Puts points into voxels: coordinate floor(point / size), features reduced.
@@ -108,7 +108,7 @@ def voxelize(
 
 def coalesce(
     coordinates: Int[Array, "n axes"],
-    features: Float[Array, "n channels"],
+    features: Float[Array | np.ndarray, "n channels"],
     bounds: Bounds | None = None,
     *,
     reduce: Reduction = "sum",

@@ -11,7 +11,7 @@ made to agree is pinned, which means that its channels stay where they are.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
@@ -83,7 +83,7 @@ class Terms:
         self._parts: list[tuple[int, ...]] = []
         self._cause: list[Cause | None] = []
 
-    def atom(self, size: int) -> int:
+    def atom(self, size: SupportsIndex) -> int:
         """A new axis, channels of its own."""
         return self._new(size, "atom", ())
 
@@ -189,7 +189,7 @@ class Terms:
             for i, (atom, _, _) in enumerate(piece.factors):
                 yield atom, np.asarray(grid.any(axis=others(i, grid.ndim)))
 
-    def _new(self, size: int, kind: Kind, parts: tuple[int, ...]) -> int:
+    def _new(self, size: SupportsIndex, kind: Kind, parts: tuple[int, ...]) -> int:
         self._parent.append(len(self._parent))
         self._size.append(int(size))
         self._kind.append(kind)

@@ -56,7 +56,7 @@ class Piece:
         """Positions on the axis, one dimension for every factor."""
         return self.at([np.arange(factor.size) for factor in self.factors])
 
-    def at(self, channels: list[Int[np.ndarray, " kept"]]) -> Int[np.ndarray, "..."]:
+    def at(self, channels: list[Int[np.ndarray, "_"]]) -> Int[np.ndarray, "..."]:
         """Positions of some channels of every factor, one dimension for every factor."""
         grid = np.full([len(c) for c in channels], self.offset)
         for i, (chosen, factor) in enumerate(zip(channels, self.factors, strict=True)):

@@ -18,7 +18,7 @@ from jaxsparse.graph.trace import Analysis, arrays_by_path
 from jaxsparse.trees import Tree
 
 Resolve = Literal["union", "intersection"]
-Vector = Bool[np.ndarray, " size"]
+Vector = Bool[np.ndarray, "_"]
 
 
 class Choice:

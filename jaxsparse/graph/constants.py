@@ -7,12 +7,12 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 
 from jaxsparse.graph.axes import others
 
 # The number of every slice along an axis; NaN where it is not known to be one number.
-Vector = Float[np.ndarray, " size"]
+Vector = Num[np.ndarray, "_"]
 
 # Integers beyond it are not all float64.
 EXACT = 2**53
@@ -101,6 +101,6 @@ def zeros_only(vector: Vector) -> Vector:
     return np.where(vector == 0, 0, np.nan)
 
 
-def where_zero(zero: Bool[np.ndarray, " size"]) -> Vector:
+def where_zero(zero: Bool[np.ndarray, "_"]) -> Vector:
     """Zero at some positions, unknown at the others."""
     return np.where(zero, 0, np.nan)

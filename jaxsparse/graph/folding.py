@@ -89,7 +89,7 @@ class Product:
     weight: int
     array: Callable[[], Any]
     constants: Constants
-    owed: list[tuple[int, Bool[np.ndarray, " size"]]] = dataclasses.field(default_factory=list)
+    owed: list[tuple[int, Bool[np.ndarray, "_"]]] = dataclasses.field(default_factory=list)
     ends: list[Meeting | str] = dataclasses.field(default_factory=list)
 
     @property
@@ -98,7 +98,7 @@ class Product:
         summed, _ = ends(self.record.equation, 1 - self.weight)
         return {i: self.record.operands[1 - self.weight].axes[i] for i in summed}
 
-    def added(self, gone: Mapping[int, Bool[np.ndarray, " size"]]) -> Float[np.ndarray, "..."]:
+    def added(self, gone: Mapping[int, Bool[np.ndarray, "_"]]) -> Float[np.ndarray, "..."]:
         """What constants add to the result; axes along which it is uniform have size 1.
 
         Args:

@@ -24,7 +24,7 @@ from jaxsparse.graph.rules.products import varying
 from jaxsparse.graph.trace import Analysis
 from jaxsparse.graph.values import Walked
 
-Vector = Bool[np.ndarray, " size"]
+Vector = Bool[np.ndarray, "_"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from jaxsparse.graph.symbolic import is_symbolic
 from jaxsparse.graph.trace import Analysis
 from jaxsparse.graph.values import Record, Value, Walked
 
-Vector = Bool[np.ndarray, " size"]
+Vector = Bool[np.ndarray, "_"]
 
 
 class Kept:

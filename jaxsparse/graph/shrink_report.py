@@ -14,7 +14,7 @@ from jaxsparse.graph.choice import Choice
 # Of a longer list the report shows no more.
 SHOWN = 4
 
-Indices = Int[np.ndarray, " n"]
+Indices = Int[np.ndarray, "_"]
 
 
 @dataclasses.dataclass(frozen=True)
