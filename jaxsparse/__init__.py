@@ -7,6 +7,7 @@ from jaxsparse import activations, calibration, graph, nn
 from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.choosers import ChoiceContext, Chooser
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
+from jaxsparse.groups import Block, Channel
 from jaxsparse.kernels import implementations
 from jaxsparse.masking import PruneState, apply_masks, mask_params, masked, masks
 from jaxsparse.movement import importance_threshold, movement
@@ -22,7 +23,7 @@ from jaxsparse.packing import (
     unpack,
     unpack_params,
 )
-from jaxsparse.patterns import Block, Channel, Pattern, Unstructured
+from jaxsparse.patterns import Pattern, Unstructured
 from jaxsparse.prune import compute_masks, prune
 from jaxsparse.pruned import PrunedState, pruned
 from jaxsparse.regrowth import regrow_gradient, regrow_random, straight_through

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from jaxsparse import indices
+from jaxsparse.groups import Block
 from jaxsparse.kernels.layouts import BlockLayout
 from jaxsparse.packed import Packed, hold
-from jaxsparse.patterns import Block
 from jaxsparse.storages import register
 
 

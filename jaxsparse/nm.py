@@ -14,15 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from jaxsparse.patterns import (
-    Pattern,
-    check_divides,
-    cuts_tiles,
-    pad_end,
-    real,
-    tile,
-    untile,
-)
+from jaxsparse.groups import check_divides, cuts_tiles, pad_end, tile, untile
+from jaxsparse.patterns import Pattern, real
 from jaxsparse.top_k import ordered_bits
 from jaxsparse.views import View
 

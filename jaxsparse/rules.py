@@ -49,7 +49,8 @@ class Rule:
       override: take leaves from the rules before this one. Without it two rules
         for one leaf are an error.
 
-    >>> from jaxsparse.patterns import Block, Unstructured
+    >>> from jaxsparse.groups import Block
+    >>> from jaxsparse.patterns import Unstructured
     >>> rules = [
     ...     Rule(lambda path, leaf: len(leaf.shape) == 2, Unstructured(), sparsity=0.9),
     ...     Rule("up/.*", Block(4, 4), sparsity=0.5, override=True),

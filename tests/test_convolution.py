@@ -13,8 +13,9 @@ from jax.sharding import PartitionSpec as P
 from test_sparsify import same, weight
 
 from jaxsparse import convolution
+from jaxsparse.groups import Block
 from jaxsparse.nm import NM
-from jaxsparse.patterns import Block, Unstructured
+from jaxsparse.patterns import Unstructured
 from jaxsparse.sparsify import sparsify
 
 # Shape of x without channels, window, and options of the convolution.

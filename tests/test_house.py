@@ -48,7 +48,7 @@ def modules() -> dict[str, pathlib.Path]:
 # Where modules go that lie beside each other yet.
 PLACES = {}
 for folder, names in {
-    "patterns": "patterns views nm rules",
+    "patterns": "patterns groups views nm rules",
     "pruning": "prune pruned masking choosers scores movement schedules "
     "distributions regrowth regularizers overlap",
     "packed": "packed block_sparse singles nm_sparse packing indices quantize storages fields "

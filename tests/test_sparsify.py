@@ -10,10 +10,11 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 
+from jaxsparse.groups import Block
 from jaxsparse.nm import NM
 from jaxsparse.packed import is_packed
 from jaxsparse.packing import merge_packed, pack, pack_params, split_packed, unpack_params
-from jaxsparse.patterns import Block, Unstructured
+from jaxsparse.patterns import Unstructured
 from jaxsparse.rules import Rule
 from jaxsparse.sparsify import sparsify
 from jaxsparse.trees import leaves_by_path
