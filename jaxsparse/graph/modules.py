@@ -1,13 +1,14 @@
 """`shrink_model`: a smaller `nnx` model, its modules resized to what is left of them."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxsparse.comparing import compare, pure
 from jaxsparse.graph.choice import Resolve
 from jaxsparse.graph.shrink import shrink
 from jaxsparse.graph.shrink_report import ShrinkReport
@@ -15,8 +16,12 @@ from jaxsparse.trees import Tree
 
 Axes = tuple[np.ndarray, ...]
 
-# The model's own code and the rewritten trace may sum in another order.
-TOLERANCE = 1e-4
+CURE = "the function that shrink(...) returns would work"
+ADVICE = (
+    f"its own code insists on sizes that have changed; {CURE}",
+    "its code counts channels that were removed (a mean over channels, the scale of attention); "
+    + CURE,
+)
 
 
 def shrink_model(
@@ -80,36 +85,9 @@ def shrink_model(
         for kind, resize in _RESIZE.items():
             if isinstance(module, kind):
                 resize(module, kept)
-    _compare(found, lambda *inputs: run(smaller, *inputs), inputs)
+    run = jax.jit(functools.partial(run, smaller))
+    compare(pure(found), run, inputs, "the smaller model", ADVICE)
     return found, report
-
-
-def _compare(model: Any, run: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
-    concrete = all(isinstance(x, jax.Array | np.ndarray) for x in jax.tree.leaves(inputs))
-    graph, state = nnx.split(model)
-
-    def call(state, *inputs):
-        return nnx.merge(graph, state)(*inputs)
-
-    try:
-        actual = (jax.jit(call) if concrete else lambda *x: jax.eval_shape(call, *x))(
-            state, *inputs
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            "the smaller model does not run: its own code insists on sizes that have changed; "
-            f"the function that shrink(...) returns would work ({error})"
-        ) from error
-    if not concrete:
-        return
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(jax.jit(run)(*inputs)), strict=True):
-        error, scale = float(jnp.max(jnp.abs(a - b))), float(jnp.max(jnp.abs(b)))
-        if not error <= TOLERANCE * scale:
-            raise ValueError(
-                f"the smaller model computes something else: outputs differ by {error:.3g} of "
-                f"{scale:.3g}. Its code counts channels that were removed (a mean over channels, "
-                "the scale of attention); the function that shrink(...) returns would work"
-            )
 
 
 # How each module of Flax names its sizes; `kept` has, by the path of a leaf in the

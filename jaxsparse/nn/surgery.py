@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from jaxsparse import scores
-from jaxsparse.nn.comparing import compare
+from jaxsparse.comparing import compare, pure
 from jaxsparse.nn.exchange import aliases, exchange, nodes_by_path, replicated_as
 from jaxsparse.nn.structures import normal_values
 from jaxsparse.packed import Packed, is_packed
@@ -17,6 +17,12 @@ from jaxsparse.prune import compute_masks
 from jaxsparse.rules import Rule, check_rules, describe, resolve
 from jaxsparse.text import columned
 from jaxsparse.trees import leaves_by_path, replace_by_path
+
+CURE = "pack_params and sparsify would work"
+ADVICE = (
+    f"the model's own code uses the kernel otherwise than by calling the layer; {CURE}",
+    CURE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,33 +199,16 @@ def _compare(model, new, packed, exchanged, inputs):
     for where, path in exchanged.items():
         layer = new_nodes[where]
         x = jax.random.normal(jax.random.key(0), (4, layer.in_features), packed[path].dtype)
-        compare(layer, old_nodes[where], [x], f"the new layer {where!r}", [_dtype(layer)])
+        what = f"the new layer {where!r}"
+        compare(layer, old_nodes[where], [x], what, ADVICE, [_dtype(layer)])
     if inputs is not None:
         dtypes = [_dtype(new_nodes[where]) for where in exchanged]
         inputs = inputs if isinstance(inputs, Sequence) else [inputs]
-        compare(_pure(new), _pure(masked), inputs, "the new model", dtypes)
+        compare(pure(new), pure(masked), inputs, "the new model", ADVICE, dtypes)
 
 
 def _dtype(layer):
     return layer.dtype or layer.kernel.dtype
-
-
-def _pure(model):
-    """The model as a function that leaves its state, running means and keys, as it is."""
-    graph, state = nnx.split(model)
-
-    def pure(*inputs):
-        leaves, tree = jax.tree.flatten(inputs)
-        arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
-
-        @jax.jit
-        def call(state, arrays):
-            given = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
-            return nnx.merge(graph, state)(*tree.unflatten(given))
-
-        return call(state, arrays)
-
-    return pure
 
 
 def _fresh(key, packed):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import DTypeLike
 
 TOLERANCE = 1e-4  # relative to the largest output; sums may run in another order
@@ -16,6 +17,7 @@ def compare(
     reference: Callable[..., Any],
     inputs: Sequence[Any],
     what: str,
+    advice: tuple[str, str],
     dtypes: Iterable[DTypeLike] = (),
 ) -> None:
     """Raises ValueError unless two functions give the same, up to rounding.
@@ -24,9 +26,11 @@ def compare(
       new, reference: called as function(*inputs).
       inputs: with `jax.ShapeDtypeStruct` among them only shapes are compared.
       what: the subject of the error.
+      advice: the end of the error where `new` does not run, and where it differs: what may be
+        the cause, and what would work.
       dtypes: what the functions compute in.
     """
-    tolerance = max(TOLERANCE, *(8 * float(jnp.finfo(dtype).eps) for dtype in dtypes))
+    tolerance = max([TOLERANCE, *(8 * float(jnp.finfo(dtype).eps) for dtype in dtypes)])
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs))
 
     def run(function):
@@ -36,10 +40,7 @@ def compare(
     try:
         actual = run(new)
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{what} does not run: the model's own code uses the kernel otherwise than by calling "
-            f"the layer; pack_params and sparsify would work ({error})"
-        ) from error
+        raise ValueError(f"{what} does not run: {advice[0]} ({error})") from error
     shapes = [jax.tree.map(jnp.shape, outputs) for outputs in (actual, expected)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{what} returns shapes {shapes[0]}, the masked one {shapes[1]}")
@@ -47,10 +48,28 @@ def compare(
         return
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         if jnp.issubdtype(jnp.result_type(b), jnp.inexact):
-            _compare(jnp.asarray(a), jnp.asarray(b), what, tolerance)
+            _compare(jnp.asarray(a), jnp.asarray(b), what, advice[1], tolerance)
 
 
-def _compare(actual, expected, what, tolerance):
+def pure(model: nnx.Module) -> Callable[..., Any]:
+    """The model as a function that leaves its state, running means and keys, as it is."""
+    graph, state = nnx.split(model)
+
+    def call_pure(*inputs):
+        leaves, tree = jax.tree.flatten(inputs)
+        arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
+
+        @jax.jit
+        def call(state, arrays):
+            given = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+            return nnx.merge(graph, state)(*tree.unflatten(given))
+
+        return call(state, arrays)
+
+    return call_pure
+
+
+def _compare(actual, expected, what, cure, tolerance):
     wide = jnp.promote_types(expected.dtype, jnp.float32)
     a, b = np.asarray(actual.astype(wide)), np.asarray(expected.astype(wide))
     differ = (a != b) & ~(np.isnan(a) & np.isnan(b))
@@ -61,5 +80,5 @@ def _compare(actual, expected, what, tolerance):
     if not error <= tolerance * scale:
         raise ValueError(
             f"{what} computes something else than the masked one: outputs differ by {error:.3g} of "
-            f"{scale:.3g}; pack_params and sparsify would work"
+            f"{scale:.3g}; {cure}"
         )
