@@ -13,8 +13,7 @@ from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.schedules import Schedule
 from jaxsparse.top_k import common_bits, count, over, search_thresholds
 from jaxsparse.trees import Tree
-from jaxsparse.wide import Wide, total
-from jaxsparse.wide import constant as constant_wide
+from jaxsparse.uint64 import UInt64, total
 
 Scores = Mapping[str, tuple[Float[Array, "..."], Bool[Array, "..."] | None]]
 
@@ -98,7 +97,7 @@ class _Global(Distribution):
         shapes = [spec.view.batch_shape for spec in specs]
         bounds = [self._bounds(schedule, step, spec) for spec in specs]
         size = sum(math.prod(shape) * spec.units for shape, spec in zip(shapes, specs, strict=True))
-        wanted = constant_wide(size) - schedule.share(step, target, size)
+        wanted = UInt64.of(size) - schedule.share(step, target, size)
 
         def clipped(counts):
             return [jnp.clip(c, *b) for c, b in zip(counts, bounds, strict=True)]
@@ -245,5 +244,5 @@ def _relative_density(spec: LeafSpec) -> float:
     return sum(dims) / math.prod(dims) if math.prod(dims) else 0.0
 
 
-def _sum(counts: list[Array]) -> Wide:
-    return total([Wide(jnp.zeros_like(c, jnp.uint32), c.astype(jnp.uint32)) for c in counts])
+def _sum(counts: list[Array]) -> UInt64:
+    return total([UInt64(jnp.zeros_like(c, jnp.uint32), c.astype(jnp.uint32)) for c in counts])

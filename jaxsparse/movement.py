@@ -32,7 +32,7 @@ from jaxsparse.top_k import (
     search_thresholds,
     top_k_masks,
 )
-from jaxsparse.wide import constant, product, total
+from jaxsparse.uint64 import UInt64, product, total
 
 FLOOR = 0.98  # the importance threshold never prunes more than this quantile
 SEED_SHARE = 0.001  # share of the scores below the threshold that is found, not given
@@ -230,7 +230,7 @@ def _low_score(
     sizes = [specs[p].pattern.group_size(specs[p].view) for p in scores]
     entries = sum(s.size * size for s, size in zip(scores.values(), sizes, strict=True))
     rank = min(entries, math.floor(SEED_SHARE * entries) + 1)
-    wanted = constant(entries - rank + 1)
+    wanted = UInt64.of(entries - rank + 1)
 
     def enough(counts):
         return [total([product(c, g) for c, g in zip(counts, sizes, strict=True)]) >= wanted] * len(

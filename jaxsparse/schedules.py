@@ -18,8 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse.patterns import check_sparsity
-from jaxsparse.wide import Wide, rounded_share
-from jaxsparse.wide import constant as constant_wide
+from jaxsparse.uint64 import UInt64, rounded_share
 
 Curve = Callable[[Any, float, float], Any]  # (progress, initial, target) -> sparsity
 
@@ -82,7 +81,7 @@ class Schedule:
 
     def share(
         self, step: Int[Array, ""] | int, target: float, size: int, limit: float = 1.0
-    ) -> Wide:
+    ) -> UInt64:
         """How many of `size` units to prune at this step: round(sparsity / limit * size).
 
         The final count is computed from the Python number, so that 0.9 of 20 million
@@ -92,9 +91,9 @@ class Schedule:
         share = rounded_share(now, size)
         if is_given(self):
             return share
-        final = constant_wide(round(target / limit * size))
+        final = UInt64.of(round(target / limit * size))
         done = self.progress(step) >= 1
-        return Wide(*(jnp.where(done, f, s) for f, s in zip(final, share, strict=True)))
+        return UInt64(*(jnp.where(done, f, s) for f, s in zip(final, share, strict=True)))
 
 
 def constant(*, begin: int = 0, end: int | None = None, every: int = 1) -> Schedule:
