@@ -109,7 +109,7 @@ CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 def test_on_another_processor(tmp_path):
     sources = [
         str(source)
-        for source in (NATIVE / "src").glob("*.cc")
+        for source in (NATIVE / "src").rglob("*.cc")
         if source.name not in ("ffi.cc", "isa_avx2.cc", "isa_avx512.cc")
     ]
     include = ["-std=gnu++17", "-O1", "-I", str(NATIVE / "src")]
@@ -118,5 +118,5 @@ def test_on_another_processor(tmp_path):
     run(CROSS, *include, "-static", test, *sources, "-o", str(program), "-lpthread")
     assert run(EMULATOR, str(program)).strip() == "portable: 300 cases passed"
     headers = ["-isystem", jax.ffi.include_dir()]
-    binding = str(NATIVE / "src" / "ffi.cc")
+    binding = str(NATIVE / "src" / "drivers" / "ffi.cc")
     run(CROSS, *include, *headers, "-fPIC", "-c", binding, "-o", str(tmp_path / "ffi.o"))

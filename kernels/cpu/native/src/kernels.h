@@ -1,6 +1,6 @@
-// The microkernels of one instruction set, as a table of functions. Drivers
-// (block.cc, csc.cc, bitmap.cc, nm.cc) are compiled once for the base architecture and reach
-// vector code through this table only.
+// The microkernels of one instruction set, as a table of functions. What is in drivers/ is
+// compiled once, for the base architecture, and reaches what is in microkernels/, compiled for
+// every instruction set, through this table only.
 //
 // Words used throughout: a *panel* holds a few rows of x transposed, panel[k][width],
 // so that one weight multiplies `width` rows at once; an *out* is one column of y (of
@@ -33,6 +33,49 @@ constexpr int kTileColumns = 64;
 // Rows of a tile, at most: a panel's share of them nearly fits the first cache, and a row's number
 // fits a byte. A multiple of every m of N:M.
 constexpr int kMostTileRows = 256;
+
+// Blocks that add up to one column of blocks of the result: block b lies at w + b * size, its rows
+// of outs `step` apart, and multiplies the `depth` rows of a panel from index[b] * depth on.
+struct BlockColumn {
+  long blocks;
+  const int32_t* index;
+  long size;
+  int depth;
+  long step;
+};
+
+// Single weights and their rows, int32 where wide_index, else uint16.
+struct CscEntries {
+  int dtype;
+  bool wide_index;
+  const void *index, *values;
+};
+
+// Columns of weights under bits, `words` words a column, and their `count` values.
+struct BitmapColumns {
+  int columns, words;
+  const uint32_t* bits;
+  int dtype;
+  const void* values;
+  long count;
+};
+
+// N:M weights: n rows of values for each group, and the words of positions, rows `columns` long.
+struct NmGroups {
+  int dtype, n, m;
+  long groups, columns;
+  const void* values;
+  const uint32_t* positions;
+};
+
+// A few rows of x and those of y that they give.
+struct FewRows {
+  int count;
+  const float* x;
+  long ld_x;
+  float* y;
+  long ld_y;
+};
 
 // Some groups of N:M weights: the stored rows [begin, begin + count), of which row
 // begin + e belongs to the group that starts base[e] rows into the tile: `quads` times four
@@ -70,13 +113,12 @@ struct Kernels {
   void (*store_panel)(const float* outs, int columns, int width, int rows, float* y, long ld);
 
   // outs[0..count)[vectors * lanes] = sum over blocks b, depths r of
-  //   panel[index[b] * depth + r] * w[b * block + r * step + 0..count).
-  void (*block_panel)(int vectors, int count, long blocks, const int32_t* index, const float* w,
-                      long block, int depth, long step, const float* panel, float* outs);
+  //   panel[index[b] * depth + r] * w[b * size + r * step + 0..count).
+  void (*block_panel)(int vectors, int count, const BlockColumn& column, const float* w,
+                      const float* panel, float* outs);
   // Row-wise, for few rows: y[rows][vectors * lanes] from x packed [k][rows].
-  void (*block_rows)(int dtype, int rows, int vectors, long blocks, const int32_t* index,
-                     const void* w, long block, int depth, long step, const float* x, float* y,
-                     long ld);
+  void (*block_rows)(int dtype, int rows, int vectors, const BlockColumn& column, const void* w,
+                     const float* x, float* y, long ld);
   // To float: count values.
   void (*widen)(int dtype, const void* from, long count, float* to);
   // to[column][row] (step_to) = from[row][column] (step_from), widened.
@@ -96,8 +138,8 @@ struct Kernels {
   // side: to[quad][kTileColumns][4], rows[quad][kTileColumns] with a byte an entry. The order
   // of columns within `to` is the kernels' own. Entries that fill the last four are zero, in
   // row tile.last.
-  void (*nm_quads)(int dtype, const NmTile& tile, const void* values, const uint32_t* positions,
-                   long columns, int width, float* to, uint32_t* rows);
+  void (*nm_quads)(const NmGroups& from, const NmTile& tile, int width, float* to,
+                   uint32_t* rows);
   // outs[column][tile_vectors * lanes] += what such a tile gives. `next` is the panel that
   // will be read next.
   void (*quads_dot)(int columns, int quads, const float* values, const uint32_t* rows,
@@ -105,21 +147,20 @@ struct Kernels {
 
   // counts[c]: how many of the entries [at[c], end[c]) of a column lie above row `high`, of
   // ascending rows; at most kMostTileRows.
-  void (*csc_cut)(bool wide_index, const void* index, int columns, long high, const long* at,
+  void (*csc_cut)(const CscEntries& entries, int columns, long high, const long* at,
                   const long* end, uint16_t* counts);
   // Copies the entries of such a tile, counts[i] of column order[i] from at[order[i]] on:
   // rows less `low`, values as floats. False where a row is not within kMostTileRows, or rows do
   // not ascend. A vector past the end of both is written too.
-  bool (*csc_copy)(int dtype, bool wide_index, const void* index, const void* values, int columns,
-                   const uint8_t* order, const uint16_t* counts, const long* at, long low,
-                   uint8_t* rows, float* to);
+  bool (*csc_copy)(const CscEntries& entries, int columns, const uint8_t* order,
+                   const uint16_t* counts, const long* at, long low, uint8_t* rows, float* to);
   // How many of the rows, as unsigned numbers, are not above the one before.
   long (*descents)(bool wide_index, const void* index, long count);
 
   // Straight from CSC for one panel of `width` rows: 1, 4, 8 or up to 4 times the lanes.
-  // wide_index: int32 rows, else uint16. outs[column][width].
-  void (*csc_panel)(int dtype, bool wide_index, int width, long n0, long n1, const int32_t* indptr,
-                    const void* index, const void* values, const float* panel, float* outs);
+  // outs[column][width], of columns [n0, n1).
+  void (*csc_panel)(const CscEntries& entries, int width, long n0, long n1, const int32_t* indptr,
+                    const float* panel, float* outs);
 
   // The rows of the bits set, column after column, and how many each column has; the sum of
   // these. A column is `words` words, the next begins `stride` later. A vector past the last row
@@ -129,13 +170,10 @@ struct Kernels {
   // sums[column][rows] += x times the columns, for up to kBitmapRows rows of x that are whole
   // strips long. False where there are not `count` bits. A vector past the last value is read
   // too. Null where the instruction set has no such kernel.
-  bool (*bitmap_dot)(int dtype, int rows, int columns, int words, const uint32_t* bits,
-                     const void* values, long count, const float* x, long ld, float* sums);
+  bool (*bitmap_dot)(const BitmapColumns& from, int rows, const float* x, long ld, float* sums);
 
   // N:M on few rows of x, columns [n0, n1). A row of x is groups * m long.
-  void (*nm_rows)(int dtype, int n, int m, int rows, long groups, long columns, long n0,
-                  long n1, const void* values, const uint32_t* positions, const float* x, long ld_x,
-                  float* y, long ld_y);
+  void (*nm_rows)(const NmGroups& from, const FewRows& rows, long n0, long n1);
 
   // rounds * kFmaChains * lanes multiply-adds, and a sum over an array: what peak.cc times.
   float (*fma_rounds)(long rounds, float scale, float add);

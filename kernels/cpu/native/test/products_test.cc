@@ -19,7 +19,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#include "products.h"
+#include "drivers/products.h"
 
 namespace jaxsparse {
 namespace {

@@ -1,23 +1,31 @@
 // Block kernels: a whole block column is summed in registers and written once.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "microkernels/simd.h"
 
 namespace {
+
+using jaxsparse::BlockColumn;
 
 // T vectors of the batch times COUNT outs. DEPTH: rows of a block where known at
 // compile time, else 0. CHAINS independent sums hide the latency of narrow tiles.
 template <int T, int COUNT, int DEPTH>
-KERNEL void block_panel_of(long blocks, const int32_t* index, const float* w, long block,
-                           int depth_, long step, const float* panel, float* outs) {
+KERNEL void block_panel_of(const BlockColumn column, const float* w, const float* panel,
+                           float* outs) {
   constexpr int CHAINS = T * COUNT >= 8 ? 1 : 8 / (T * COUNT);
-  const int depth = DEPTH ? DEPTH : depth_;
-  const long ahead = DEPTH ? 0 : 8 * step;
+  const int depth = DEPTH ? DEPTH : column.depth;
+  const long step = column.step, ahead = DEPTH ? 0 : 8 * step;
   Vec sum[CHAINS][COUNT][T];
   UNROLL for (int u = 0; u < CHAINS; u++)
     UNROLL for (int c = 0; c < COUNT; c++)
       UNROLL for (int t = 0; t < T; t++) sum[u][c][t] = Vec{};
-  for (long b = 0; b < blocks; b++, w += block) {
-    const float* x = panel + (long)index[b] * depth * (T * LANES);
+  for (long b = 0; b < column.blocks; b++, w += column.size) {
+    const float* x = panel + (long)column.index[b] * depth * (T * LANES);
     const float* wr = w;
-    if constexpr (DEPTH != 0) __builtin_prefetch(w + 8 * block, 0, 3);
+    if constexpr (DEPTH != 0) __builtin_prefetch(w + 8 * column.size, 0, 3);
     int r = 0;
     for (; r + CHAINS <= depth; r += CHAINS) {
       UNROLL for (int u = 0; u < CHAINS; u++) {
@@ -51,47 +59,36 @@ KERNEL void block_panel_of(long blocks, const int32_t* index, const float* w, lo
 }
 
 template <int T, int COUNT>
-void block_panel_depth(long blocks, const int32_t* index, const float* w, long block, int depth,
-                       long step, const float* panel, float* outs) {
-  if (COUNT >= 4 && depth == 1)
-    return block_panel_of<T, COUNT, 1>(blocks, index, w, block, depth, step, panel, outs);
-  if (COUNT >= 4 && depth == 4)
-    return block_panel_of<T, COUNT, 4>(blocks, index, w, block, depth, step, panel, outs);
-  block_panel_of<T, COUNT, 0>(blocks, index, w, block, depth, step, panel, outs);
+void block_panel_depth(const BlockColumn& column, const float* w, const float* panel,
+                       float* outs) {
+  if (COUNT >= 4 && column.depth == 1) return block_panel_of<T, COUNT, 1>(column, w, panel, outs);
+  if (COUNT >= 4 && column.depth == 4) return block_panel_of<T, COUNT, 4>(column, w, panel, outs);
+  block_panel_of<T, COUNT, 0>(column, w, panel, outs);
 }
 
 template <int T>
-int block_panel_count(int count, long blocks, const int32_t* index, const float* w, long block,
-                      int depth, long step, const float* panel, float* outs) {
+int block_panel_count(int count, const BlockColumn& column, const float* w, const float* panel,
+                      float* outs) {
   // As many outs as the register file holds beside T vectors of x and one weight.
   constexpr int kMost = LANES == 16 ? (T == 1 ? 16 : T <= 3 ? 8 : 4) : (T == 1 ? 8 : T <= 3 ? 4 : 2);
-#define COUNT_CASE(C)                                                                     \
-  if (C <= kMost && count >= C) {                                                         \
-    block_panel_depth<T, C <= kMost ? C : 1>(blocks, index, w, block, depth, step, panel, outs); \
-    return C;                                                                             \
+#define COUNT_CASE(C)                                                   \
+  if (C <= kMost && count >= C) {                                       \
+    block_panel_depth<T, C <= kMost ? C : 1>(column, w, panel, outs);   \
+    return C;                                                           \
   }
   COUNT_CASE(16) COUNT_CASE(8) COUNT_CASE(4) COUNT_CASE(2)
 #undef COUNT_CASE
-  block_panel_depth<T, 1>(blocks, index, w, block, depth, step, panel, outs);
+  block_panel_depth<T, 1>(column, w, panel, outs);
   return 1;
 }
 
-void block_panel(int vectors, int count, long blocks, const int32_t* index, const float* w,
-                 long block, int depth, long step, const float* panel, float* outs) {
+void block_panel(int vectors, int count, const BlockColumn& column, const float* w,
+                 const float* panel, float* outs) {
+  const auto some = vectors == 1   ? block_panel_count<1>
+                    : vectors == 2 ? block_panel_count<2>
+                                   : block_panel_count<3>;
   while (count > 0) {
-    int done;
-    switch (vectors) {
-#define VECTORS_CASE(T)                                                                    \
-  case T:                                                                                  \
-    done = block_panel_count<T>(count, blocks, index, w, block, depth, step, panel, outs); \
-    break;
-      VECTORS_CASE(1)
-      VECTORS_CASE(2)
-      VECTORS_CASE(3)
-      VECTORS_CASE(4)
-      default: return;
-#undef VECTORS_CASE
-    }
+    const int done = some(count, column, w, panel, outs);
     count -= done;
     w += done;
     outs += (long)done * vectors * LANES;
@@ -102,11 +99,13 @@ void block_panel(int vectors, int count, long blocks, const int32_t* index, cons
 // CHAINS sums of each, so that none waits for the one before; low blocks follow each other
 // in them.
 template <class W, int ROWS, int NV, int DEPTH>
-KERNEL void block_rows_of(long blocks, const int32_t* index, const W* w, long block, int depth_,
-                          long step, const float* x, float* y, long ld) {
+KERNEL void block_rows_of(const BlockColumn column, const W* w, const float* x, float* y,
+                          long ld) {
   constexpr int CHAINS = ROWS * NV >= 8 ? 1 : 8 / (ROWS * NV);
   constexpr int BLOCKS = DEPTH && CHAINS > DEPTH ? CHAINS / DEPTH : 1;
-  const int depth = DEPTH ? DEPTH : depth_;
+  const long blocks = column.blocks, block = column.size, step = column.step;
+  const int32_t* index = column.index;
+  const int depth = DEPTH ? DEPTH : column.depth;
   Vec sum[CHAINS][ROWS][NV];
   UNROLL for (int u = 0; u < CHAINS; u++)
     UNROLL for (int r = 0; r < ROWS; r++)
@@ -155,17 +154,17 @@ constexpr int kRowsHeld = LANES == 16 ? 14 : 6;
 constexpr int kNarrowRows = LANES == 16 ? 28 : kRowsHeld;
 
 template <class W, int NV, int MOST>
-void block_rows_rows(int rows, long blocks, const int32_t* index, const W* w, long block, int depth,
-                     long step, const float* x, float* y, long ld) {
+void block_rows_rows(int rows, const BlockColumn& column, const W* w, const float* x, float* y,
+                     long ld) {
   switch (rows) {
-#define ROWS_CASE(R)                                                                          \
-  case R: {                                                                                   \
-    constexpr int ROWS = R <= MOST ? R : 1;                                                   \
-    constexpr bool kFew = ROWS * NV < 8; /* or the rows alone hide the latency */             \
-    const auto sum = kFew && depth == 1   ? block_rows_of<W, ROWS, NV, kFew ? 1 : 0>          \
-                     : kFew && depth == 4 ? block_rows_of<W, ROWS, NV, kFew ? 4 : 0>          \
-                                          : block_rows_of<W, ROWS, NV, 0>;                    \
-    return sum(blocks, index, w, block, depth, step, x, y, ld);                               \
+#define ROWS_CASE(R)                                                                     \
+  case R: {                                                                              \
+    constexpr int ROWS = R <= MOST ? R : 1;                                              \
+    constexpr bool kFew = ROWS * NV < 8; /* or the rows alone hide the latency */        \
+    const auto sum = kFew && column.depth == 1   ? block_rows_of<W, ROWS, NV, kFew ? 1 : 0> \
+                     : kFew && column.depth == 4 ? block_rows_of<W, ROWS, NV, kFew ? 4 : 0> \
+                                                 : block_rows_of<W, ROWS, NV, 0>;        \
+    return sum(column, w, x, y, ld);                                                     \
   }
     ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7)
     ROWS_CASE(8) ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) ROWS_CASE(13) ROWS_CASE(14)
@@ -177,32 +176,22 @@ void block_rows_rows(int rows, long blocks, const int32_t* index, const W* w, lo
 }
 
 template <class W>
-void block_rows_as(int rows, int vectors, long blocks, const int32_t* index, const W* w, long block,
-                   int depth, long step, const float* x, float* y, long ld) {
+void block_rows_as(int rows, int vectors, const BlockColumn& column, const W* w, const float* x,
+                   float* y, long ld) {
   constexpr int kNarrow = sizeof(W) == sizeof(float) ? kNarrowRows : kRowsHeld;
   while (vectors > 0) {
     if (vectors >= 2) {
-      block_rows_rows<W, 2, kRowsHeld>(rows, blocks, index, w, block, depth, step, x, y, ld);
+      block_rows_rows<W, 2, kRowsHeld>(rows, column, w, x, y, ld);
     } else {
-      block_rows_rows<W, 1, kNarrow>(rows, blocks, index, w, block, depth, step, x, y, ld);
+      block_rows_rows<W, 1, kNarrow>(rows, column, w, x, y, ld);
     }
     vectors -= 2, w += 2 * LANES, y += 2 * LANES;
   }
 }
 
-void block_rows(int dtype, int rows, int vectors, long blocks, const int32_t* index, const void* w,
-                long block, int depth, long step, const float* x, float* y, long ld) {
-  switch (dtype) {
-    case jaxsparse::kF32:
-      return block_rows_as(rows, vectors, blocks, index, static_cast<const float*>(w), block, depth,
-                           step, x, y, ld);
-    case jaxsparse::kBf16:
-      return block_rows_as(rows, vectors, blocks, index, static_cast<const Bf16*>(w), block, depth,
-                           step, x, y, ld);
-    default:
-      return block_rows_as(rows, vectors, blocks, index, static_cast<const int8_t*>(w), block,
-                           depth, step, x, y, ld);
-  }
+void block_rows(int dtype, int rows, int vectors, const BlockColumn& column, const void* w,
+                const float* x, float* y, long ld) {
+  with_values(dtype, w, [&](auto* w) { block_rows_as(rows, vectors, column, w, x, y, ld); });
 }
 
 }  // namespace

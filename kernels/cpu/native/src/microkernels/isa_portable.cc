@@ -1,4 +1,4 @@
 #define LANES 4
 #define TABLE kPortable
 #define TABLE_NAME "portable"
-#include "isa.inc"
+#include "microkernels/table-inl.h"

@@ -1,8 +1,16 @@
 // N:M products: few rows by the permuting kernel, many through tiles.
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 
-#include "tiles.h"
+#include "drivers/panels.h"
+#include "drivers/parallel.h"
+#include "drivers/products.h"
+#include "drivers/scratch.h"
+#include "drivers/tiles.h"
+#include "kernels.h"
 
 namespace jaxsparse {
 namespace {
@@ -88,8 +96,8 @@ void few_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
   const long even = n / pool.threads() / 16 * 16, fine = n / (pool.threads() * 8) / 128 * 128;
   const long strip = std::max<long>(16, std::max(std::min(128L, even), std::min(256L, fine)));
   parallel_for(pool, (n + strip - 1) / strip, [&](long i) {
-    k.nm_rows(w.dtype, w.n, w.m, (int)x.rows, w.groups(), n, i * strip,
-              std::min(n, (i + 1) * strip), w.values, w.positions, in.at, depth, y, n);
+    k.nm_rows(w.from(), {(int)x.rows, in.at, depth, y, n}, i * strip,
+              std::min(n, (i + 1) * strip));
   });
 }
 
@@ -114,7 +122,9 @@ void many_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
     const long n0 = i / shares * kTileColumns;
     const long p0 = i % shares * together, p1 = std::min(panels.count, p0 + together);
     const int columns = (int)std::min<long>(kTileColumns, n - n0);
-    const char* at = static_cast<const char*>(w.values) + n0 * dtype_bytes(w.dtype);
+    NmGroups from = w.from();
+    from.values = static_cast<const char*>(w.values) + n0 * dtype_bytes(w.dtype);
+    from.positions += n0;
     const size_t most = (size_t)kTileColumns * quads_of(whole);
     float* values = scratch().get<float>(kWeights, 4 * most);
     uint32_t* rows = scratch().get<uint32_t>(kRows, most);
@@ -125,7 +135,7 @@ void many_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
       const int count = (int)std::min<long>(whole, stored - t * whole);
       const NmTile tile{t * whole,    count,         quads_of(count), w.bits(),
                         w.per_word(), tile_rows - 1, base};
-      k.nm_quads(w.dtype, tile, at, w.positions + n0, n, columns, values, rows);
+      k.nm_quads(from, tile, columns, values, rows);
       for (long p = p0; p < p1; p++) {
         const float* next = p + 1 < p1 ? panels[p + 1] + t * tile_rows * width
                                        : panels[p0] + (t + 1) * tile_rows * width;

@@ -1,4 +1,6 @@
-#include "products.h"
+#include <cstdint>
+
+#include "drivers/products.h"
 
 namespace jaxsparse {
 

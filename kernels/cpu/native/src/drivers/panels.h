@@ -1,9 +1,12 @@
 // A batch packed into panels: panel p holds rows [p * width, ...) transposed.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+
+#include "drivers/parallel.h"
+#include "drivers/scratch.h"
 #include "kernels.h"
-#include "parallel.h"
-#include "scratch.h"
 
 namespace jaxsparse {
 

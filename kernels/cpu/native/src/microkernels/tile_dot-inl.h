@@ -1,11 +1,15 @@
 // The product of a tile of single weights: its rows of x stay in the first cache.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+#include "microkernels/simd.h"
 
 namespace {
 
 constexpr int kTileVectors = 4;
-
-// Without this the compiler turns neighbouring addresses into one long dependent chain.
-#define OPAQUE(p) asm("" : "+r"(p))
 
 // Panels of T vectors of L rows. CHAINS sums of a column hide the latency.
 template <int L, int T>

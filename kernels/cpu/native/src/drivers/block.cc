@@ -1,7 +1,14 @@
 // Block products: x @ W, dy @ W^T and the sampled x^T @ dy.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <vector>
 
-#include "products.h"
+#include "drivers/panels.h"
+#include "drivers/parallel.h"
+#include "drivers/products.h"
+#include "drivers/scratch.h"
+#include "kernels.h"
 
 namespace jaxsparse {
 namespace {
@@ -43,6 +50,9 @@ struct Sums {
 };
 
 long blocks_in(const Sums& s, long j) { return s.ptr[j + 1] - s.ptr[j]; }
+BlockColumn column_of(const Sums& s, long j) {
+  return {blocks_in(s, j), s.index + s.ptr[j], (long)s.depth * s.outs, s.depth, s.outs};
+}
 
 // begins of groups of block columns, few enough bytes for the cache and enough groups
 // for `shares` shares.
@@ -60,7 +70,6 @@ std::vector<long> group_columns(const Sums& s, long shares, long most_bytes) {
 void panel_columns(const Kernels& k, const Sums& s, long j0, long j1, const float* w,
                    const float* panel, int rows, int vectors, float* y) {
   const int width = vectors * k.lanes;
-  const long block = (long)s.depth * s.outs;
   float* outs = scratch().get<float>(kOuts, (size_t)2 * kStrip * width);
   long first = j0 * s.outs;  // the strip's first output
   int held = 0;
@@ -71,15 +80,14 @@ void panel_columns(const Kernels& k, const Sums& s, long j0, long j1, const floa
     held = 0;
   };
   for (long j = j0; j < j1; j++) {
-    const long blocks = blocks_in(s, j);
+    const BlockColumn column = column_of(s, j);
     for (int c = 0; c < s.outs; c += kStrip) {
       const int count = std::min(kStrip, s.outs - c);
-      k.block_panel(vectors, count, blocks, s.index + s.ptr[j], w + c, block, s.depth, s.outs,
-                    panel, outs + (long)held * width);
+      k.block_panel(vectors, count, column, w + c, panel, outs + (long)held * width);
       held += count;
       if (held >= kStrip) flush();
     }
-    w += blocks * block;
+    w += column.blocks * column.size;
   }
   if (held) flush();
 }
@@ -88,15 +96,15 @@ void panel_columns(const Kernels& k, const Sums& s, long j0, long j1, const floa
 // as part of a vector and the results need no transposing.
 void row_columns(const Kernels& k, const Sums& s, long j0, long j1, int dtype, const void* weights,
                  const float* packed, int width, int rows, float* y) {
-  const long block = (long)s.depth * s.outs, bytes = dtype_bytes(dtype);
   const char* w = static_cast<const char*>(weights);
   for (long j = j0; j < j1; j++) {
     const long kept = std::min<long>(s.outs, s.total - j * s.outs);
     const bool direct = kept == s.outs && rows == width;
     float* to = direct ? y + j * s.outs : scratch().get<float>(kOuts, (size_t)width * s.outs);
-    k.block_rows(dtype, width, s.outs / k.lanes, blocks_in(s, j), s.index + s.ptr[j], w, block,
-                 s.depth, s.outs, packed, to, direct ? s.total : s.outs);
-    w += blocks_in(s, j) * block * bytes;
+    const BlockColumn column = column_of(s, j);
+    k.block_rows(dtype, width, s.outs / k.lanes, column, w, packed, to,
+                 direct ? s.total : s.outs);
+    w += column.blocks * column.size * dtype_bytes(dtype);
     if (direct) continue;
     for (int r = 0; r < rows; r++)
       std::copy(to + (long)r * s.outs, to + (long)r * s.outs + kept, y + r * s.total + j * s.outs);

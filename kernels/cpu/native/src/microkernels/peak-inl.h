@@ -1,4 +1,8 @@
 // What a machine can do at most: sums that keep every multiplier busy, and plain reading.
+#pragma once
+
+#include "kernels.h"
+#include "microkernels/simd.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // Vectors of LANES floats by the compilers' vector extensions, so that one source
-// serves every instruction set. Included by the isa_*.cc files only: everything
+// serves every instruction set. Included by the microkernels only: everything
 // here has internal linkage, because a function compiled for AVX-512 must never be
 // the copy the linker keeps for a machine without it. For the same reason nothing
 // from the standard library's templates is used below this file.
@@ -7,6 +7,8 @@
 
 #include <cstdint>
 #include <cstring>
+
+#include "kernels.h"
 
 #ifndef LANES
 #error "an isa_*.cc file defines LANES before including this"
@@ -53,6 +55,9 @@ INLINE typename VecOf<L>::F splat(float s) {
   return s - typename VecOf<L>::F{};
 }
 
+// Without this the compiler turns neighbouring addresses into one long dependent chain.
+#define OPAQUE(p) asm("" : "+r"(p))
+
 INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
 // How weights are stored. Wide is what one weight becomes before it is multiplied.
@@ -66,6 +71,23 @@ INLINE float widen(Bf16 w) {
   float f;
   memcpy(&f, &u, 4);
   return f;
+}
+
+// Calls visit with the stored values as what they are. What visit calls had better be a KERNEL:
+// what it captures lies in memory, where every store of a vector might change it.
+template <class F>
+INLINE auto with_values(int dtype, const void* values, const F& visit) {
+  switch (dtype) {
+    case jaxsparse::kF32: return visit(static_cast<const float*>(values));
+    case jaxsparse::kBf16: return visit(static_cast<const Bf16*>(values));
+    default: return visit(static_cast<const int8_t*>(values));
+  }
+}
+// The same for rows, int32 where they are wide, else uint16.
+template <class F>
+INLINE auto with_rows(bool wide, const void* index, const F& visit) {
+  return wide ? visit(static_cast<const int32_t*>(index))
+              : visit(static_cast<const uint16_t*>(index));
 }
 
 INLINE Vec load_wide(const float* p) { return load(p); }

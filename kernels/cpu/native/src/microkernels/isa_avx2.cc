@@ -1,4 +1,4 @@
 #define LANES 8
 #define TABLE kAvx2
 #define TABLE_NAME "avx2"
-#include "isa.inc"
+#include "microkernels/table-inl.h"

@@ -1,8 +1,16 @@
 // Unstructured products from CSC.
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <optional>
 #include <vector>
 
-#include "tiles.h"
+#include "drivers/panels.h"
+#include "drivers/parallel.h"
+#include "drivers/products.h"
+#include "drivers/scratch.h"
+#include "drivers/tiles.h"
+#include "kernels.h"
 
 namespace jaxsparse {
 namespace {
@@ -30,7 +38,7 @@ bool cut_tile(const CscWeights& w, int columns, long low, long* at, const long* 
   const long bytes = dtype_bytes(w.dtype), row_bytes = w.wide_index ? 4 : 2;
   const long usual = (long)(kMostTileRows * density_of(w));
   uint16_t counts[kTileColumns];
-  k.csc_cut(w.wide_index, w.indices, columns, high, at, end, counts);
+  k.csc_cut(w.entries(), columns, high, at, end, counts);
   for (int c = 0; c < columns; c++) {
     // A column goes on where it ends here; the columns lie far apart.
     const long p = at[c] + counts[c];
@@ -40,8 +48,8 @@ bool cut_tile(const CscWeights& w, int columns, long low, long* at, const long* 
     for (long b = 0; b <= usual * row_bytes; b += 64) __builtin_prefetch(r + b, 0, 2);
   }
   order_by_count(counts, columns, tile->order, tile->counts);
-  const bool good = k.csc_copy(w.dtype, w.wide_index, w.indices, w.values, columns, tile->order,
-                               tile->counts, at, low, rows, values);
+  const bool good =
+      k.csc_copy(w.entries(), columns, tile->order, tile->counts, at, low, rows, values);
   for (int c = 0; c < columns; c++) at[c] += counts[c];
   return good;
 }
@@ -182,15 +190,14 @@ bool plain_dot(Pool& pool, const Matrix& x, const CscWeights& w, int width, floa
       return;
     }
     if (!panels) {
-      k.csc_panel(w.dtype, w.wide_index, 1, n0, n1, w.indptr, w.indices, w.values, x.at, y + n0);
+      k.csc_panel(w.entries(), 1, n0, n1, w.indptr, x.at, y + n0);
       return;
     }
     for (long p = 0; p < panels->count; p++) {
       for (long n = n0; n < n1; n += kTileColumns) {
         const long stop = std::min(n1, n + kTileColumns);
         float* outs = scratch().get<float>(kOuts, (size_t)kTileColumns * width, kVectorBytes);
-        k.csc_panel(w.dtype, w.wide_index, width, n, stop, w.indptr, w.indices, w.values,
-                    (*panels)[p], outs);
+        k.csc_panel(w.entries(), width, n, stop, w.indptr, (*panels)[p], outs);
         k.store_panel(outs, (int)(stop - n), width, panels->rows(p), y + p * width * w.n + n, w.n);
       }
     }

@@ -11,10 +11,10 @@
 #include <string>
 #include <utility>
 
+#include "drivers/panels.h"
+#include "drivers/parallel.h"
+#include "drivers/products.h"
 #include "kernels.h"
-#include "panels.h"
-#include "parallel.h"
-#include "products.h"
 
 namespace ffi = xla::ffi;
 

@@ -1,6 +1,14 @@
 // Tiles of single weights, cut from CSC.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "microkernels/simd.h"
 
 namespace {
+
+using jaxsparse::CscEntries;
 
 #if LANES == 16
 using LaneMask = __mmask16;
@@ -62,12 +70,10 @@ KERNEL void csc_cut_of(const Row* index, int columns, long high, const long* at,
   }
 }
 
-void csc_cut(bool wide_index, const void* index, int columns, long high, const long* at,
-             const long* end, uint16_t* counts) {
-  if (wide_index)
-    csc_cut_of(static_cast<const int32_t*>(index), columns, high, at, end, counts);
-  else
-    csc_cut_of(static_cast<const uint16_t*>(index), columns, high, at, end, counts);
+void csc_cut(const CscEntries& entries, int columns, long high, const long* at, const long* end,
+             uint16_t* counts) {
+  with_rows(entries.wide_index, entries.index,
+            [&](auto* index) { csc_cut_of(index, columns, high, at, end, counts); });
 }
 
 // Copies `count` entries; what lies past them is overwritten too. Returns the bits of rows
@@ -117,30 +123,13 @@ KERNEL bool csc_copy_of(const Row* index, const W* values, int columns, const ui
   return outside == 0;
 }
 
-template <class W>
-bool csc_copy_as(bool wide_index, const void* index, const W* values, int columns,
-                 const uint8_t* order, const uint16_t* counts, const long* at, long low,
-                 uint8_t* rows, float* to) {
-  return wide_index ? csc_copy_of(static_cast<const int32_t*>(index), values, columns, order,
-                                  counts, at, low, rows, to)
-                    : csc_copy_of(static_cast<const uint16_t*>(index), values, columns, order,
-                                  counts, at, low, rows, to);
-}
-
-bool csc_copy(int dtype, bool wide_index, const void* index, const void* values, int columns,
-              const uint8_t* order, const uint16_t* counts, const long* at, long low,
-              uint8_t* rows, float* to) {
-  switch (dtype) {
-    case jaxsparse::kF32:
-      return csc_copy_as(wide_index, index, static_cast<const float*>(values), columns, order,
-                         counts, at, low, rows, to);
-    case jaxsparse::kBf16:
-      return csc_copy_as(wide_index, index, static_cast<const Bf16*>(values), columns, order,
-                         counts, at, low, rows, to);
-    default:
-      return csc_copy_as(wide_index, index, static_cast<const int8_t*>(values), columns, order,
-                         counts, at, low, rows, to);
-  }
+bool csc_copy(const CscEntries& entries, int columns, const uint8_t* order,
+              const uint16_t* counts, const long* at, long low, uint8_t* rows, float* to) {
+  return with_values(entries.dtype, entries.values, [&](auto* values) {
+    return with_rows(entries.wide_index, entries.index, [&](auto* index) {
+      return csc_copy_of(index, values, columns, order, counts, at, low, rows, to);
+    });
+  });
 }
 
 }  // namespace

@@ -1,4 +1,10 @@
 // Transposing rows of x into panels and panels of results back into rows of y.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "microkernels/simd.h"
 
 namespace {
 
@@ -65,15 +71,15 @@ void store_panel(const float* outs, int columns, int width, int rows, float* y, 
 }
 
 template <class W>
-void widen_as(const W* from, long count, float* to) {
+KERNEL void widen_as(const W* from, long count, float* to) {
   long i = 0;
   for (; i + LANES <= count; i += LANES) store(to + i, load_wide(from + i));
   for (; i < count; i++) to[i] = widen(from[i]);
 }
 
 template <class W>
-void widen_transposed_as(const W* from, long step_from, int rows, int columns, float* to,
-                         long step_to) {
+KERNEL void widen_transposed_as(const W* from, long step_from, int rows, int columns, float* to,
+                                long step_to) {
   int r = 0;
   for (; r + LANES <= rows; r += LANES) {
     int c = 0;
@@ -93,26 +99,14 @@ void widen_transposed_as(const W* from, long step_from, int rows, int columns, f
 }
 
 void widen_any(int dtype, const void* from, long count, float* to) {
-  switch (dtype) {
-    case jaxsparse::kF32: return widen_as(static_cast<const float*>(from), count, to);
-    case jaxsparse::kBf16: return widen_as(static_cast<const Bf16*>(from), count, to);
-    default: return widen_as(static_cast<const int8_t*>(from), count, to);
-  }
+  with_values(dtype, from, [&](auto* from) { widen_as(from, count, to); });
 }
 
 void widen_transposed(int dtype, const void* from, long step_from, int rows, int columns, float* to,
                       long step_to) {
-  switch (dtype) {
-    case jaxsparse::kF32:
-      return widen_transposed_as(static_cast<const float*>(from), step_from, rows, columns, to,
-                                 step_to);
-    case jaxsparse::kBf16:
-      return widen_transposed_as(static_cast<const Bf16*>(from), step_from, rows, columns, to,
-                                 step_to);
-    default:
-      return widen_transposed_as(static_cast<const int8_t*>(from), step_from, rows, columns, to,
-                                 step_to);
-  }
+  with_values(dtype, from, [&](auto* from) {
+    widen_transposed_as(from, step_from, rows, columns, to, step_to);
+  });
 }
 
 }  // namespace

@@ -1,6 +1,15 @@
 // Unstructured weights straight from CSC, for a batch whose panels a cache holds.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+#include "microkernels/simd.h"
 
 namespace {
+
+using jaxsparse::CscEntries;
 
 // The u-th of a run of rows. Four of the narrow kind come by one load: loads are what
 // these loops are short of.
@@ -95,29 +104,13 @@ void csc_panel_as(int width, long n0, long n1, const int32_t* indptr, const Row*
 #undef WIDTH_CASE
 }
 
-template <class W>
-void csc_panel_typed(bool wide_index, int width, long n0, long n1, const int32_t* indptr,
-                     const void* index, const W* values, const float* panel, float* outs) {
-  if (wide_index) {
-    csc_panel_as(width, n0, n1, indptr, static_cast<const int32_t*>(index), values, panel, outs);
-  } else {
-    csc_panel_as(width, n0, n1, indptr, static_cast<const uint16_t*>(index), values, panel, outs);
-  }
-}
-
-void csc_panel(int dtype, bool wide_index, int width, long n0, long n1, const int32_t* indptr,
-               const void* index, const void* values, const float* panel, float* outs) {
-  switch (dtype) {
-    case jaxsparse::kF32:
-      return csc_panel_typed(wide_index, width, n0, n1, indptr, index,
-                             static_cast<const float*>(values), panel, outs);
-    case jaxsparse::kBf16:
-      return csc_panel_typed(wide_index, width, n0, n1, indptr, index,
-                             static_cast<const Bf16*>(values), panel, outs);
-    default:
-      return csc_panel_typed(wide_index, width, n0, n1, indptr, index,
-                             static_cast<const int8_t*>(values), panel, outs);
-  }
+void csc_panel(const CscEntries& entries, int width, long n0, long n1, const int32_t* indptr,
+               const float* panel, float* outs) {
+  with_values(entries.dtype, entries.values, [&](auto* values) {
+    with_rows(entries.wide_index, entries.index, [&](auto* index) {
+      csc_panel_as(width, n0, n1, indptr, index, values, panel, outs);
+    });
+  });
 }
 
 }  // namespace

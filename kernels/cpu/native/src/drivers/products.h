@@ -2,8 +2,12 @@
 // already checked (shapes, dtypes, pointers' ends).
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
+#include "drivers/panels.h"
+#include "drivers/parallel.h"
 #include "kernels.h"
-#include "panels.h"
 
 namespace jaxsparse {
 
@@ -28,6 +32,8 @@ struct CscWeights {
   const void* indices;    // uint16, or int32 where wide_index
   bool wide_index;
   long nnz;  // as for blocks
+
+  CscEntries entries() const { return {dtype, wide_index, indices, values}; }
 };
 
 // Values in strips of rows, by strip, then column, then row, under a bit for every place. The
@@ -54,6 +60,7 @@ struct NmWeights {
   const uint32_t* positions;  // (ceil(groups * n / per_word), columns)
 
   long groups() const { return (k + m - 1) / m; }
+  NmGroups from() const { return {dtype, n, m, groups(), n_columns, values, positions}; }
   int bits() const { return m <= 2 ? 1 : m <= 4 ? 2 : m <= 8 ? 3 : 4; }
   int per_word() const { return 32 / bits(); }
 };

@@ -1,7 +1,15 @@
 // Unstructured products from bitmaps.
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <cstring>
 
-#include "tiles.h"
+#include "drivers/panels.h"
+#include "drivers/parallel.h"
+#include "drivers/products.h"
+#include "drivers/scratch.h"
+#include "drivers/tiles.h"
+#include "kernels.h"
 
 namespace jaxsparse {
 namespace {
@@ -62,8 +70,9 @@ bool rows_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
           const long size = here.count * bytes;
           values = std::memcpy(scratch().get<char>(kWeights, size, kVectorBytes), values, size);
         }
-        if (!k.bitmap_dot(w.dtype, (int)rows, here.columns, w.words, here.bits, values, here.count,
-                          xs + s * w.strip(), ld, sums + (c * kTileColumns - n0) * rows)) {
+        const BitmapColumns from{here.columns, w.words, here.bits, w.dtype, values, here.count};
+        if (!k.bitmap_dot(from, (int)rows, xs + s * w.strip(), ld,
+                          sums + (c * kTileColumns - n0) * rows)) {
           good = false;
           return;
         }

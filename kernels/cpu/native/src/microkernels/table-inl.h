@@ -1,19 +1,15 @@
 // One instruction set's table. The including file defines LANES, TABLE and TABLE_NAME.
 #include "kernels.h"
-#include "simd.h"
-
-// Before what shares its panels.
-#include "tile_dot.inc"
-
-#include "bitmap.inc"
-#include "block.inc"
-#include "csc_tiles.inc"
-#include "nm.inc"
-#include "outer.inc"
-#include "panels.inc"
-#include "peak.inc"
-#include "quads.inc"
-#include "scattered.inc"
+#include "microkernels/bitmap-inl.h"
+#include "microkernels/block-inl.h"
+#include "microkernels/csc_panel-inl.h"
+#include "microkernels/csc_tiles-inl.h"
+#include "microkernels/nm_quads-inl.h"
+#include "microkernels/nm_rows-inl.h"
+#include "microkernels/outer-inl.h"
+#include "microkernels/panels-inl.h"
+#include "microkernels/peak-inl.h"
+#include "microkernels/tile_dot-inl.h"
 
 namespace jaxsparse {
 

@@ -1,7 +1,15 @@
 // Weights under bitmaps: a few rows of x times columns whose values are spread out to where
 // they belong, and the bits of a tile as the rows that tile_dot reads.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "microkernels/simd.h"
 
 namespace {
+
+using jaxsparse::BitmapColumns;
 
 // The rows of the bits set in a column, ascending, and how many.
 INLINE int rows_of_bits(const uint32_t* bits, int words, uint8_t* rows) {
@@ -56,11 +64,12 @@ long bitmap_rows(int columns, long stride, int words, const uint32_t* bits, uint
 #if LANES == 16
 // WORDS = 0: as many as `some` says.
 template <class W, int ROWS, int WORDS>
-KERNEL bool bitmap_dot_of(int columns, int some, const uint32_t* bits, const W* values,
-                          const W* end, const float* x, long ld, float* sums) {
+KERNEL bool bitmap_dot_of(const BitmapColumns from, const float* x, long ld, float* sums) {
   constexpr int CHAINS = ROWS == 1 ? 2 : 1;
-  const int words = WORDS > 0 ? WORDS : some;
-  for (int c = 0; c < columns; c++, bits += words, sums += ROWS) {
+  const int words = WORDS > 0 ? WORDS : from.words;
+  const uint32_t* bits = from.bits;
+  const W *values = static_cast<const W*>(from.values), *end = values + from.count;
+  for (int c = 0; c < from.columns; c++, bits += words, sums += ROWS) {
     long count = 0;
     UNROLL for (int i = 0; i < words; i++) count += __builtin_popcount(bits[i]);
     if (count > end - values) return false;
@@ -91,35 +100,22 @@ KERNEL bool bitmap_dot_of(int columns, int some, const uint32_t* bits, const W* 
   return values == end;
 }
 
-template <class W, int WORDS>
-bool bitmap_dot_as(int rows, int columns, int words, const uint32_t* bits, const void* from,
-                   long count, const float* x, long ld, float* sums) {
-  const W *values = static_cast<const W*>(from), *end = values + count;
+template <int WORDS, class W>
+bool bitmap_dot_as(const W*, const BitmapColumns& from, int rows, const float* x, long ld,
+                   float* sums) {
   switch (rows) {
-    case 1: return bitmap_dot_of<W, 1, WORDS>(columns, words, bits, values, end, x, ld, sums);
-    case 2: return bitmap_dot_of<W, 2, WORDS>(columns, words, bits, values, end, x, ld, sums);
-    case 3: return bitmap_dot_of<W, 3, WORDS>(columns, words, bits, values, end, x, ld, sums);
-    default: return bitmap_dot_of<W, 4, WORDS>(columns, words, bits, values, end, x, ld, sums);
+    case 1: return bitmap_dot_of<W, 1, WORDS>(from, x, ld, sums);
+    case 2: return bitmap_dot_of<W, 2, WORDS>(from, x, ld, sums);
+    case 3: return bitmap_dot_of<W, 3, WORDS>(from, x, ld, sums);
+    default: return bitmap_dot_of<W, 4, WORDS>(from, x, ld, sums);
   }
 }
 
-template <class W>
-bool bitmap_dot_typed(int rows, int columns, int words, const uint32_t* bits, const void* values,
-                      long count, const float* x, long ld, float* sums) {
-  const auto dot = words == 8 ? &bitmap_dot_as<W, 8> : &bitmap_dot_as<W, 0>;
-  return dot(rows, columns, words, bits, values, count, x, ld, sums);
-}
-
-bool bitmap_dot_any(int dtype, int rows, int columns, int words, const uint32_t* bits,
-                    const void* values, long count, const float* x, long ld, float* sums) {
-  switch (dtype) {
-    case jaxsparse::kF32:
-      return bitmap_dot_typed<float>(rows, columns, words, bits, values, count, x, ld, sums);
-    case jaxsparse::kBf16:
-      return bitmap_dot_typed<Bf16>(rows, columns, words, bits, values, count, x, ld, sums);
-    default:
-      return bitmap_dot_typed<int8_t>(rows, columns, words, bits, values, count, x, ld, sums);
-  }
+bool bitmap_dot_any(const BitmapColumns& from, int rows, const float* x, long ld, float* sums) {
+  return with_values(from.dtype, from.values, [&](auto* values) {
+    return from.words == 8 ? bitmap_dot_as<8>(values, from, rows, x, ld, sums)
+                           : bitmap_dot_as<0>(values, from, rows, x, ld, sums);
+  });
 }
 constexpr auto bitmap_dot = &bitmap_dot_any;
 #else

@@ -3,9 +3,15 @@
 // time, and serve every panel of the batch.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 
-#include "products.h"
+#include "drivers/panels.h"
+#include "drivers/parallel.h"
+#include "drivers/scratch.h"
+#include "kernels.h"
 
 namespace jaxsparse {
 

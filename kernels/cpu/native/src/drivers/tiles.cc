@@ -1,7 +1,15 @@
-#include "tiles.h"
+#include "drivers/tiles.h"
 
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <cstring>
 #include <numeric>
+
+#include "drivers/panels.h"
+#include "drivers/parallel.h"
+#include "drivers/scratch.h"
+#include "kernels.h"
 
 namespace jaxsparse {
 namespace {

@@ -1,4 +1,7 @@
 // The sampled product's kernel: sums of outer products over the batch.
+#pragma once
+
+#include "microkernels/simd.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
 #define LANES 16
 #define TABLE kAvx512
 #define TABLE_NAME "avx512"
-#include "isa.inc"
+#include "microkernels/table-inl.h"

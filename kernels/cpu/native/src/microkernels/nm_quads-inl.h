@@ -1,5 +1,13 @@
 // N:M for many rows: four entries of a column side by side, so that one load brings four
 // weights and another their rows.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+#include "microkernels/simd.h"
+#include "microkernels/tile_dot-inl.h"
 
 namespace {
 
@@ -34,8 +42,10 @@ INLINE int slot_of(int c) {
 }
 
 template <class W>
-void nm_quads_as(const jaxsparse::NmTile& tile, const W* values, const uint32_t* positions,
-                 long columns, int width, float* to, uint32_t* rows) {
+KERNEL void nm_quads_as(const jaxsparse::NmGroups& groups, const jaxsparse::NmTile& tile,
+                 const W* values, int width, float* to, uint32_t* rows) {
+  const uint32_t* positions = groups.positions;
+  const long columns = groups.columns;
   constexpr int kWidth = jaxsparse::kTileColumns;
   const uint32_t mask = (1u << tile.bits) - 1;
   for (long r = 0; r < tile.count; r += tile.per_word) {
@@ -79,19 +89,10 @@ void nm_quads_as(const jaxsparse::NmTile& tile, const W* values, const uint32_t*
   }
 }
 
-void nm_quads(int dtype, const jaxsparse::NmTile& tile, const void* values,
-              const uint32_t* positions, long columns, int width, float* to, uint32_t* rows) {
-  switch (dtype) {
-    case jaxsparse::kF32:
-      return nm_quads_as(tile, static_cast<const float*>(values), positions, columns, width, to,
-                         rows);
-    case jaxsparse::kBf16:
-      return nm_quads_as(tile, static_cast<const Bf16*>(values), positions, columns, width, to,
-                         rows);
-    default:
-      return nm_quads_as(tile, static_cast<const int8_t*>(values), positions, columns, width, to,
-                         rows);
-  }
+void nm_quads(const jaxsparse::NmGroups& from, const jaxsparse::NmTile& tile, int width,
+              float* to, uint32_t* rows) {
+  with_values(from.dtype, from.values,
+              [&](auto* values) { nm_quads_as(from, tile, values, width, to, rows); });
 }
 
 KERNEL void quads_dot(int columns, int quads, const float* values, const uint32_t* rows,
