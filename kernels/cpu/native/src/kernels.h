@@ -14,6 +14,9 @@ namespace jaxsparse {
 enum Dtype { kF32 = 0, kBf16 = 1, kI8 = 2 };
 
 inline long dtype_bytes(int dtype) { return dtype == kF32 ? 4 : dtype == kBf16 ? 2 : 1; }
+inline const void* from_value(const void* values, int dtype, long i) {
+  return static_cast<const char*>(values) + i * dtype_bytes(dtype);
+}
 
 // Rows of a batch that the row-wise block kernel holds in registers, at most.
 constexpr int kMostRows = 28;

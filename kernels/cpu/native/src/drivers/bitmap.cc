@@ -23,16 +23,15 @@ constexpr int kMostParts = 2;
 struct StripChunk {
   int columns;
   const uint32_t* bits;
-  const char* values;
   long begin, count;  // of the values
+  const void* values;
 
   StripChunk(const BitmapWeights& w, long s, long c)
       : columns((int)std::min<long>(kTileColumns, w.n - c * kTileColumns)),
         bits(w.bits + (s * w.n + c * kTileColumns) * w.words),
-        values(static_cast<const char*>(w.values) +
-               w.starts[s * w.chunks() + c] * dtype_bytes(w.dtype)),
         begin(w.starts[s * w.chunks() + c]),
-        count(w.starts[s * w.chunks() + c + 1] - begin) {}
+        count(w.starts[s * w.chunks() + c + 1] - begin),
+        values(from_value(w.values, w.dtype, begin)) {}
 };
 
 // Whether the bits below row k are all zero: only they could name rows that are not there.
@@ -137,7 +136,7 @@ class BitmapCutter {
       found += k.bitmap_rows(here.columns, w_.words, words, here.bits + p * words, counts_[p],
                              rows_ + p * kEntries);
     if (found != here.count) return false;
-    values_ = reinterpret_cast<const float*>(here.values);
+    values_ = static_cast<const float*>(here.values);
     if (widened_) {
       k.widen(w_.dtype, here.values, here.count, widened_);
       values_ = widened_;
@@ -157,11 +156,7 @@ class BitmapCutter {
 struct BitmapTiles : Scattered {
   const BitmapWeights& w;
 
-  explicit BitmapTiles(const BitmapWeights& w) : w(w) {
-    k = w.k;
-    n = w.n;
-    tile_rows = (int)w.strip();
-  }
+  explicit BitmapTiles(const BitmapWeights& w) : Scattered{w.k, w.n, (int)w.strip()}, w(w) {}
 
   bool prepare(long n0, long, long t0, long t1, Chunk* out) const override {
     const long chunk = n0 / kTileColumns;

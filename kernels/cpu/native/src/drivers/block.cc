@@ -94,9 +94,8 @@ void panel_columns(const Kernels& k, const Sums& s, long j0, long j1, const floa
 
 // The same row-wise, where a block is one vector or pairs of them wide: every weight is loaded
 // as part of a vector and the results need no transposing.
-void row_columns(const Kernels& k, const Sums& s, long j0, long j1, int dtype, const void* weights,
+void row_columns(const Kernels& k, const Sums& s, long j0, long j1, int dtype, const void* w,
                  const float* packed, int width, int rows, float* y) {
-  const char* w = static_cast<const char*>(weights);
   for (long j = j0; j < j1; j++) {
     const long kept = std::min<long>(s.outs, s.total - j * s.outs);
     const bool direct = kept == s.outs && rows == width;
@@ -104,7 +103,7 @@ void row_columns(const Kernels& k, const Sums& s, long j0, long j1, int dtype, c
     const BlockColumn column = column_of(s, j);
     k.block_rows(dtype, width, s.outs / k.lanes, column, w, packed, to,
                  direct ? s.total : s.outs);
-    w += column.blocks * column.size * dtype_bytes(dtype);
+    w = from_value(w, dtype, column.blocks * column.size);
     if (direct) continue;
     for (int r = 0; r < rows; r++)
       std::copy(to + (long)r * s.outs, to + (long)r * s.outs + kept, y + r * s.total + j * s.outs);
@@ -168,10 +167,9 @@ void dot_rows(Pool& pool, const Matrix& x, const BlockWeights& w, const Sums& s,
   const bool as_is = rows == 1 && depth == x.columns;
   const float* packed = as_is ? x.at : Panels(pool, x, depth, rows)[0];
   const auto begins = group_columns(s, pool.threads() * 16, kFewRowsBytes);
-  const long block = (long)w.bk * w.bn, bytes = dtype_bytes(w.dtype);
   parallel_for(pool, (long)begins.size() - 1, [&](long g) {
-    const char* values = static_cast<const char*>(w.values) + w.indptr[begins[g]] * block * bytes;
-    row_columns(k, s, begins[g], begins[g + 1], w.dtype, values, packed, rows, rows, y);
+    row_columns(k, s, begins[g], begins[g + 1], w.dtype, w.from(w.indptr[begins[g]]), packed, rows,
+                rows, y);
   });
 }
 
@@ -185,11 +183,9 @@ const char* dot(Pool& pool, const Matrix& x, const BlockWeights& w, float* y) {
     dot_rows(pool, x, w, s, y);
     return nullptr;
   }
-  const long block = (long)w.bk * w.bn, bytes = dtype_bytes(w.dtype);
   const float* stored = w.dtype == kF32 ? static_cast<const float*>(w.values) : nullptr;
   const auto prepare = [&](long j, float* to) {
-    const char* from = static_cast<const char*>(w.values) + w.indptr[j] * block * bytes;
-    k.widen(w.dtype, from, blocks_in(s, j) * block, to);
+    k.widen(w.dtype, w.from(w.indptr[j]), blocks_in(s, j) * w.block(), to);
   };
   dot_panels(pool, x, s, w.block_rows() * w.bk, stored, prepare, y);
   return nullptr;
@@ -211,12 +207,9 @@ const char* dot_transposed(Pool& pool, const Matrix& dy, const BlockWeights& w, 
     }
   }
   const Sums s{rows, ptr.data(), index.data(), w.bn, w.bk, w.k};
-  const long block = (long)w.bk * w.bn, bytes = dtype_bytes(w.dtype);
   const auto prepare = [&](long i, float* to) {
-    for (long e = ptr[i]; e < ptr[i + 1]; e++, to += block) {
-      const char* from = static_cast<const char*>(w.values) + position[e] * block * bytes;
-      k.widen_transposed(w.dtype, from, w.bn, w.bk, w.bn, to, w.bk);
-    }
+    for (long e = ptr[i]; e < ptr[i + 1]; e++, to += w.block())
+      k.widen_transposed(w.dtype, w.from(position[e]), w.bn, w.bk, w.bn, to, w.bk);
   };
   dot_panels(pool, dy, s, columns * w.bn, nullptr, prepare, dx);
   return nullptr;
@@ -225,7 +218,7 @@ const char* dot_transposed(Pool& pool, const Matrix& dy, const BlockWeights& w, 
 const char* sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWeights& w,
                     float* out) {
   const Kernels& k = kernels();
-  const long batch = x.rows, rows = w.block_rows(), block = (long)w.bk * w.bn;
+  const long batch = x.rows, rows = w.block_rows(), block = w.block();
   std::fill(out + w.indptr[w.block_columns()] * block, out + w.nnz * block, 0.f);
   // Every block row of x as one contiguous (batch, bk) array.
   float* xs = scratch().get<float>(kInput, (size_t)rows * w.bk * batch);

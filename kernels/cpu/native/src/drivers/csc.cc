@@ -59,11 +59,8 @@ struct CscTiles : Scattered {
   const CscWeights& w;
   const Row* index;
 
-  explicit CscTiles(const CscWeights& w) : w(w), index(static_cast<const Row*>(w.indices)) {
-    k = w.k;
-    n = w.n;
-    tile_rows = kMostTileRows;
-  }
+  explicit CscTiles(const CscWeights& w)
+      : Scattered{w.k, w.n, kMostTileRows}, w(w), index(static_cast<const Row*>(w.indices)) {}
 
   // Column c's first entry of tile t, were the column sorted. What is out of range belongs
   // to the first tile or the last, where it is found out.

@@ -20,11 +20,7 @@ constexpr long kFewRows = 40;
 
 struct NmTiles : Scattered {
   const NmWeights& w;
-  explicit NmTiles(const NmWeights& w) : w(w) {
-    k = w.k;
-    n = w.n_columns;
-    tile_rows = 64;
-  }
+  explicit NmTiles(const NmWeights& w) : Scattered{w.k, w.n_columns, 64}, w(w) {}
 
   int tile_entries() const { return tile_rows / w.m * w.n; }  // of one column of a whole tile
   long stored_rows() const { return w.groups() * w.n; }
@@ -50,10 +46,8 @@ struct NmTiles : Scattered {
   void fill(long n0, int columns, long r0, int count, uint8_t* rows, float* values) const {
     const int per_word = w.per_word(), bits = w.bits();
     const uint32_t mask = (1u << bits) - 1;
-    const long bytes = dtype_bytes(w.dtype);
-    kernels().widen_transposed(
-        w.dtype, static_cast<const char*>(w.values) + (r0 * n + n0) * bytes, n, count, columns,
-        values, count);
+    kernels().widen_transposed(w.dtype, from_value(w.values, w.dtype, r0 * n + n0), n, count,
+                               columns, values, count);
     int base = 0, in_group = 0;
     for (int i = 0; i < count; i++) {
       const uint32_t* words = w.positions + (r0 + i) / per_word * n + n0;
@@ -123,7 +117,7 @@ void many_rows(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
     const long p0 = i % shares * together, p1 = std::min(panels.count, p0 + together);
     const int columns = (int)std::min<long>(kTileColumns, n - n0);
     NmGroups from = w.from();
-    from.values = static_cast<const char*>(w.values) + n0 * dtype_bytes(w.dtype);
+    from.values = from_value(w.values, w.dtype, n0);
     from.positions += n0;
     const size_t most = (size_t)kTileColumns * quads_of(whole);
     float* values = scratch().get<float>(kWeights, 4 * most);

@@ -20,6 +20,8 @@ struct BlockWeights {
   const int32_t* indices;
   long nnz;  // stored; those from indptr's end on are room to spare
 
+  long block() const { return (long)bk * bn; }
+  const void* from(long e) const { return from_value(values, dtype, e * block()); }
   long block_rows() const { return (k + bk - 1) / bk; }
   long block_columns() const { return (n + bn - 1) / bn; }
 };

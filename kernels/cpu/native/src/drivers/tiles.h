@@ -67,8 +67,9 @@ inline void order_by_count(const uint16_t* counts, int columns, uint8_t* order,
 // A kind of scattered weights. `prepare` cuts tiles [t0, t1) of columns [n0, n1) and
 // returns false where an index is out of order or out of range.
 struct Scattered {
-  long k, n;
-  int tile_rows;
+  const long k, n;
+  const int tile_rows;
+  Scattered(long k, long n, int tile_rows) : k(k), n(n), tile_rows(tile_rows) {}
   virtual ~Scattered() = default;
   virtual bool prepare(long n0, long n1, long t0, long t1, Chunk* chunk) const = 0;
   // out[entry] = c[row within tile t][column], for the entries of columns [n0, n1). Called for
