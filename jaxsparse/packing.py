@@ -107,6 +107,9 @@ def pack_params(
 ) -> Tree:
     """Packs every leaf that a rule names, each by the rule's own pattern.
 
+    `sparsify` runs a model on the tree. To train it, take it apart by `split_packed`:
+    where values belong is integers, which `jax.grad` of the whole tree refuses.
+
     Args:
       params: any Flax or plain tree.
       masks: `{"slash/path": mask}` or a tree like `params` with None where dense;
