@@ -7,8 +7,9 @@ import numpy as np
 
 from jaxsparse import indices
 from jaxsparse.groups import Block
+from jaxsparse.held import hold
 from jaxsparse.kernels.layouts import BlockLayout
-from jaxsparse.packed import Packed, hold
+from jaxsparse.packed import Packed
 from jaxsparse.storages import register
 
 
@@ -23,14 +24,6 @@ class BlockSparse(Packed):
         values[indptr[j]:indptr[j + 1]], and from indptr[-1] on there is only spare room.
       rows: (nnz,) int32, the block rows, strictly increasing within a column.
       block: (bk, bn).
-      view: the shape (K, N), or the View of a kernel of another shape.
-      scales: (N,), for int8 values: W = values * scales.
-      held: (ceil(values / 32),) uint32, a bit for every value that was masked within a
-        block and stays zero in training; None where there is none.
-
-    Raises:
-      ValueError: for indices out of range or out of order, and shapes that do
-        not fit (checked where the arrays are concrete).
     """
 
     values: Any

@@ -19,58 +19,28 @@ def by_column(tiles: Any, kept: Any, xp: Any) -> tuple[dict[str, Any], Callable[
       kept: bool (stack, rows, columns), on the host.
 
     Returns:
-      values, indptr and rows by name; and a function that stores other tiles in the same places.
-    """
-    # Slices of a stack keep different numbers; the largest makes room for all.
-    # A weight that keeps nothing has room for one: orbax stores no empty array.
-    room = max(1, *(int(k.sum()) for k in kept))
-    index = [column_index(k, room) for k in kept]
-    indptr, rows = (np.stack([i[part] for i in index]) for part in (0, 1))
-    columns = np.stack([expand_columns(i, room) for i in indptr])
-    spare = columns == kept.shape[2]
-    stack = np.arange(len(kept))[:, None]
-
-    def place(tiles, xp):
-        if not tiles.size:  # no tile to fill the room for one with
-            return xp.zeros((len(kept), room, *tiles.shape[3:]), tiles.dtype)
-        values = tiles[stack, rows, np.where(spare, 0, columns)]
-        return xp.where(
-            spare.reshape(*spare.shape, *[1] * (values.ndim - 2)),
-            xp.zeros((), values.dtype),
-            values,
-        )
-
-    return {"values": place(tiles, xp), "indptr": indptr, "rows": rows}, place
-
-
-def column_index(kept: np.ndarray, room: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Compresses a boolean grid by columns.
-
-    Args:
-      kept: of shape (rows, columns).
-      room: length of the returned rows, at least as many as are kept.
-
-    Returns:
-      indptr (columns + 1,) and rows (room,), int32. Column j keeps
+      By name values (stack, room, *tile), indptr (stack, columns + 1) and rows (stack, room),
+      int32; and a function that stores other tiles in the same places. Column j keeps
       rows[indptr[j]:indptr[j + 1]], ascending; what is over is 0.
 
     Raises:
       ValueError: more are kept than pointers of 32 bits can count.
     """
-    check_count(kept)
-    _, rows = np.nonzero(kept.T)
-    indptr = np.zeros(kept.shape[1] + 1, np.int32)
-    np.cumsum(kept.sum(axis=0), out=indptr[1:])
-    padded = np.zeros(len(rows) if room is None else room, np.int32)
-    padded[: len(rows)] = rows
-    return indptr, padded
+    for mask in kept:
+        check_count(mask)
+    # Slices of a stack keep different numbers; the largest makes room for all.
+    # A weight that keeps nothing has room for one: orbax stores no empty array.
+    room = max(1, *(int(mask.sum()) for mask in kept))
 
+    def place(tiles, xp):
+        found = [t.swapaxes(0, 1)[mask.T] for t, mask in zip(tiles, kept, strict=True)]
+        edge = [(0, 0)] * (found[0].ndim - 1)
+        return xp.stack([xp.pad(f, [(0, room - len(f)), *edge]) for f in found])
 
-def expand_columns(indptr: np.ndarray, room: int) -> np.ndarray:
-    """The column of every entry, and the number of columns for spare room."""
-    columns = np.full(room, len(indptr) - 1, np.int32)
-    columns[: indptr[-1]] = np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
-    return columns
+    indptr = np.zeros((len(kept), kept.shape[2] + 1), np.int32)
+    np.cumsum(kept.sum(axis=1), axis=1, out=indptr[:, 1:])
+    rows = np.broadcast_to(np.arange(kept.shape[1], dtype=np.int32)[:, None], kept.shape)
+    return {"values": place(tiles, xp), "indptr": indptr, "rows": place(rows, np)}, place
 
 
 def check_count(kept: np.ndarray) -> None:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsparse.held import hold
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.nm import NM
-from jaxsparse.packed import Packed, hold
+from jaxsparse.packed import Packed
 from jaxsparse.storages import register
 
 
@@ -23,16 +24,8 @@ class NMSparse(Packed):
       positions: uint32 (words, ceil(N/columns)); see `NMLayout` for the bits.
       n: weights stored in a group.
       m: inputs in a group.
-      view: the shape (K, N), or the View of a kernel of another shape.
       columns: consecutive outputs that share their positions. With all of them,
         the product is one dense product with the columns of x it needs.
-      scales: (N,), for int8 values: W = values * scales.
-      held: (ceil(values / 32),) uint32, a bit for every value that was masked within a
-        group and stays zero in training; None where there is none.
-
-    Raises:
-      ValueError: for positions out of range or named twice in a group, and
-        shapes that do not fit (checked where the arrays are concrete).
     """
 
     values: Any

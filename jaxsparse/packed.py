@@ -27,13 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxsparse.held import WORD, learned, zero_where
 from jaxsparse.kernels.layouts import Layout
 from jaxsparse.patterns import Pattern
 from jaxsparse.rules import Sealed
 from jaxsparse.views import View
 
 SHORT_ROWS = 65536  # rows below this fit into uint16
-WORD = 32  # bits of a word of `held`
 OPTIONAL = ("scales", "held")  # arrays that most packed weights do not have
 MAX_AXIS = 2**31 - 1  # indices are int32
 MAX_SIZE = 2**45  # beyond any memory; far below where sizes in bytes overflow
@@ -42,21 +42,30 @@ MAX_SIZE = 2**45  # beyond any memory; far below where sizes in bytes overflow
 class Packed(Sealed):
     """What the packed weights have in common. Construct one of the subclasses.
 
-    A storage of your own is a frozen dataclass with the fields values, view and scales, its
-    index arrays, and ints or pairs of them besides; `storages.register` makes it a pytree.
-    It answers `layout` and `store`, and where it can `check_index` and `draw`.
-
     Attributes:
+      values: the numbers stored; None in a structure.
+      view: the shape (K, N), or the View of a kernel of another shape.
+      scales: (N,), for int8 values: W = values * scales; None for others.
+      held: (ceil(values / 32),) uint32, a bit for every value that was masked within what is
+        stored together and stays zero in training; None where there is none.
       stores: the pattern whose weights `pack` stores in this class, None for a class that
         only another one's `store` answers with.
       index_arrays: the arrays that say where the values belong, and what dtypes they may have.
       array_names: of all arrays, set when the class is registered.
+
+    Raises:
+      ValueError: for indices out of range or out of order, and shapes that do not fit
+        (checked where the arrays are concrete).
+
+    A storage of your own is a frozen dataclass with the fields values, view and scales, its
+    index arrays, and ints or pairs of them besides; `storages.register` makes it a pytree.
+    It answers `layout` and `store`, and where it can `check_index` and `draw`.
     """
 
     opened = "js.unpack_params(params) would work"
-    values: Any  # None in a structure
-    scales: Any  # None unless quantized
-    held: Any = None  # bits of the values that stay zero, where there are any
+    values: Any
+    scales: Any
+    held: Any = None
     view: View
     stores: ClassVar[type[Pattern] | None] = None
     index_arrays: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -144,7 +153,7 @@ class Packed(Sealed):
         """The same places with other values; what a mask left out there stays zero."""
         arrays = jax.Array | np.ndarray
         if isinstance(values, arrays) and isinstance(self.held, arrays):
-            values = _zero_where(self.held, values)
+            values = zero_where(self.held, values)
         return self.replace(values=values)
 
     @property
@@ -152,7 +161,7 @@ class Packed(Sealed):
         """The values; no gradient passes through this to those that stay zero."""
         if self.held is None or not jnp.issubdtype(self.values.dtype, jnp.floating):
             return self.values
-        return _learned(self.values, self.held)
+        return learned(self.values, self.held)
 
     def replace(self, **fields) -> Self:
         """A copy with other fields; nothing is checked."""
@@ -271,43 +280,6 @@ class Packed(Sealed):
 
     def _describe(self) -> str:
         return f"[{self.density:.1%}]"
-
-
-def hold(lost: np.ndarray) -> dict[str, np.ndarray]:
-    """Bits of the values that stay zero: uint32 words (..., ceil(size / 32)), lowest first.
-
-    Args:
-      lost: boolean (stack, *values_shape).
-
-    Returns:
-      `held` by its name; nothing where no value is lost.
-    """
-    if not lost.any():
-        return {}
-    flat = lost.reshape(len(lost), -1)
-    flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % WORD)))
-    return {"held": np.packbits(flat, axis=1, bitorder="little").view("<u4")}
-
-
-def _zero_where(held, values):
-    stack = held.shape[:-1]
-    bits = (jnp.asarray(held)[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1 == 1
-    shape = values.shape[len(stack) :]
-    bits = bits.reshape(*stack, -1)[..., : math.prod(shape)].reshape(values.shape)
-    return jnp.where(bits, jnp.zeros((), values.dtype), values)
-
-
-# Nothing in a forward pass: the values held are zero already.
-@jax.custom_jvp
-def _learned(values, held):
-    del held
-    return values
-
-
-@_learned.defjvp
-def _learned_jvp(primals, tangents):
-    values, held = primals
-    return _learned(values, held), _zero_where(held, tangents[0])  # for the next derivative too
 
 
 def rebuild(kind: type[Any], fields: Mapping[str, Any]) -> Any:

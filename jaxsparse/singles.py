@@ -26,12 +26,6 @@ class CSC(Packed):
         from indptr[-1] on there is only spare room.
       rows: (nnz,) int32, or uint16 where K is at most 65536; strictly
         increasing within a column.
-      view: the shape (K, N), or the View of a kernel of another shape.
-      scales: (N,), for int8 values: W = values * scales.
-
-    Raises:
-      ValueError: for indices out of range or out of order, and shapes that do
-        not fit (checked where the arrays are concrete).
     """
 
     values: Any
@@ -78,12 +72,6 @@ class Bitmap(Packed):
         starts[-1] on there is only spare room.
       bits: uint32 (strips, N, words); see `BitmapLayout`.
       nnz: how many values are stored; a structure without values knows it too.
-      view: the shape (K, N), or the View of a kernel of another shape.
-      scales: (N,), for int8 values: W = values * scales.
-
-    Raises:
-      ValueError: for bits outside the weight, starts that do not count them, and
-        shapes that do not fit (checked where the arrays are concrete).
     """
 
     values: Any
@@ -105,19 +93,14 @@ class Bitmap(Packed):
         if not _pays(room, flat.shape[1:]):
             return CSC.store(flat, kept, xp, pattern=pattern, columns=columns)
         layout = BitmapLayout(flat.shape[1:], room)
-        place = np.zeros((2, len(kept), room), np.int64)
-        spare = np.ones((len(kept), room), bool)
-        index = []
-        for stack, mask in enumerate(kept):
+        parts = []
+        for matrix, mask in zip(flat, kept, strict=True):
             indices.check_count(mask)
-            index.append(layout.encode(mask))
-            strip, column, row = np.nonzero(layout.by_strips(mask))
-            place[:, stack, : len(row)] = strip * layout.strip + row, column
-            spare[stack, : len(row)] = False
-        values = flat[np.arange(len(kept))[:, None], place[0], place[1]]
-        values = xp.where(spare, xp.zeros((), values.dtype), values)
-        starts, bits = (np.stack(arrays) for arrays in zip(*index, strict=True))
-        return cls, {"values": values, "starts": starts, "bits": bits}, {"nnz": room}
+            values = layout.by_strips(matrix)[layout.by_strips(mask)]
+            parts.append((xp.pad(values, (0, room - len(values))), *layout.encode(mask)))
+        values, starts, bits = zip(*parts, strict=True)
+        index = {"starts": np.stack(starts), "bits": np.stack(bits)}
+        return cls, {"values": xp.stack(values)} | index, {"nnz": room}
 
     @classmethod
     def draw(cls, key, view, pattern, sparsity):

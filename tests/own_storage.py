@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
+from jaxsparse.held import hold
 from jaxsparse.kernels.layouts import Layout
-from jaxsparse.packed import Packed, hold
+from jaxsparse.packed import Packed
 from jaxsparse.storages import register
 
 

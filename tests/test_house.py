@@ -51,7 +51,7 @@ for folder, names in {
     "patterns": "patterns groups views nm rules",
     "pruning": "prune pruned masking choosers scores movement schedules "
     "distributions regrowth regularizers overlap",
-    "packed": "packed block_sparse singles nm_sparse packing indices quantize storages fields "
+    "packed": "packed held block_sparse singles nm_sparse packing indices quantize storages fields "
     "serialization",
     "products": "primitives partitioning sparse_dot standins sparsify convolution products "
     "traced_axes sights factors",
