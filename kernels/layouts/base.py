@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, DTypeLike, Int, Num
+from jaxtyping import Array, DTypeLike, Int, Shaped
 
 STRIPS = 8  # columns of a dense gradient are at hand an eighth at a time
 
@@ -51,45 +51,45 @@ class Layout:
         """Weights stored, the multiplications that one row of x costs."""
         return math.prod(self.values_shape)
 
-    def todense(self, values: Num[Array, "..."], *index: Array) -> Num[Array, "K N"]:
+    def todense(self, values: Shaped[Array, "..."], *index: Array) -> Shaped[Array, "K N"]:
         """W; what is not stored is zero."""
         raise NotImplementedError
 
-    def gather(self, dense: Num[Array, "K N"], *index: Array) -> Num[Array, "..."]:
+    def gather(self, dense: Shaped[Array, "K N"], *index: Array) -> Shaped[Array, "..."]:
         """The entries of a dense matrix at the places of the values."""
         values = jax.ShapeDtypeStruct(self.values_shape, dense.dtype)
         return jax.linear_transpose(lambda v: self.todense(v, *index), values)(dense)[0]
 
     def take_inputs(
-        self, values: Num[Array, "..."], *index: Array, ids: Int[Array, "L"]
-    ) -> Num[Array, "L N"]:
+        self, values: Shaped[Array, "..."], *index: Array, ids: Int[Array, "L"]
+    ) -> Shaped[Array, "L N"]:
         """Rows of W."""
         return self.todense(values, *index)[ids]
 
     def take_outputs(
-        self, values: Num[Array, "..."], *index: Array, ids: Int[Array, "L"]
-    ) -> Num[Array, "L K"]:
+        self, values: Shaped[Array, "..."], *index: Array, ids: Int[Array, "L"]
+    ) -> Shaped[Array, "L K"]:
         """Columns of W."""
         return self.todense(values, *index).T[ids]
 
     def product(
         self,
-        x: Num[Array, "M KorN"],
-        values: Num[Array, "..."],
+        x: Shaped[Array, "M KorN"],
+        values: Shaped[Array, "..."],
         *index: Array,
         transpose: bool,
         to: DTypeLike,
-    ) -> Num[Array, "M NorK"]:
+    ) -> Shaped[Array, "M NorK"]:
         """x @ W, or x @ Wᵀ when `transpose`, summed in the dtype `to`."""
         return dot(x, self.todense(values, *index), (1, 1 if transpose else 0), to)
 
     def sampled(
-        self, x: Num[Array, "M K"], g: Num[Array, "M N"], *index: Array, to: DTypeLike
-    ) -> Num[Array, "..."]:
+        self, x: Shaped[Array, "M K"], g: Shaped[Array, "M N"], *index: Array, to: DTypeLike
+    ) -> Shaped[Array, "..."]:
         """xᵀ @ g at the places of the values, summed in the dtype `to`."""
         return self.gather(dot(x, g, (0, 0), to), *index)
 
-    def reach(self, x: Num[Array, "M KorN"], side: int) -> Num[Array, "M _"]:
+    def reach(self, x: Shaped[Array, "M KorN"], side: int) -> Shaped[Array, "M _"]:
         """x with zero columns after its own, where the last blocks reach over the edge.
 
         `side` is 0 for x of K columns, 1 for one of N.

@@ -68,7 +68,9 @@ class BitmapLayout(Layout):
         dense = module_of(dense).pad(dense, ((0, missing), (0, 0)))
         return dense.reshape(self.strips, self.strip, dense.shape[1]).swapaxes(1, 2)
 
-    def chunk_counts(self, kept: Bool[Array | np.ndarray, "strips N strip"]) -> Int[Array, "_"]:
+    def chunk_counts(
+        self, kept: Shaped[Array | np.ndarray, "strips N strip"]
+    ) -> Int[Array | np.ndarray, "parts"]:
         """What every chunk of columns of every strip keeps."""
         xp = module_of(kept)
         counts = xp.sum(kept, axis=2, dtype=np.int32)
