@@ -9,7 +9,7 @@ from jaxsparse.choosers import ChoiceContext, Chooser
 from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
 from jaxsparse.groups import Block, Channel
 from jaxsparse.kernels import implementations
-from jaxsparse.masking import PruneState, apply_masks, mask_params, masked, masks
+from jaxsparse.masking import apply_masks, mask_params, masked
 from jaxsparse.movement import importance_threshold, movement
 from jaxsparse.nm import NM
 from jaxsparse.nm_sparse import NMSparse
@@ -53,6 +53,7 @@ from jaxsparse.scores import (
 from jaxsparse.singles import CSC, Bitmap
 from jaxsparse.sparse_dot import sparse_dot
 from jaxsparse.sparsify import sparsify
+from jaxsparse.state import PruneState, masks
 from jaxsparse.storage import load_safetensors, save_safetensors
 from jaxsparse.traced_axes import read_axes
 from jaxsparse.trees import leaves_by_path

@@ -40,7 +40,12 @@ class Distribution:
         distribution that is fixed beforehand does not look at them.
         """
         del scores
-        return {path: _own(schedule, step, targets[path], spec) for path, spec in specs.items()}
+        kept = {}
+        for path, spec in specs.items():
+            dropped = schedule.share(step, targets[path], spec.units, spec.pattern.max_sparsity)
+            left = spec.units - dropped.low.astype(jnp.int32)
+            kept[path] = jnp.broadcast_to(left, spec.view.batch_shape)
+        return kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +87,7 @@ class _Global(Distribution):
         return super().fill(sparsity, specs)
 
     def kept(self, schedule, step, targets, specs, scores):
-        joint = {path: s for path, s in specs.items() if _fillable(s)}
+        joint = {path: s for path, s in specs.items() if known_target(s) is None}
         alone = {path: s for path, s in specs.items() if path not in joint}
         kept = super().kept(schedule, step, targets, alone, scores)
         if joint:
@@ -194,7 +199,7 @@ def targets_of(
     specs: Mapping[str, LeafSpec], sparsity: float | None, distribution: Distribution
 ) -> dict[str, float]:
     """`targets` for rules that are resolved already."""
-    rest = [spec for spec in specs.values() if _fillable(spec)]
+    rest = [spec for spec in specs.values() if known_target(spec) is None]
     if sparsity is not None:
         check_sparsity("sparsity", sparsity)
         found = distribution.fill(sparsity, rest) if rest else {}
@@ -205,11 +210,8 @@ def targets_of(
             f"no sparsity for leaf {rest[0].path!r}: neither its rule names one nor prune; "
             "Rule(..., sparsity=0.9) or prune(..., sparsity=0.9) would work"
         )
-    return found | {
-        path: known
-        for path, spec in specs.items()
-        if (known := known_target(spec)) is not None and path not in found
-    }
+    known = {path: known_target(spec) for path, spec in specs.items()}
+    return found | {path: target for path, target in known.items() if target is not None}
 
 
 def known_target(spec: LeafSpec) -> float | None:
@@ -217,10 +219,6 @@ def known_target(spec: LeafSpec) -> float | None:
     if spec.sparsity is None and spec.pattern.fixed:
         return spec.pattern.max_sparsity
     return spec.sparsity
-
-
-def _fillable(spec: LeafSpec) -> bool:
-    return known_target(spec) is None
 
 
 def _check_sizes(specs: Sequence[LeafSpec]) -> None:
@@ -231,12 +229,6 @@ def _check_sizes(specs: Sequence[LeafSpec]) -> None:
             "global_ ranks groups against each other, so they must be of one size, "
             f"but their entries are {listed}; uniform() or erk() would work"
         )
-
-
-def _own(schedule: Schedule, step: Array, target: float, spec: LeafSpec) -> Int[Array, "*batch"]:
-    dropped = schedule.share(step, target, spec.units, spec.pattern.max_sparsity)
-    kept = spec.units - dropped.low.astype(jnp.int32)
-    return jnp.broadcast_to(kept, spec.view.batch_shape)
 
 
 def _relative_density(spec: LeafSpec) -> float:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Int, Shaped
 
-from jaxsparse.patterns import GroupMask
 from jaxsparse.rules import Sealed, describe
+from jaxsparse.state import has_masks, masks
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
 NEED_PARAMS = "{name} needs the parameters: call update(grads, state, params)"
@@ -22,70 +22,6 @@ NEED_PARAMS = "{name} needs the parameters: call update(grads, state, params)"
 # Leaves (path and shape) whose masks a forward pass has seen in this process. It
 # decides whether `prune` warns, and nothing else.
 _seen: set[tuple[str, tuple[int, ...]]] = set()
-
-
-class PruneState(NamedTuple):
-    """State of `prune`.
-
-    Attributes:
-      count: optimizer steps done.
-      masks: GroupMask by slash path, in force until the next update; leaves that
-        no rule names do not appear.
-      score: the score's own state, `()` for scores without.
-      threshold: what the schedule remembers: tau_0 of `importance_threshold`, what a
-        `Chooser` of your own returns, `()` for every other.
-    """
-
-    count: Int[Array, ""]
-    masks: dict[str, GroupMask]
-    score: Any
-    threshold: Any
-
-
-# optax.tree.map_params initialises with a placeholder: a leaf where our state has a
-# tree says that nothing in it has the shape of the parameters.
-MAP_PARAMS = PruneState(*[jax.ShapeDtypeStruct((), jnp.int32)] * 4)  # pyright: ignore
-
-
-def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
-    """Returns the masks in force, expanded to the shapes of the weights.
-
-    Args:
-      opt_state: any optax state with one or more PruneStates in it, however deep;
-        an `nnx.Optimizer`, its `opt_state` and a `TrainState` too.
-      params: give them to get a tree like them, None where dense.
-
-    Returns:
-      `{"slash/path": bool mask}`, True is kept, or the tree.
-
-    Raises:
-      ValueError: without a PruneState, and on a leaf in two of them.
-    """
-    found, states = {}, _prune_states(opt_state)
-    if not states:
-        raise ValueError(
-            "no PruneState in the optimizer's state; a chain that begins with prune(...), or "
-            "pruned(optimizer, prune(...)), has one"
-        )
-    for state in states:
-        for path, mask in nnx.as_pure(state.masks).items():
-            if path in found:
-                raise ValueError(f"leaf {path!r} is pruned twice: it is in two PruneStates")
-            found[path] = mask.expand()
-    if params is None:
-        return found
-    everything = dict.fromkeys(leaves_by_path(params))
-    return replace_by_path(params, everything | found)
-
-
-def has_masks(tree: Tree) -> bool:
-    """Whether `masks` finds something to read in a tree."""
-    return bool(_prune_states(tree))
-
-
-def _prune_states(tree: Tree) -> list[PruneState]:
-    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, PruneState))
-    return [node for node in nodes if isinstance(node, PruneState)]
 
 
 def next_count(count: Int[Array, ""]) -> Int[Array, ""]:

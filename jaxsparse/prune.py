@@ -28,9 +28,7 @@ from jaxsparse.choosers import (
 )
 from jaxsparse.distributions import Distribution, as_distribution
 from jaxsparse.masking import (
-    MAP_PARAMS,
     NEED_PARAMS,
-    PruneState,
     mask_tree,
     next_count,
     warn_unless_masked,
@@ -46,6 +44,7 @@ from jaxsparse.scores import (
     leaves_of,
     pool_scores,
 )
+from jaxsparse.state import MAP_PARAMS, PruneState
 from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
 

@@ -1,6 +1,7 @@
 """`pruned`, the reference form: one optimizer, exact zeros after every step."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -10,9 +11,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool
 
-from jaxsparse.masking import NEED_PARAMS, has_masks, masks, select, zero_masked
+from jaxsparse.masking import NEED_PARAMS, select, zero_masked
 from jaxsparse.prune import NEEDS_RAW, RawPruner
 from jaxsparse.rules import describe
+from jaxsparse.state import has_masks, masks
 from jaxsparse.trees import Tree, flatten, leaves_by_path, replace_by_path
 
 FIRST_MOMENTS = ("mu", "m", "trace", "momentum", "ema")
@@ -131,7 +133,7 @@ def _reset(state: Tree, params: Tree, regrown: dict[str, Bool[Array, "..."]], wh
         if which == "first" and tree.rpartition("/")[2] not in FIRST_MOMENTS:
             continue
         for target, mask in regrown.items():
-            path = _join(tree, target)
+            path = f"{tree}/{target}".removeprefix("/")
             if path in leaves and jnp.shape(leaves[path]) == mask.shape:
                 cleared[path] = select(~mask, leaves[path], 0)
     return replace_by_path(state, cleared)
@@ -156,16 +158,8 @@ def _trees_like(params: Tree, state: Tree) -> list[str]:
         found = {path for path, hole in entries if not hole}
         holes = {path for path, hole in entries if hole}
         missing = wanted - found
-        # A hole may stand for a whole subtree.
-        return found <= wanted and all(not holes.isdisjoint(_prefixes(p)) for p in missing)
+        # A hole may stand for a whole subtree: for paths of which its own is a beginning.
+        begun = (itertools.accumulate(path.split("/"), "{}/{}".format) for path in missing)
+        return found <= wanted and not any(map(holes.isdisjoint, begun))
 
     return [tree for tree, entries in below.items() if like(entries)]
-
-
-def _prefixes(path: str) -> list[str]:
-    parts = path.split("/")
-    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-
-
-def _join(tree: str, path: str) -> str:
-    return "/".join(part for part in (tree, path) if part)

@@ -1,8 +1,9 @@
 """Penalties that prepare weights for pruning, as optax transforms."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
@@ -11,7 +12,7 @@ from jaxsparse.masking import NEED_PARAMS, next_count
 from jaxsparse.patterns import widen
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.scores import gradients_of, leaves_of
-from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
+from jaxsparse.trees import leaves_by_path, replace_by_path
 
 
 class ProxGroupLassoState(NamedTuple):
@@ -37,14 +38,13 @@ def add_group_lasso(alpha: float, rules: Sequence[Rule]) -> optax.GradientTransf
       ValueError: on a negative alpha, bad rules, n:m rules (they have no groups),
         and at update without parameters.
     """
-    _check(alpha, "add_group_lasso")
 
     def penalty(weight, spec):
         weight = widen(weight)
         norms = spec.expand(spec.pool(weight, "l2"))
         return jnp.where(norms > 0, weight / jnp.where(norms > 0, norms, 1), 0)
 
-    return _add(alpha, rules, penalty, "add_group_lasso", _grouped)
+    return _add("add_group_lasso", alpha, rules, penalty, grouped=True)
 
 
 def add_l1(alpha: float, rules: Sequence[Rule]) -> optax.GradientTransformationExtraArgs:
@@ -57,8 +57,7 @@ def add_l1(alpha: float, rules: Sequence[Rule]) -> optax.GradientTransformationE
     Raises:
       ValueError: on a negative alpha, bad rules, and at update without parameters.
     """
-    _check(alpha, "add_l1")
-    return _add(alpha, rules, lambda w, spec: jnp.sign(widen(w)), "add_l1", _any_pattern)
+    return _add("add_l1", alpha, rules, lambda w, spec: jnp.sign(widen(w)), grouped=False)
 
 
 def prox_group_lasso(
@@ -82,83 +81,71 @@ def prox_group_lasso(
       ValueError: on a negative alpha, bad rules, n:m rules (they have no groups),
         and at update without parameters.
     """
-    _check(alpha, "prox_group_lasso")
-    rules = check_rules(rules)
 
-    def init(params):
-        if leaves_by_path(params):  # optax.tree.map_params passes none
-            _grouped(rules, params, "prox_group_lasso")
-        return ProxGroupLassoState(jnp.zeros((), jnp.int32))
-
-    def update(updates, state, params=None, **extra):
-        del extra
-        if params is None:
-            raise ValueError(NEED_PARAMS.format(name="prox_group_lasso"))
-        specs = _grouped(rules, params, "prox_group_lasso")
-        weights, changes = leaves_of(params, specs), gradients_of(updates, specs)
+    def shrunk(weight, change, spec, state):
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        proposed = widen(weight) + widen(change)
+        norms = spec.pool(proposed, "l2")
+        size = spec.pool(jnp.ones_like(proposed, norms.dtype), "sum")
+        # A norm of zero divides into infinity, and the group stays at zero.
+        factor = jnp.maximum(0, 1 - rate * alpha * jnp.sqrt(size) / norms)
+        factor = spec.expand(jnp.where(norms > 0, factor, 0))
+        moved = jnp.where(factor > 0, factor * proposed, 0) - widen(weight)
+        return moved.astype(jnp.promote_types(change.dtype, weight.dtype))
 
-        def shrunk(path, spec):
-            proposed = widen(weights[path]) + widen(changes[path])
-            norms = spec.pool(proposed, "l2")
-            size = spec.pool(jnp.ones_like(proposed, norms.dtype), "sum")
-            # A norm of zero divides into infinity, and the group stays at zero.
-            factor = jnp.maximum(0, 1 - rate * alpha * jnp.sqrt(size) / norms)
-            factor = spec.expand(jnp.where(norms > 0, factor, 0))
-            change = jnp.where(factor > 0, factor * proposed, 0) - widen(weights[path])
-            return change.astype(jnp.promote_types(changes[path].dtype, weights[path].dtype))
-
-        new = {path: shrunk(path, spec) for path, spec in specs.items()}
-        return replace_by_path(updates, new), ProxGroupLassoState(next_count(state.count))
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    start = ProxGroupLassoState(jnp.zeros((), jnp.int32))
+    return _transform("prox_group_lasso", alpha, rules, shrunk, start, grouped=True)
 
 
 def _add(
+    name: str,
     alpha: float,
     rules: Sequence[Rule],
     penalty: Callable[[Array, LeafSpec], Array],
-    name: str,
-    find: Callable[[tuple[Rule, ...], Tree, str], dict[str, LeafSpec]],
+    grouped: bool,
 ) -> optax.GradientTransformationExtraArgs:
+    def added(weight, grad, spec, state):
+        del state
+        return grad + (alpha * penalty(weight, spec)).astype(grad.dtype)
+
+    return _transform(name, alpha, rules, added, optax.EmptyState(), grouped)
+
+
+def _transform(
+    name: str,
+    alpha: float,
+    rules: Sequence[Rule],
+    change: Callable[[Array, Array, LeafSpec, Any], Array],
+    start: Any,
+    grouped: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """The transform of (weight, update, spec, state) -> update, for the leaves of the rules."""
+    if isinstance(alpha, int | float) and alpha < 0:
+        raise ValueError(f"{name}: alpha={alpha} is negative")
     rules = check_rules(rules)
+
+    def find(params) -> dict[str, LeafSpec]:
+        specs = resolve(rules, params)
+        for path, spec in specs.items():
+            if grouped and spec.pattern.fixed:
+                raise ValueError(
+                    f"{name}: {spec.pattern} on {path!r} has no groups to shrink; a rule with "
+                    "Block(4, 1) or add_l1 would work"
+                )
+        return specs
 
     def init(params):
         if leaves_by_path(params):  # optax.tree.map_params passes none
-            find(rules, params, name)
-        return optax.EmptyState()
+            find(params)
+        return start
 
     def update(updates, state, params=None, **extra):
         del extra
         if params is None:
             raise ValueError(NEED_PARAMS.format(name=name))
-        specs = find(rules, params, name)
-        weights, grads = leaves_of(params, specs), gradients_of(updates, specs)
-        new = {
-            path: grads[path] + (alpha * penalty(weights[path], spec)).astype(grads[path].dtype)
-            for path, spec in specs.items()
-        }
-        return replace_by_path(updates, new), state
+        specs = find(params)
+        weights, changes = leaves_of(params, specs), gradients_of(updates, specs)
+        new = {p: change(weights[p], changes[p], spec, state) for p, spec in specs.items()}
+        return replace_by_path(updates, new), jax.tree.map(next_count, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _any_pattern(rules: tuple[Rule, ...], params: Tree, name: str) -> dict[str, LeafSpec]:
-    del name
-    return resolve(rules, params)
-
-
-def _grouped(rules: tuple[Rule, ...], params: Tree, name: str) -> dict[str, LeafSpec]:
-    specs = resolve(rules, params)
-    for path, spec in specs.items():
-        if spec.pattern.fixed:
-            raise ValueError(
-                f"{name}: {spec.pattern} on {path!r} has no groups to shrink; a rule with "
-                "Block(4, 1) or add_l1 would work"
-            )
-    return specs
-
-
-def _check(alpha: float, name: str) -> None:
-    if isinstance(alpha, int | float) and alpha < 0:
-        raise ValueError(f"{name}: alpha={alpha} is negative")

@@ -165,10 +165,8 @@ def as_schedule(schedule: Any) -> Schedule:
     """The schedule, `given` of a number; a TypeError on anything else."""
     if isinstance(schedule, Schedule):
         return schedule
-    if isinstance(schedule, int | float):
-        return given(schedule)
-    if isinstance(schedule, jax.Array | np.ndarray | np.generic):
-        return given(jnp.asarray(schedule))
+    if isinstance(schedule, int | float | jax.Array | np.ndarray | np.generic):
+        return given(schedule if isinstance(schedule, int | float) else jnp.asarray(schedule))
     raise TypeError(
         f"prune: {schedule!r} is no schedule; cubic(begin=0, end=1000), a float or an array "
         "would work"

@@ -49,7 +49,7 @@ def modules() -> dict[str, pathlib.Path]:
 PLACES = {}
 for folder, names in {
     "patterns": "patterns groups views nm rules",
-    "pruning": "prune pruned masking choosers scores movement schedules "
+    "pruning": "prune pruned state masking choosers scores movement schedules "
     "distributions regrowth regularizers overlap",
     "packed": "packed held block_sparse singles nm_sparse packing indices quantize storages fields "
     "serialization",
