@@ -145,7 +145,7 @@ def _has_modules(tree: Tree) -> bool:
 
 @contextlib.contextmanager
 def _masked_variables(
-    modules: Tree, found: dict[str, Bool[Array | np.ndarray, "..."]]
+    modules: Tree, found: dict[str, Shaped[Array | np.ndarray, "..."]]
 ) -> Iterator[None]:
     """Masks the modules' own variables meanwhile, so that other changes to them survive."""
     variables = {
@@ -164,14 +164,14 @@ def _masked_variables(
             variables[path].set_raw_value(stored[path])
 
 
-def mask_tree(tree: Tree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]]) -> Tree:
+def mask_tree(tree: Tree, masks: Mapping[str, Shaped[Array | np.ndarray, "..."]]) -> Tree:
     """`mask_params` of gradients or of anything else that no forward pass sees."""
     pairs = pair_masks(tree, masks)
     return replace_by_path(tree, {p: select(mask, leaf, 0) for p, (mask, leaf) in pairs.items()})
 
 
 def pair_masks(
-    params: Tree, masks: Mapping[str, Bool[Array | np.ndarray, "..."]]
+    params: Tree, masks: Mapping[str, Shaped[Array | np.ndarray, "..."]]
 ) -> dict[str, tuple[Any, Any]]:
     """Returns {path: (mask, leaf)} for every mask; what does not fit is an error that says so."""
     leaves = leaves_by_path(params)

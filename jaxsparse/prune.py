@@ -163,8 +163,7 @@ def prune(
             updates = mask_tree(updates, {p: mask.expand() for p, mask in state.masks.items()})
         return updates, PruneState(next_count(step), _hold(groups, specs), memory, threshold)
 
-    kind = RawPruner if chooser.raw else optax.GradientTransformationExtraArgs
-    return kind(init, update)
+    return (RawPruner if chooser.raw else optax.GradientTransformationExtraArgs)(init, update)
 
 
 def compute_masks(

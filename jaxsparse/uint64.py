@@ -7,7 +7,7 @@ where float32 is not.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, UInt
+from jaxtyping import Array, Integer, UInt
 
 WORD = 0xFFFFFFFF
 
@@ -43,7 +43,7 @@ class UInt64(NamedTuple):
         return jnp.where(self.high > 0, jnp.uint32(WORD), self.low)
 
 
-def product(a: UInt[Array, "..."], b: UInt[Array, "..."] | int) -> UInt64:
+def product(a: Integer[Array, "..."], b: Integer[Array, "..."] | int) -> UInt64:
     """Returns the exact product of two uint32, by 16-bit halves."""
     a, b = jnp.asarray(a, jnp.uint32), jnp.asarray(b, jnp.uint32)
     a_high, a_low, b_high, b_low = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
