@@ -51,8 +51,8 @@ class ChoiceContext(NamedTuple):
 class Chooser:
     """When masks change, and to what; a subclass of your own is a schedule for `prune`.
 
-    It says `updates_at` and `choose`; the rest has defaults. A frozen dataclass without
-    arrays among its fields keeps `optax.inject_hyperparams` from tracing it.
+    It says `updates_at` and `choose`; the rest has defaults. Like a schedule it is not
+    callable, so that `optax.inject_hyperparams` leaves it alone.
 
     Attributes:
       raw: whether what is masked may come back as it was, so that the stored weights must

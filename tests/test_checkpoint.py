@@ -295,3 +295,12 @@ def test_a_killed_process_leaves_a_checkpoint_that_loads(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         step, state = checkpointer.restore_latest({"w": jnp.zeros(200_000)})
     assert reached - 2 <= step <= reached + 1 and (state["w"] == step).all()
+
+
+def test_orbax_is_imported_when_it_is_asked_for():
+    program = (
+        "import sys, jaxsparse; before = 'orbax.checkpoint' in sys.modules; "
+        "print(before, jaxsparse.checkpoint.__name__, 'orbax.checkpoint' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert shown.stdout.split() == ["False", "jaxsparse.checkpoint", "True"], shown.stderr

@@ -31,9 +31,10 @@ def test_nm_takes_no_threshold():
 
 
 def test_a_users_own_keeps_what_it_says():
-    tx = js.pruned(optax.sgd(0.0), js.prune(ANY, schedule=AboveMean(END)))
-    _, state = step_of(tx)(W, tx.init(W))
-    np.testing.assert_array_equal(js.masks(state)["w"], np.asarray(W["w"]) >= 8.5)
+    for make in (js.prune, optax.inject_hyperparams(js.prune)):
+        tx = js.pruned(optax.sgd(0.0), make(ANY, schedule=AboveMean(END)))
+        _, state = jax.jit(step_of(tx))(W, tx.init(W))
+        np.testing.assert_array_equal(js.masks(state)["w"], np.asarray(W["w"]) >= 8.5)
 
 
 @dataclasses.dataclass(frozen=True)
