@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse import jaxprs
+from jaxsparse import control, jaxprs
 from jaxsparse.factors import VIEWS, stranger
 from jaxsparse.sights import ENDS, Product, Sight, Value
 from jaxsparse.trees import Tree, flatten
@@ -54,21 +54,16 @@ class Traced:
 
     def __init__(self, fn: Callable[..., Any], params: Tree, args: Sequence[Any]):
         paths = [path for path, _ in flatten(params)]
-        leaves, tree = jax.tree.flatten((params, tuple(args)))
-        self._output: Any = None
-        self._arrays = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
-
-        self._names = [paths[i] if i < len(paths) else None for i in self._arrays]
-
-        def flat(*arrays):
-            given = dict(zip(self._arrays, arrays, strict=True))
-            params, args = tree.unflatten([given.get(i, leaf) for i, leaf in enumerate(leaves)])
-            outputs, self._output = jax.tree.flatten(fn(params, *args))
-            return outputs
-
+        leaves, tree = jax.tree.flatten((params, args))
+        places = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+        self._arrays = [leaves[i] for i in places]
+        self._names = [paths[i] if i < len(paths) else None for i in places]
         # Shapes without shardings: with explicit axes the types would name the mesh.
-        self._shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self._arrays.values()]
-        self._program = jaxprs.opened(jax.make_jaxpr(flat)(*self._shapes))
+        self._shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self._arrays]
+        shapes = dict(zip(places, self._shapes, strict=True))
+        self._program, self._output = jaxprs.trace(
+            lambda given: fn(given[0], *given[1]), tree, leaves, shapes
+        )
 
     def read(self, reader: "Reader") -> Iterable[Product]:
         """The products that a reader finds, without running anything."""
@@ -77,8 +72,7 @@ class Traced:
 
     def run(self, reader: "Reader") -> Any:
         """What the function returns."""
-        arrays = list(self._arrays.values())
-        results = evaluate(self._program, reader, self._names, arrays)
+        results = evaluate(self._program, reader, self._names, self._arrays)
         return jax.tree.unflatten(self._output, results)
 
 
@@ -104,7 +98,7 @@ def _is_array(leaf):
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
-class Reader(jaxprs.Evaluator):
+class Reader(control.Evaluator):
     """One evaluation of a program.
 
     Attributes:

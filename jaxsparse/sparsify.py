@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 import jaxsparse.kernels as kernels
-from jaxsparse import jaxprs
+from jaxsparse import control, jaxprs
 from jaxsparse.convolution import convolution
 from jaxsparse.factors import VIEWS
 from jaxsparse.packed import is_packed
@@ -77,31 +77,20 @@ def sparsify(
     def wrapped(*args, **kwargs):
         leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_packed)
         paths = [path for path, _ in flatten((args, kwargs), is_packed)]
-        dynamic = [i for i, leaf in enumerate(leaves) if is_packed(leaf) or _is_array(leaf)]
-        output_tree = None
-
-        def flat(*arrays):
-            nonlocal output_tree
-            given = dict(zip(dynamic, arrays, strict=True))
-            args, kwargs = jax.tree.unflatten(
-                tree, [given.get(i, leaf) for i, leaf in enumerate(leaves)]
-            )
-            outputs, output_tree = jax.tree.flatten(function(*args, **kwargs))
-            return outputs
-
-        shapes = [
-            jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype)
-            if is_packed(leaves[i])
-            else leaves[i]
-            for i in dynamic
-        ]
-        program = jax.make_jaxpr(flat)(*shapes)
+        given = {i: leaf for i, leaf in enumerate(leaves) if is_packed(leaf) or _is_array(leaf)}
+        shapes = {
+            i: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_packed(leaf) else leaf
+            for i, leaf in given.items()
+        }
+        program, output_tree = jaxprs.trace(
+            lambda called: function(*called[0], **called[1]), tree, leaves, shapes
+        )
         operands = [
-            StandIn.of(leaves[i], _name(paths[i])) if is_packed(leaves[i]) else leaves[i]
-            for i in dynamic
+            StandIn.of(leaf, _name(paths[i])) if is_packed(leaf) else leaf
+            for i, leaf in given.items()
         ]
         run = _Run(implementation, on_dense)
-        outputs = jaxprs.walk(jaxprs.opened(program), operands, run.visit)
+        outputs = jaxprs.walk(program, operands, run.visit)
         return jax.tree.unflatten(output_tree, [run.returned(output) for output in outputs])
 
     return wrapped
@@ -117,7 +106,7 @@ def _name(path):
     return rest[0] if rest else f"argument {argument}"
 
 
-class _Run(jaxprs.Evaluator):
+class _Run(control.Evaluator):
     """One evaluation of a program with stand-ins among its values."""
 
     def __init__(self, implementation, on_dense):

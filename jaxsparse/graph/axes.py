@@ -10,7 +10,7 @@ made to agree is pinned, which means that its channels stay where they are.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, SupportsIndex
 
 import numpy as np
@@ -44,28 +44,72 @@ class Cause:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """Part of an axis: index = offset + sum of (index of the atom) * stride.
+class Factor:
+    """What one factor of a piece indexes.
 
     Attributes:
-      offset: where it begins.
-      factors: (atom, size, stride), major to minor.
+      group: number of the group in `Channels.groups`, None if pinned; of `Terms.pieces` the
+        atom.
+      size: how many channels.
+      stride: distance of two neighbours on the axis.
+      cause: why it is pinned; None if it is free.
+    """
+
+    group: int | None
+    size: int
+    stride: int
+    cause: Cause | None = None
+
+    @property
+    def atom(self) -> int:
+        """The atom, in what `Terms.pieces` returns."""
+        assert self.group is not None
+        return self.group
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Part of an axis: position = offset + sum of (channel of a factor) * stride.
+
+    Most axes are one piece with one factor. Heads and head_dim in one axis are two
+    factors; query, key and value side by side are three pieces.
+
+    Attributes:
+      offset: position where it begins.
+      factors: major to minor.
     """
 
     offset: int
-    factors: tuple[tuple[int, int, int], ...]
+    factors: tuple[Factor, ...]
+
+    @property
+    def size(self) -> int:
+        """Positions of the axis in it."""
+        return math.prod(factor.size for factor in self.factors)
 
     def grid(self) -> Int[np.ndarray, "..."]:
         """Positions on the axis, one dimension for every factor."""
-        grid = np.full([size for _, size, _ in self.factors], self.offset)
-        for i, (_, size, stride) in enumerate(self.factors):
-            grid = grid + along(i, grid.ndim, np.arange(size) * stride)
+        return self.at([np.arange(factor.size) for factor in self.factors])
+
+    def at(self, channels: Sequence[Int[np.ndarray, "_"]]) -> Int[np.ndarray, "..."]:
+        """Positions of some channels of every factor, one dimension for every factor."""
+        grid = np.full([len(c) for c in channels], self.offset)
+        for i, (chosen, factor) in enumerate(zip(channels, self.factors, strict=True)):
+            grid = grid + along(i, grid.ndim, chosen * factor.stride)
         return grid
 
 
 def along(i: int, rank: int, vector: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, "..."]:
     """A vector as an array of some rank that varies along axis i only."""
     return vector.reshape([-1 if k == i else 1 for k in range(rank)])
+
+
+def outer(vectors: Sequence[Bool[np.ndarray, " size"]]) -> Bool[np.ndarray, "..."]:
+    """True where all of some vectors are, each along its own axis."""
+    grid = np.ones([len(vector) for vector in vectors], bool)
+    for i, vector in enumerate(vectors):
+        grid &= along(i, grid.ndim, vector)
+    return grid
 
 
 def others(i: int, rank: int) -> tuple[int, ...]:
@@ -159,7 +203,8 @@ class Terms:
         """The term as a list of pieces made of atoms; pinned terms count as atoms."""
         term = self.find(term)
         if self._cause[term] is not None or self._kind[term] == "atom":
-            return [Piece(0, ((term, self._size[term], 1),) if self._size[term] != 1 else ())]
+            factor = Factor(term, self._size[term], 1, self._cause[term])
+            return [Piece(0, (factor,) if factor.size != 1 else ())]
         parts = self._parts[term]
         found: list[Piece] = []
         if self._kind[term] == "sum":
@@ -171,7 +216,10 @@ class Terms:
         found, stride = [Piece(0, ())], 1
         for part in reversed(parts):
             major = [
-                Piece(p.offset * stride, tuple((a, n, s * stride) for a, n, s in p.factors))
+                Piece(
+                    p.offset * stride,
+                    tuple(dataclasses.replace(f, stride=f.stride * stride) for f in p.factors),
+                )
                 for p in self.pieces(part)
             ]
             found = [
@@ -180,14 +228,20 @@ class Terms:
             stride *= self._size[part]
         return found
 
+    def factors(self, terms: Iterable[int]) -> Iterator[Factor]:
+        """The factors of all pieces of some terms."""
+        for term in terms:
+            for piece in self.pieces(term):
+                yield from piece.factors
+
     def channels(
         self, term: int, positions: Bool[np.ndarray, " size"]
     ) -> Iterator[tuple[int, Bool[np.ndarray, " channels"]]]:
         """For every factor of every piece its atom, and of which channels a position is chosen."""
         for piece in self.pieces(term):
             grid = positions[piece.grid()]
-            for i, (atom, _, _) in enumerate(piece.factors):
-                yield atom, np.asarray(grid.any(axis=others(i, grid.ndim)))
+            for i, factor in enumerate(piece.factors):
+                yield factor.atom, np.asarray(grid.any(axis=others(i, grid.ndim)))
 
     def _new(self, size: SupportsIndex, kind: Kind, parts: tuple[int, ...]) -> int:
         self._parent.append(len(self._parent))

@@ -1,7 +1,8 @@
 """`channels`: which axes of which weights are the same channels."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -9,59 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxsparse.graph.axes import Cause, along
+from jaxsparse.graph.axes import Cause, Factor, Piece
 from jaxsparse.graph.hosts import gathered, placed_as
-from jaxsparse.graph.trace import Analysis, RawOp
+from jaxsparse.graph.trace import Analysis
+from jaxsparse.graph.values import Op
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
-
-
-@dataclasses.dataclass(frozen=True)
-class Factor:
-    """What one factor of a piece indexes.
-
-    Attributes:
-      group: number of the group in `Channels.groups`, None if pinned.
-      size: how many channels.
-      stride: distance of two neighbours on the axis.
-      cause: why it is pinned; None if it is free.
-    """
-
-    group: int | None
-    size: int
-    stride: int
-    cause: Cause | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Part of an axis: position = offset + sum of (channel of a factor) * stride.
-
-    Most axes are one piece with one factor. Heads and head_dim in one axis are two
-    factors; query, key and value side by side are three pieces.
-
-    Attributes:
-      offset: position where it begins.
-      factors: major to minor.
-    """
-
-    offset: int
-    factors: tuple[Factor, ...]
-
-    @property
-    def size(self) -> int:
-        """Positions of the axis in it."""
-        return int(np.prod([factor.size for factor in self.factors], dtype=int))
-
-    def grid(self) -> Int[np.ndarray, "..."]:
-        """Positions on the axis, one dimension for every factor."""
-        return self.at([np.arange(factor.size) for factor in self.factors])
-
-    def at(self, channels: list[Int[np.ndarray, "_"]]) -> Int[np.ndarray, "..."]:
-        """Positions of some channels of every factor, one dimension for every factor."""
-        grid = np.full([len(c) for c in channels], self.offset)
-        for i, (chosen, factor) in enumerate(zip(channels, self.factors, strict=True)):
-            grid = grid + along(i, grid.ndim, chosen * factor.stride)
-        return grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,37 +93,6 @@ class Pinned:
     def __str__(self) -> str:
         where = ", ".join(map(str, self.places))
         return f"pinned: {self.size} channels in {where}: {self.cause}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """One op of the model that depends on its inputs.
-
-    Attributes:
-      id: its number in `Channels.ops`; ops come in the order of evaluation.
-      primitive: JAX's name of it; "input" and "output" for the ends.
-      scope: name stack, such as "encoder/attention/query"; may be empty.
-      weights: paths of the leaves which it takes.
-      inputs: ids of the ops which it takes.
-      shape: of its first result.
-      kernel: shape of the leaf, if it is a product or convolution with one.
-      groups_in: groups that it sums over ("C"), of a product with a leaf.
-      groups_out: groups of its result ("K" of a product with a leaf).
-      repeat: how often it runs: the length of the scans around it.
-      reasons: what it pins; empty if it pins nothing.
-    """
-
-    id: int
-    primitive: str
-    scope: str
-    weights: tuple[str, ...]
-    inputs: tuple[int, ...]
-    shape: tuple[int, ...]
-    kernel: tuple[int, ...] | None
-    groups_in: tuple[int, ...]
-    groups_out: tuple[int, ...]
-    repeat: int
-    reasons: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,27 +244,34 @@ def channels(
 
 def summarize(analysis: Analysis) -> Channels:
     """The result of an analysis: terms become groups and places."""
-    terms, numbers = analysis.terms, {}
+    terms = analysis.terms
+    numbers: dict[int, int] = {}
     places: dict[int, list[Place]] = {}
+    causes: dict[int, Cause] = {}
+
+    def public(piece):
+        factors = (dataclasses.replace(f, group=numbers.get(f.atom)) for f in piece.factors)
+        return Piece(piece.offset, tuple(factors))
+
+    def groups(axes):
+        found = (numbers[f.atom] for f in terms.factors(axes) if f.atom in numbers)
+        return tuple(dict.fromkeys(found))
+
     axes = {}
     for path, value in analysis.leaves.items():
-        leaf_axes = []
+        axes[path] = ()
         for axis, term in enumerate(value.axes):
             pieces = terms.pieces(term)
-            whole = terms.size(term)
-            for piece in pieces:
-                widths = [size for _, size, _ in piece.factors]
-                for i, (atom, size, stride) in enumerate(piece.factors):
-                    repeats = int(np.prod(widths[:i] + widths[i + 1 :], dtype=int))
-                    place = Place(path, axis, whole, piece.offset, size, stride, repeats)
-                    places.setdefault(atom, []).append(place)
-                    if terms.cause(atom) is None:
-                        numbers.setdefault(atom, len(numbers))
-            leaf_axes.append(pieces)
-        axes[path] = leaf_axes
+            for place, factor in _places(path, axis, terms.size(term), pieces):
+                places.setdefault(factor.atom, []).append(place)
+                if factor.cause is None:
+                    numbers.setdefault(factor.atom, len(numbers))
+                else:
+                    causes[factor.atom] = factor.cause
+            axes[path] += (tuple(map(public, pieces)),)
     met = (product for products in analysis.products.values() for product in products)
     used = {(product.path, axis) for product in met for axis in product.in_axis}
-    groups = tuple(
+    free = tuple(
         Group(
             id,
             terms.size(atom),
@@ -352,44 +281,18 @@ def summarize(analysis: Analysis) -> Channels:
         for atom, id in numbers.items()
     )
     pinned = tuple(
-        Pinned(terms.size(atom), tuple(where), cause)
-        for atom, where in places.items()
-        if (cause := terms.cause(atom)) is not None
+        Pinned(terms.size(atom), tuple(places[atom]), cause) for atom, cause in causes.items()
     )
-
-    def public(piece):
-        return Piece(
-            piece.offset,
-            tuple(
-                Factor(numbers.get(atom), size, stride, terms.cause(atom))
-                for atom, size, stride in piece.factors
-            ),
-        )
-
-    by_path = {
-        path: tuple(tuple(map(public, pieces)) for pieces in leaf_axes)
-        for path, leaf_axes in axes.items()
-    }
-    ops = tuple(_op(i, op, terms, numbers) for i, op in enumerate(analysis.ops))
+    ops = tuple(
+        dataclasses.replace(op, groups_in=groups(op.groups_in), groups_out=groups(op.groups_out))
+        for op in analysis.ops
+    )
     shapes = MappingProxyType(dict(analysis.shapes))
-    return Channels(groups, pinned, MappingProxyType(by_path), shapes, ops, analysis.removal)
+    return Channels(free, pinned, MappingProxyType(axes), shapes, ops, analysis.removal)
 
 
-def _op(id: int, op: RawOp, terms, numbers) -> Op:
-    def groups(axes):
-        atoms = (a for term in axes for piece in terms.pieces(term) for a, _, _ in piece.factors)
-        return tuple(dict.fromkeys(numbers[atom] for atom in atoms if atom in numbers))
-
-    return Op(
-        id,
-        op.primitive,
-        op.scope,
-        op.weights,
-        op.inputs,
-        op.shape,
-        op.kernel,
-        groups(op.terms_in),
-        groups(op.terms_out),
-        op.repeat,
-        op.reasons,
-    )
+def _places(path: str, axis: int, size: int, pieces: list[Piece]) -> Iterator[tuple[Place, Factor]]:
+    for piece in pieces:
+        for f in piece.factors:
+            repeats = math.prod(other.size for other in piece.factors if other is not f)
+            yield Place(path, axis, size, piece.offset, f.size, f.stride, repeats), f

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool
 
-from jaxsparse.graph.axes import along, others
+from jaxsparse.graph.axes import others, outer
 from jaxsparse.graph.folding import Meeting, Product
 from jaxsparse.graph.hosts import whole
 from jaxsparse.graph.needs import Needs, needed
@@ -44,12 +44,10 @@ class Choice:
         self.leaves = {path: _numbers(leaf) for path, leaf in arrays_by_path(masked).items()}
         self.masks = {path: np.array(mask, bool) for path, mask in masks.items()}
         terms = analysis.terms
-        atoms: dict[int, int] = {}
-        for value in analysis.leaves.values():
-            for term in value.axes:
-                for piece in terms.pieces(term):
-                    atoms |= {atom: size for atom, size, _ in piece.factors}
-        self.free = {atom: n for atom, n in atoms.items() if terms.cause(atom) is None}
+        axes = (term for value in analysis.leaves.values() for term in value.axes)
+        found = {factor.atom: factor for factor in terms.factors(axes)}
+        atoms = {atom: factor.size for atom, factor in found.items()}
+        self.free = {atom: n for atom, n in atoms.items() if found[atom].cause is None}
         self.pinned = {atom: n for atom, n in atoms.items() if atom not in self.free}
         self.left = {atom: np.ones(size, bool) for atom, size in self.free.items()}
         self.kept = Kept(terms, self.left)
@@ -158,7 +156,7 @@ class Choice:
             if not mask.size:
                 continue  # the mask of a leaf without entries does not ask for anything
             axes = self.analysis.leaves[path].axes
-            alive = mask & _outer([self.kept.vector(term) for term in axes])
+            alive = mask & outer([self.kept.vector(term) for term in axes])
             for axis, term in enumerate(axes):
                 used = np.asarray(alive.any(axis=others(axis, alive.ndim)))
                 for atom, some in self.analysis.terms.channels(term, used):
@@ -169,7 +167,7 @@ class Choice:
         lefts = [kept.vector(term) for term in self.analysis.leaves[path].axes]
         if all(left.all() for left in lefts):
             return leaf
-        return np.where(_outer(lefts), leaf, np.zeros((), leaf.dtype))
+        return np.where(outer(lefts), leaf, np.zeros((), leaf.dtype))
 
 
 def _numbers(leaf: Any) -> Any:
@@ -177,10 +175,3 @@ def _numbers(leaf: Any) -> Any:
     if jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.extended):
         return leaf
     return whole(leaf)
-
-
-def _outer(vectors: list[Vector]) -> Shaped[np.ndarray, "..."]:
-    grid = np.ones([len(v) for v in vectors], bool)
-    for i, vector in enumerate(vectors):
-        grid &= along(i, grid.ndim, vector)
-    return grid

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from jaxsparse import jaxprs
+from jaxsparse import control, jaxprs
 from jaxsparse.graph.constants import Constants, either
 from jaxsparse.graph.folding import Followed, Meeting, Product, Tracked, View
 from jaxsparse.graph.registry import CONSTANTS, sizes
@@ -68,7 +68,7 @@ def needed(analysis: Analysis, leaves: Mapping[str, Any], free: Mapping[int, int
     walk = _Walk(analysis, free)
     inputs = [Tracked(Constants.nothing(shape)) for shape in analysis.inputs]
     operands = [*(_leaf(path, leaves[path]) for path in analysis.leaves), *inputs]
-    results = walk.run(jaxprs.opened(analysis.program), operands, analysis.walked)
+    results = walk.run(analysis.program, operands, analysis.walked)
     for result in results:
         walk.followed.end(result, "its result is an output of the function")
     return Needs(walk.needed, walk.reasons, walk.folds())
@@ -111,7 +111,7 @@ class _Walk:
             def run(number, operands):
                 return self.run(inner[number], operands, record.inner[number])
 
-            return jaxprs.interpret(equation, operands, run, self)
+            return control.interpret(equation, operands, run, self)
         self.record, self._operands, self._product = record, operands, None
         if rule := CONSTANTS.get(name):
             constants = rule(self, equation, *(operand.constants for operand in operands))
@@ -189,7 +189,7 @@ class _Walk:
                 self.need(term, adds, text)
         return folds
 
-    # Control flow: what `jaxprs.interpret` asks.
+    # Control flow: what `control.interpret` asks.
 
     def join(self, values, others):
         """What is known of both."""

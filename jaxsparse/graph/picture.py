@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from jaxsparse.graph.channels import Channels, Op
+from jaxsparse.graph.channels import Channels
+from jaxsparse.graph.values import Op
 
 Kind = Literal["matmul", "takes", "passes", "stops", "other"]
 ENDS = ("input", "output")

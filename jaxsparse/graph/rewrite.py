@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool
 
-from jaxsparse import jaxprs
-from jaxsparse.graph.axes import Terms, along
+from jaxsparse import control, jaxprs
+from jaxsparse.graph.axes import Terms, outer
 from jaxsparse.graph.registry import SMALLER
 from jaxsparse.graph.symbolic import is_symbolic
 from jaxsparse.graph.trace import Analysis
@@ -43,14 +43,8 @@ class Kept:
     def _vector(self, term):
         left = np.ones(self.terms.size(term), bool)
         for piece in self.terms.pieces(term):
-            if not any(atom in self.atoms for atom, _, _ in piece.factors):
-                continue
-            grid = piece.grid()
-            stay = np.ones(grid.shape, bool)
-            for i, (atom, _, _) in enumerate(piece.factors):
-                if atom in self.atoms:
-                    stay &= along(i, grid.ndim, self.atoms[atom])
-            left[grid] = stay
+            chosen = [self.atoms.get(f.atom, np.ones(f.size, bool)) for f in piece.factors]
+            left[piece.grid()] = outer(chosen)
         return left
 
     def size(self, term: int, dim: Any) -> Any:
@@ -84,7 +78,7 @@ class Kept:
 
 def run(analysis: Analysis, kept: Kept, operands: Sequence[Any]) -> list[Any]:
     """The results of a program, of smaller parameters and the same inputs."""
-    return _Rewriter(kept).run(jaxprs.opened(analysis.program), operands, analysis.walked)
+    return _Rewriter(kept).run(analysis.program, operands, analysis.walked)
 
 
 class _Rewriter:
@@ -109,7 +103,7 @@ class _Rewriter:
             def run(number, operands):
                 return self.run(inner[number], operands, record.inner[number])
 
-            return jaxprs.rebuild(equation, operands, run, jaxprs.Boundary())
+            return control.rebuild(equation, operands, run, control.Boundary())
         rule = SMALLER.get(equation.primitive.name)
         if rule is None:
             return jaxprs.bind(equation, operands)

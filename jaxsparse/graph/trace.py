@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,30 +9,15 @@ import jax
 import numpy as np
 from jax.interpreters import partial_eval
 
-from jaxsparse import jaxprs
+from jaxsparse import control, jaxprs
 from jaxsparse.graph import rules  # noqa: F401  enters the rules of all primitives
 from jaxsparse.graph.axes import Cause, Terms
+from jaxsparse.graph.blocks import declare
 from jaxsparse.graph.registry import CHANNELS, sizes
 from jaxsparse.graph.symbolic import StandIns
-from jaxsparse.graph.values import Record, Value, Walked, uniform_axes
+from jaxsparse.graph.values import Op, Record, Value, Walked, uniform_axes
 from jaxsparse.products import Product, Reader, evaluate
-from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
-
-
-@dataclasses.dataclass
-class RawOp:
-    """An op of the picture before terms have become groups."""
-
-    primitive: str
-    scope: str
-    weights: tuple[str, ...]
-    inputs: tuple[int, ...]
-    shape: tuple[int, ...]
-    repeat: int
-    terms_in: tuple[int, ...] = ()
-    terms_out: tuple[int, ...] = ()
-    kernel: tuple[int, ...] | None = None
-    reasons: tuple[str, ...] = ()
+from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 
 
 def arrays_by_path(tree: Tree) -> dict[str, Any]:
@@ -63,7 +47,7 @@ class Analysis:
       inputs: shapes of the other arguments.
       products: those that leaves take part in, by the id of their equation.
       ops: for the picture.
-      program: the closed jaxpr; its arguments are the leaves, then the inputs.
+      program: traced; its arguments are the leaves, then the inputs.
       walked: its equations and results, as they were visited.
       output_tree: structure of what the function returns.
     """
@@ -76,33 +60,33 @@ class Analysis:
         blocks: Mapping[str, tuple[int, int]] | None = None,
         removal: bool = False,
     ):
-        leaves, self.removal = arrays_by_path(params), removal
+        self.removal = removal
+        leaves = arrays_by_path(params)
 
-        def flat(arrays, *inputs):
-            given = replace_by_path(params, dict(zip(leaves, arrays, strict=True)))
-            outputs, self.output_tree = jax.tree.flatten(fn(given, *inputs))
-            return outputs
+        def call(given):
+            return fn(replace_by_path(params, dict(zip(leaves, given[0], strict=True))), *given[1])
 
-        self.output_tree: Any = None
         # Shapes without shardings: with explicit axes the types would name the mesh.
-        arrays = jax.eval_shape(lambda *arrays: arrays, list(leaves.values()), *inputs)
-        self.program = jax.make_jaxpr(flat)(*jax.tree.map(_unsharded, arrays))
+        arrays = jax.eval_shape(lambda *arrays: arrays, list(leaves.values()), list(inputs))
+        arrays, tree = jax.tree.flatten(jax.tree.map(_unsharded, arrays))
+        self.program, self.output_tree = jaxprs.trace(call, tree, arrays, dict(enumerate(arrays)))
+        variables = self.program[0].invars
         self.terms = Terms()
-        self.ops: list[RawOp] = []
+        self.ops: list[Op] = []
         self._now: Any = None
         self._repeat = 1
-        self._stand_ins = StandIns(v.aval.shape for v in self.program.jaxpr.invars)
-        arguments = [self._stand_ins.variable(v) for v in self.program.jaxpr.invars]
+        self._stand_ins = StandIns(variable.aval.shape for variable in variables)
+        arguments = [self._stand_ins.variable(variable) for variable in variables]
         self.shapes = {
             path: sizes(v) for path, v in zip(leaves, arguments[: len(leaves)], strict=True)
         }
         self.leaves = {path: self._leaf(path, shape) for path, shape in self.shapes.items()}
-        self._declare(blocks or {})
+        declare(blocks or {}, self.shapes, self.leaves, self.terms)
         self._pin_unused()
         self.inputs = [sizes(variable) for variable in arguments[len(leaves) :]]
         self.products = self._products()
         given = [self._input(shape) for shape in self.inputs]
-        self.walked = self._walk(jaxprs.opened(self.program), [*self.leaves.values(), *given])
+        self.walked = self._walk(self.program, [*self.leaves.values(), *given])
         for result in self.walked.results:
             self._output(result)
 
@@ -178,20 +162,21 @@ class Analysis:
 
         through = tuple(axis for result in results for axis in result.axes)
         weights = dict.fromkeys(p for v in operands if not v.ops for p in sorted(v.weights))
-        return RawOp(
+        return Op(
+            len(self.ops),
             equation.primitive.name,
             str(equation.source_info.name_stack),
             tuple(weights),
             tuple(sorted(frozenset().union(*(value.ops for value in operands)))),
             sizes(equation.outvars[0]) if equation.outvars else (),
-            self._repeat,
+            products[0].shape if products else None,
             terms(lambda product: product.in_axis),
             terms(lambda product: product.out_axis) if products else through,
-            products[0].shape if products else None,
+            self._repeat,
             tuple(dict.fromkeys(self._now.reasons)),
         )
 
-    # Control flow: what `jaxprs.interpret` asks.
+    # Control flow: what `control.interpret` asks.
 
     def _control(self, equation, operands, programs):
         inner: list[Any] = [None] * len(programs)
@@ -205,7 +190,7 @@ class Analysis:
             return inner[number].results
 
         self._now = _Now(equation, None)
-        results = jaxprs.interpret(equation, operands, run, self)
+        results = control.interpret(equation, operands, run, self)
         if equation.primitive.name == "cond":
             ops = operands[0].ops
             results = [dataclasses.replace(value, ops=value.ops | ops) for value in results]
@@ -235,27 +220,6 @@ class Analysis:
         lead = self.pinned(length, "puts the axis together, step by step")
         return dataclasses.replace(value, axes=(lead, *value.axes))
 
-    def _declare(self, blocks):
-        """Channels that somebody says go together, such as those of a head."""
-        for pattern, (axis, size) in blocks.items():
-            paths = [path for path in self.leaves if re.fullmatch(pattern, path)]
-            if not paths:
-                raise ValueError(
-                    f"blocks: {pattern!r} matches no leaf; {near_misses(pattern, self.leaves)}"
-                )
-            for path in paths:
-                shape = self.shapes[path]
-                if not -len(shape) <= axis < len(shape) or size < 1 or shape[axis] % size:
-                    raise ValueError(
-                        f"blocks: {path!r} of shape {shape} has no axis {axis} which is a multiple "
-                        f"of {size}"
-                    )
-                cause = Cause("block", f"is one of blocks of {size}, as declared")
-                inner = self.terms.atom(size)
-                self.terms.pin(inner, cause)
-                block = self.terms.product([self.terms.atom(shape[axis] // size), inner])
-                self.terms.unify(self.leaves[path].axes[axis], block, cause)
-
     # Values that come from nowhere.
 
     def _leaf(self, path, shape):
@@ -268,9 +232,8 @@ class Analysis:
     def _products(self):
         """What products make of the leaves, from the axes as they are traced."""
         reader, names = Reader(), [*self.leaves, *[None] * len(self.inputs)]
-        arrays = [variable.aval for variable in self.program.jaxpr.invars]
-        program = jaxprs.opened(self.program)
-        jax.eval_shape(lambda *arrays: evaluate(program, reader, names, arrays), *arrays)
+        arrays = [variable.aval for variable in self.program[0].invars]
+        jax.eval_shape(lambda *arrays: evaluate(self.program, reader, names, arrays), *arrays)
         found: dict[int, list[Product]] = {}
         for (equation, _), product in reader.found.items():
             if product.sums:
@@ -279,7 +242,7 @@ class Analysis:
 
     def _pin_unused(self):
         """What this function does not read, another function of the same weights may."""
-        jaxpr = self.program.jaxpr
+        jaxpr, _ = self.program
         _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
         for value, is_used in zip(self.leaves.values(), used[: len(self.leaves)], strict=True):
             if not is_used:
@@ -292,7 +255,7 @@ class Analysis:
         axes = tuple(self.terms.atom(size) for size in shape)
         for axis in axes:
             self.terms.pin(axis, cause)
-        self.ops.append(RawOp("input", "", (), (), shape, 1, terms_out=axes))
+        self.ops.append(Op(op, "input", "", (), (), shape, groups_out=axes))
         return Value(axes, frozenset([op]))
 
     def _output(self, value):
@@ -301,7 +264,7 @@ class Analysis:
             self.terms.pin(axis, Cause("output", "is an output of the function", op))
         shape = tuple(self.terms.size(axis) for axis in value.axes)
         inputs = tuple(sorted(value.ops))
-        self.ops.append(RawOp("output", "", (), inputs, shape, 1, terms_out=value.axes))
+        self.ops.append(Op(op, "output", "", (), inputs, shape, groups_out=value.axes))
 
     def _value(self, operand):
         return operand if isinstance(operand, Value) else self._constant(operand)

@@ -26,6 +26,39 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True)
+class Op:
+    """One op of the model that depends on its inputs.
+
+    Attributes:
+      id: its number in `Channels.ops`; ops come in the order of evaluation.
+      primitive: JAX's name of it; "input" and "output" for the ends.
+      scope: name stack, such as "encoder/attention/query"; may be empty.
+      weights: paths of the leaves which it takes.
+      inputs: ids of the ops which it takes.
+      shape: of its first result.
+      kernel: shape of the leaf, if it is a product or convolution with one.
+      groups_in: groups that it sums over ("C"), of a product with a leaf.
+      groups_out: groups of its result ("K" of a product with a leaf).
+      repeat: how often it runs: the length of the scans around it.
+      reasons: what it pins; empty if it pins nothing.
+
+    Of an `Analysis` groups_in and groups_out are terms.
+    """
+
+    id: int
+    primitive: str
+    scope: str
+    weights: tuple[str, ...]
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    kernel: tuple[int, ...] | None = None
+    groups_in: tuple[int, ...] = ()
+    groups_out: tuple[int, ...] = ()
+    repeat: int = 1
+    reasons: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """An equation as it was visited.
 

@@ -11,7 +11,7 @@ def described(terms, term):
     """The pieces of a term with atoms by name, in the order of their appearance."""
     names = {}
     return [
-        (p.offset, [(names.setdefault(a, len(names)), n, s) for a, n, s in p.factors])
+        (p.offset, [(names.setdefault(f.atom, len(names)), f.size, f.stride) for f in p.factors])
         for p in terms.pieces(term)
     ]
 
@@ -52,7 +52,7 @@ def test_a_sum_of_products_is_a_product_with_a_sum():
     (_, [heads, first]), (offset, [more, second]) = described(terms, whole)
     assert (heads[1], more[1], offset) == (2, 3, 8)
     assert first == second and first[0] == 1
-    assert terms.find(dim) == terms.pieces(parts[0])[0].factors[1][0]
+    assert terms.find(dim) == terms.pieces(parts[0])[0].factors[1].atom
     assert terms.cause(whole) is None
 
 

@@ -188,11 +188,12 @@ def ours(fn, arguments):
         for axis, term in enumerate(value.axes):
             pieces = terms.pieces(term)
             for piece in pieces:
-                for atom, _, stride in piece.factors:
-                    if terms.cause(atom) is None:
-                        places.setdefault(atom, set()).add((number, axis, stride))
+                for factor in piece.factors:
+                    if factor.cause is None:
+                        where = number, axis, factor.stride
+                        places.setdefault(factor.atom, set()).add(where)
                     if len(pieces) > 1:  # Shardy knows no sums: it calls them permutations
-                        parts.add(atom)
+                        parts.add(factor.atom)
     return {frozenset(where) for atom, where in places.items() if atom not in parts}
 
 

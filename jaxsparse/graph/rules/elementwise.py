@@ -1,11 +1,10 @@
 """Elementwise primitives, and those that make numbers of their own."""
 
 import numpy as np
-from jax import lax
 
 from jaxsparse import jaxprs
 from jaxsparse.graph.constants import Constants, agreed, as_float64
-from jaxsparse.graph.registry import channels, constants, sizes, smaller
+from jaxsparse.graph.registry import channels, constants, sizes
 from jaxsparse.jaxprs import ELEMENTWISE, IDENTITIES
 
 
@@ -99,13 +98,6 @@ def iota(graph, equation, *operands):
     axes = [graph.terms.atom(size) for size in equation.params["shape"]]
     graph.pin(axes[equation.params["dimension"]], "numbers the positions of the axis")
     return [axes]
-
-
-@smaller("iota")
-def smaller_iota(rewriter, equation, *operands):
-    """Fewer numbers."""
-    params = equation.params
-    return lax.broadcasted_iota(params["dtype"], rewriter.shape(equation), params["dimension"])
 
 
 @channels("random_bits")

@@ -1,7 +1,6 @@
 """Primitives that take and write at positions: whole axes pass, indexed ones are pinned."""
 
 import numpy as np
-from jax import lax
 
 from jaxsparse.graph.constants import Constants, agreed
 from jaxsparse.graph.registry import channels, constants, sizes, smaller
@@ -26,12 +25,6 @@ def dynamic_slice_constants(walk, equation, known, *starts):
         for v, n in zip(known.axes, equation.params["slice_sizes"], strict=True)
     ]
     return [Constants.of(axes, known.value)]
-
-
-@smaller("dynamic_slice")
-def smaller_dynamic_slice(rewriter, equation, operand, *starts):
-    """Of a smaller array."""
-    return lax.dynamic_slice(operand, starts, rewriter.shape(equation))
 
 
 @channels("dynamic_update_slice")

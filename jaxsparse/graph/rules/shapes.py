@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxsparse.graph.axes import along, others
 from jaxsparse.graph.constants import Constants
@@ -30,13 +29,6 @@ def move_constants(walk, equation, known, *dynamic):
         for i, size in zip(moved(equation), shape, strict=True)
     ]
     return [Constants.of(axes, known.value)]
-
-
-@smaller("broadcast_in_dim")
-def smaller_broadcast(rewriter, equation, operand, *dynamic):
-    """To a smaller shape."""
-    places = equation.params["broadcast_dimensions"]
-    return lax.broadcast_in_dim(operand, rewriter.shape(equation), places)
 
 
 @channels("rev")
@@ -111,7 +103,9 @@ def reshape_constants(walk, equation, known, *dynamic):
     return [Constants.of(axes, known.value)]
 
 
-@smaller("reshape")
-def smaller_reshape(rewriter, equation, operand, *dynamic):
-    """To a smaller shape."""
-    return lax.reshape(operand, rewriter.shape(equation))
+@smaller("reshape broadcast_in_dim iota dynamic_slice")
+def smaller_shape(rewriter, equation, *operands):
+    """The shape among the parameters is that of the result."""
+    params = equation.primitive.get_bind_params(equation.params)
+    [name] = params.keys() & {"new_sizes", "shape", "slice_sizes"}
+    return equation.primitive.bind(*operands, **(params | {name: rewriter.shape(equation)}))
