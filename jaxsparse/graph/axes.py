@@ -104,7 +104,7 @@ def along(i: int, rank: int, vector: Shaped[np.ndarray, " n"]) -> Shaped[np.ndar
     return vector.reshape([-1 if k == i else 1 for k in range(rank)])
 
 
-def outer(vectors: Sequence[Bool[np.ndarray, " size"]]) -> Bool[np.ndarray, "..."]:
+def outer(vectors: Sequence[Bool[np.ndarray, "_"]]) -> Bool[np.ndarray, "..."]:
     """True where all of some vectors are, each along its own axis."""
     grid = np.ones([len(vector) for vector in vectors], bool)
     for i, vector in enumerate(vectors):
