@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxsparse import control, jaxprs
 from jaxsparse.factors import VIEWS, stranger
-from jaxsparse.sights import ENDS, Product, Sight, Value
+from jaxsparse.sights import ENDS, Product, Sight, Value, merged
 from jaxsparse.trees import Tree, flatten
 
 
@@ -141,7 +141,7 @@ class Reader(control.Evaluator):
         shown = [()] * len(results)
         rule = _RULES.get(equation.primitive.name)
         if rule is not None and any(value.sights for value in values):
-            shown = [_merged(sights) for sights in rule(self, equation, values)]
+            shown = [merged(sights) for sights in rule(self, equation, values)]
         data = any(value.data for value in values)
         # A weight that data picks from a stack is a weight.
         return [
@@ -161,18 +161,6 @@ class Reader(control.Evaluator):
         product = sight.product(equation.primitive.name, rest, [])
         product = dataclasses.replace(product, sums=False)
         self.found.setdefault((id(equation), product.path), product)
-
-
-def _merged(sights):
-    """One for every way in which a weight is seen: a norm of it beside itself is none."""
-    kept = {}
-    least = {}
-    for sight in sights:
-        least[sight.path] = min(len(sight.taken), least.get(sight.path, len(sight.taken)))
-    for sight in sights:
-        if len(sight.taken) == least[sight.path]:
-            kept.setdefault((sight.path, sight.axes), sight)
-    return tuple(kept.values())
 
 
 # What the results of an equation show: rules by primitive, each called with the reader, the

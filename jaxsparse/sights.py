@@ -147,6 +147,18 @@ class Sight(Factored):
         )
 
 
+def merged(sights: Sequence[Sight]) -> tuple[Sight, ...]:
+    """One for every way in which a weight is seen: a norm of it beside itself is none."""
+    kept: dict[Any, Sight] = {}
+    least: dict[str, int] = {}
+    for sight in sights:
+        least[sight.path] = min(len(sight.taken), least.get(sight.path, len(sight.taken)))
+    for sight in sights:
+        if len(sight.taken) == least[sight.path]:
+            kept.setdefault((sight.path, sight.axes), sight)
+    return tuple(kept.values())
+
+
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Value:

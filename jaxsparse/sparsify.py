@@ -231,13 +231,12 @@ class _Run(control.Evaluator):
     # Products.
 
     def _dot_general(self, equation, a, b):
-        sums, batches = equation.params["dimension_numbers"]
         if isinstance(a, StandIn) and isinstance(b, StandIn):
             return None
         first = isinstance(a, StandIn)
         w, x = (a, b) if first else (b, a)
-        w_sum, x_sum = (sums[0], sums[1]) if first else (sums[1], sums[0])
-        w_batch, x_batch = (batches[0], batches[1]) if first else (batches[1], batches[0])
+        w_sum, w_batch = ENDS["dot_general"](equation, 0 if first else 1)
+        x_sum, x_batch = ENDS["dot_general"](equation, 1 if first else 0)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return None
         free = [i for i in range(x.ndim) if i not in (*x_sum, *x_batch)]
