@@ -103,6 +103,7 @@ def test_mask_is_capped_by_a_quantile(fact, monkeypatch):
     np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.slow
 def test_the_cap_keeps_a_group_where_the_original_keeps_none():
     floor = CASES["mask_by_threshold_with_quantile_cap"]["derived_floor_failure"]
     for groups, theirs in zip(floor["groups"], floor["groups_kept"], strict=True):

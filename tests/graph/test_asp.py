@@ -76,6 +76,7 @@ def test_two_lines_of_linen():
     assert np.array_equal(kernel != 0, sparse.masks["Dense_0/kernel"])
 
 
+@pytest.mark.slow
 def test_an_nnx_state():
     model = nnx.Sequential(
         nnx.Linear(16, 32, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(32, 8, rngs=nnx.Rngs(1))
@@ -114,6 +115,7 @@ class Named(nnx.Module):
         return self.o(heads)
 
 
+@pytest.mark.slow
 def test_groups_lie_along_what_the_products_sum_over():
     model = Named(nnx.Rngs(0))
     inputs = jnp.ones((1, 4, 4, 32)), jnp.ones(1, int)

@@ -30,6 +30,7 @@ def weights():
     return {"up": rng.random((8, 32), np.float32), "down": rng.random((32, 16), np.float32) ** 4}
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_permuted_as_whole_ones(devices):
     x = jnp.ones((2, 8))
     one, report = js.graph.permute(mlp, jax.tree.map(jnp.asarray, weights()), x, rules=RULES)

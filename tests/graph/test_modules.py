@@ -51,6 +51,7 @@ def analysed(model, *inputs):
     return js.graph.channels(call, params, *inputs)
 
 
+@pytest.mark.slow
 def test_every_module_gets_its_new_sizes():
     model = drawn(Net(nnx.Rngs(0)))
     channels = analysed(model, IMAGE)

@@ -84,6 +84,7 @@ def test_empty_rows_and_columns():
         assert relative_error(y[:, ~empty], full[:, ~empty]) < 1e-5
 
 
+@pytest.mark.slow
 def test_large_shapes():
     rng = np.random.default_rng(1)
     for batch in (1, 8, 64, 300):

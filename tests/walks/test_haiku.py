@@ -32,6 +32,7 @@ class Net(hk.Module):
         return hk.Linear(10)(self.mlp(x.mean((1, 2))))
 
 
+@pytest.mark.slow
 def test_haiku(tmp_path):
     model = hk.without_apply_rng(hk.transform(lambda x: Net()(x)))
     params = model.init(jax.random.key(1), IMAGES)
