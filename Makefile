@@ -28,6 +28,9 @@ TYPED = activations graph/test_channels.py graph/test_shrink.py test_arrays.py t
 test-types: $(READY)  ## part of the fast part, with every annotation of jaxsparse checked as it runs
 	$(PYTEST) -m "not slow" --jaxtyping-packages=jaxsparse,typecheck.checked $(TYPED:%=tests/%)
 
+test-wheel: $(READY)  ## the wheel, built and tested from a folder without the source
+	.ci/test-wheel $(BIN)/python
+
 fuzz: $(READY)  ## random products and transforms against float64, in MINUTES (15)
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),15)
 
