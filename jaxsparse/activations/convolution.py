@@ -27,36 +27,35 @@ def sparse_conv(
 ) -> SparseTensor:
     """y[j] = b + sum over the pairs (i, j) of taps t of x[i] W[t].
 
-        What the map says is what is convolved: submanifold, strided, transposed or inverse.
-        Differentiable (reverse mode) in features, weights and bias.
+    What the map says is what is convolved: submanifold, strided, transposed or inverse.
+    Differentiable (reverse mode) in features, weights and bias.
 
-        Args:
-          x: features on the map's inputs.
-          weights: the window's shape, then (inputs, outputs).
-          kernel_map: from `kernel_map`, `transposed_map`, or the `inverse` of one.
-          bias: added to every output, also one that sees no input.
-          dataflow: how to sum, which changes results by rounding alone. "implicit": patches of
-            some rows at a time; "fetch_on_demand": tap by tap, a row for every output;
-            "gather_scatter": on the pairs alone, for a map from `group_pairs`. None takes what a
-            table of measurements says: "gather_scatter" where pairs are listed and few, else
-            "implicit"; `tune_dataflow` measures.
+    Args:
+      x: features on the map's inputs.
+      weights: the window's shape, then (inputs, outputs).
+      kernel_map: from `kernel_map`, `transposed_map`, or the `inverse` of one.
+      bias: added to every output, also one that sees no input.
+      dataflow: how to sum, which changes results by rounding alone. "implicit": patches of
+        some rows at a time; "fetch_on_demand": tap by tap, a row for every output;
+        "gather_scatter": on the pairs alone, for a map from `group_pairs`. None takes what a
+        table of measurements says: "gather_scatter" where pairs are listed and few, else
+        "implicit"; `tune_dataflow` measures.
 
-        Returns:
-          Features on the map's outputs, of the dtype of x and the weights together.
+    Returns:
+      Features on the map's outputs, of the dtype of x and the weights together.
 
-        Raises:
-          ValueError: weights of another window or number of channels, a map of other
-            coordinates (flagged under `jit`), a dataflow that is unknown or lacks lists.
-          TypeError: features or weights that are no floats.
+    Raises:
+      ValueError: weights of another window or number of channels, a map of other
+        coordinates (flagged under `jit`), a dataflow that is unknown or lacks lists.
+      TypeError: features or weights that are no floats.
 
-        Example:
-          >>> import jax.numpy as jnp
-    import numpy as np
-          >>> from jaxsparse import activations as act
-          >>> x = act.sparse_tensor(jnp.array([[0, 1, 1], [0, 1, 2]]), jnp.ones((2, 1)))
-          >>> act.sparse_conv(x, jnp.ones((3, 3, 1, 1)), act.kernel_map(x, 3)).features
-          Array([[2.],
-                 [2.]], dtype=float32)
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxsparse import activations as act
+      >>> x = act.sparse_tensor(jnp.array([[0, 1, 1], [0, 1, 2]]), jnp.ones((2, 1)))
+      >>> act.sparse_conv(x, jnp.ones((3, 3, 1, 1)), act.kernel_map(x, 3)).features
+      Array([[2.],
+             [2.]], dtype=float32)
     """
     size = kernel_map.window.size
     if weights.shape[:-2] != size or weights.ndim < 3 or weights.shape[-2] != x.channels:
