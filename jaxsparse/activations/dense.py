@@ -69,7 +69,7 @@ def from_dense(
         raise ValueError(f"active has shape {active.shape}, needs {grid.shape[:-1]}.")
     keys = jnp.where(active.reshape(-1), jnp.arange(bounds.places, dtype=jnp.int32), NOWHERE)
     where = distinct_sites(keys, bounds, capacity, jnp.bool_(True))
-    require_room(where)
+    require_room(where.needed, where.capacity)
     rows = grid.reshape(-1, channels)
     features = jnp.where(where.valid[:, None], jnp.take(rows, where.keys, axis=0, mode="clip"), 0)
     return flagged(features, where, where.ok)

@@ -218,7 +218,7 @@ def _found(
     reached: Reach, inputs: Sites, window: Window, bounds: Bounds, capacity: int | None
 ) -> Sites:
     made = _distinct(reached, inputs, window, bounds, capacity)
-    require_room(made)
+    require_room(made.needed, made.capacity)
     return made
 
 

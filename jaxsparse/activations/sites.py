@@ -117,12 +117,7 @@ def sites(
         raise ValueError(
             f"{given} rows do not fit a capacity of {capacity}; pass capacity={least}."
         )
-    require(
-        (needed >= 0) & (needed <= capacity),
-        "{needed} sites do not fit a capacity of {capacity}; pass capacity={needed} or more.",
-        needed=needed,
-        capacity=capacity,
-    )
+    require_room(needed, capacity)
     if is_known(coordinates, needed):
         bounds = _check_rows(np.asarray(coordinates)[: int(needed)], bounds)
     elif bounds is None:
@@ -223,13 +218,13 @@ def distinct_sites(
     )
 
 
-def require_room(made: Sites) -> None:
-    """Raises unless all sites fit their capacity, or leaves that to `checked`."""
+def require_room(needed: Any, capacity: int) -> None:
+    """Raises unless so many sites fit a capacity, or leaves that to `checked`."""
     require(
-        made.needed <= made.capacity,
+        (needed >= 0) & (needed <= capacity),
         "{needed} sites do not fit a capacity of {capacity}; pass capacity={needed} or more.",
-        needed=made.needed,
-        capacity=made.capacity,
+        needed=needed,
+        capacity=capacity,
     )
 
 

@@ -182,7 +182,7 @@ def _reduce(keys, features, meant, inside, bounds, reduce, capacity, ok):
     capacity = max(1, keys.shape[0]) if capacity is None else capacity
     some = keys if keys.size else jnp.full(1, NOWHERE)
     where = distinct_sites(some, bounds, capacity, ok & (beyond == 0))
-    require_room(where)
+    require_room(where.needed, where.capacity)
     values, rows, counts = _by_segment(keys, features, where.capacity, reduce)
     return Voxels(flagged(values, where, where.ok), rows, counts)
 
