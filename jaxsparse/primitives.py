@@ -98,7 +98,8 @@ def _register_lowerings(primitive, op, function_of):
                 **params,
             )
             function = functools.partial(function_of(module, op), **params)
-            if 0 in (*params["layout"].shape, x.shape[0]):
+            layout = params["layout"]
+            if 0 in (*layout.shape, *layout.values_shape, x.shape[0]):
                 function = _nothing(ctx.avals_out[0])  # no implementation need know of it
             if sharded(ctx) and not whole:
                 function = by_rows(function, op)

@@ -15,6 +15,7 @@ An implementation is a module with two functions, or three, and what they can do
     unsupported(op, layout, x, values, out_dtype, transpose)
                     why it cannot take this call, or None
 
+No function is called where there is nothing to multiply: no rows, inputs, outputs or values.
 `x` and `values` in `unsupported` are only looked at for their shape and dtype;
 for the sampled product `values` is g.
 """

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxsparse as js
-from jaxsparse import indices
+from jaxsparse import indices, kernels
 from jaxsparse.sparse_dot import sparse_dot
 from tests.packed_cases import BY_NAME, IMPLEMENTATIONS, STORAGES, assert_close, draw, draw_x
 
@@ -44,6 +44,30 @@ def test_stacks_of_nothing(pattern, shape):
     assert packed.shape == js.unpack(packed).shape == shape
     y = jax.vmap(sparse_dot)(jnp.ones((shape[0], 3, shape[1])), packed)
     np.testing.assert_array_equal(y, np.zeros((shape[0], 3, shape[2])))
+
+
+@pytest.mark.parametrize("rows", [0, 8])
+@pytest.mark.parametrize("name", ["mosaic_gpu", "triton", "pallas_tpu"])
+def test_no_kernel_is_called_where_there_is_nothing_to_multiply(name, rows):
+    if reason := kernels.load(name)[1]:
+        pytest.skip(reason)
+    nnz = 0 if rows else 1
+    values, index = jnp.zeros((nnz, 128, 128), jnp.bfloat16), jnp.zeros(nnz, jnp.int32)
+    indptr = jnp.array([0, nnz, nnz], jnp.int32)
+    packed = js.BlockSparse(values, indptr, index, (128, 128), (128, 256))
+    x = jnp.ones((rows, 128), jnp.bfloat16)
+
+    @jax.jit
+    def step(x, values):
+        y, back = jax.vjp(
+            lambda x, v: sparse_dot(x, packed.with_values(v), implementation=name), x, values
+        )
+        return y, back(y)
+
+    platform = "tpu" if name == "pallas_tpu" else "cuda"
+    assert (
+        "custom_call" not in step.trace(x, values).lower(lowering_platforms=(platform,)).as_text()
+    )
 
 
 @pytest.mark.parametrize("pattern", [js.Block(2, 2), js.Unstructured()], ids=str)

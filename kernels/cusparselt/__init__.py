@@ -62,7 +62,7 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
 
 def product(x, values, *index, layout: NMLayout, transpose: bool, out_dtype):
     """x (M, K) by W, or by XLA x (M, N) by Wᵀ when `transpose`, in `out_dtype`."""
-    if transpose or not x.shape[0]:
+    if transpose:
         return xla.product(
             x, values, *index, layout=layout, transpose=transpose, out_dtype=out_dtype
         )

@@ -58,9 +58,6 @@ def product(x, values, *index, layout: BlockLayout | NMLayout, transpose: bool, 
     from jaxsparse.kernels.mosaic_gpu import decode, products, schedule
 
     rows = x.shape[0]
-    target = layout.shape[0 if transpose else 1]
-    if not rows or not layout.stored:
-        return jnp.zeros((rows, target), out_dtype)
     kind, sms = devices.multiprocessors()
     if isinstance(layout, NMLayout):
         return decode.product(x, values, *index, layout=layout, out_dtype=out_dtype, sms=sms)
@@ -90,8 +87,6 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
     """xᵀ @ g for x (M, K) and g (M, N), only where the layout stores values."""
     from jaxsparse.kernels.mosaic_gpu import sampling
 
-    if not x.shape[0] or not layout.nnz:
-        return jnp.zeros(layout.values_shape, out_dtype)
     kind, sms = devices.multiprocessors()
     config = configs.configure("sampled", layout.block, x.shape[0], 4, kind)
     mean = -(-layout.nnz // layout.grid[1])  # a column with fewer blocks wastes what is over

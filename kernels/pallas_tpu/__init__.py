@@ -88,8 +88,6 @@ def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
     """x (M, K) by W, or x (M, N) by Wᵀ when `transpose`, in `out_dtype`."""
     from jaxsparse.kernels.pallas_tpu import products
 
-    if not x.shape[0] or not layout.nnz:
-        return jnp.zeros((x.shape[0], layout.shape[0 if transpose else 1]), out_dtype)
     tiling = _tiling("product", layout, x, values, out_dtype, transpose)
     assert tiling, "`unsupported` would have said so"
     walk = walks.walk(index, layout, transpose)
@@ -103,8 +101,6 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
     """xᵀ @ g for x (M, K) and g (M, N), only where the layout stores values."""
     from jaxsparse.kernels.pallas_tpu import products
 
-    if not x.shape[0] or not layout.nnz:
-        return jnp.zeros(layout.values_shape, out_dtype)
     tiling = _tiling("sampled", layout, x, g, out_dtype)
     assert tiling, "`unsupported` would have said so"
     x, g = layout.reach(x, 0), layout.reach(g, 1)

@@ -79,10 +79,6 @@ def product(x, values, *index, layout: BlockLayout, transpose: bool, out_dtype):
     """x (M, K) by W, or x (M, N) by Wᵀ when `transpose`, in `out_dtype`."""
     from jaxsparse.kernels.triton import products
 
-    rows = x.shape[0]
-    target = layout.shape[0 if transpose else 1]
-    if not rows or not layout.nnz:
-        return jnp.zeros((rows, target), out_dtype)
     walk = walks.walk(index, layout, transpose)
     return products.product(
         x, values, walk, transpose=transpose, out_dtype=out_dtype, capability=_capability()
@@ -93,8 +89,6 @@ def sampled(x, g, *index, layout: BlockLayout, out_dtype):
     """xᵀ @ g for x (M, K) and g (M, N), only where the layout stores values."""
     from jaxsparse.kernels.triton import products
 
-    if not x.shape[0] or not layout.nnz:
-        return jnp.zeros(layout.values_shape, out_dtype)
     indptr, rows = index
     return products.sampled(
         x,

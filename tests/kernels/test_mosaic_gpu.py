@@ -186,17 +186,6 @@ def test_a_weight_too_narrow_for_wgmma_is_refused():
     assert reason == "wgmma computes 64 outputs at a time, this weight has 32"
 
 
-@needs_mosaic
-def test_nothing_to_multiply_is_zero():
-    layout = BlockLayout((64, 128), (64, 64), 0)
-    index = jnp.zeros(3, jnp.int32), jnp.zeros(0, jnp.int32)
-    x, values = jnp.ones((5, 64), jnp.bfloat16), jnp.zeros((0, 64, 64), jnp.bfloat16)
-    options = {"layout": layout, "out_dtype": jnp.dtype("float32")}
-    y = mosaic_gpu.product(x, values, *index, transpose=False, **options)
-    np.testing.assert_array_equal(y, np.zeros((5, 128)))
-    assert mosaic_gpu.sampled(x, y.astype(x.dtype), *index, **options).shape == (0, 64, 64)
-
-
 @pytest.mark.parametrize(("in_bytes", "out_bytes"), [(2, 2), (2, 4), (1, 4)])
 @pytest.mark.parametrize("rows", [1, 64, 65, 128, 129, 8192])
 @pytest.mark.parametrize("block", BLOCKS, ids=str)

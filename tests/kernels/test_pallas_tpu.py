@@ -149,13 +149,3 @@ def test_calls_that_are_not_taken_are_told_why(change, reason):
     else:
         with pytest.raises(ValueError, match=reason):
             raise ValueError(found)
-
-
-def test_nothing_to_multiply_is_zero():
-    layout = BlockLayout((128, 256), (128, 128), 0)
-    index = jnp.zeros(3, jnp.int32), jnp.zeros(0, jnp.int32)
-    x, values = jnp.ones((5, 128), jnp.bfloat16), jnp.zeros((0, 128, 128), jnp.bfloat16)
-    options = {"layout": layout, "out_dtype": jnp.dtype("float32")}
-    y = pallas_tpu.product(x, values, *index, transpose=False, **options)
-    np.testing.assert_array_equal(y, np.zeros((5, 256)))
-    assert pallas_tpu.sampled(x, y.astype(x.dtype), *index, **options).shape == (0, 128, 128)

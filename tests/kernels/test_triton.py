@@ -133,14 +133,6 @@ def test_interpreted_agrees_with_float64(case, out_dtype, op, interpreted):
     case.check(triton, op, out_dtype)
 
 
-@needs_triton
-def test_a_batch_without_rows_and_a_weight_without_blocks():
-    case = Case((16, 16), (2, 2), 0)
-    options = {"layout": case.layout, "out_dtype": jnp.dtype("float32")}
-    assert triton.product(case.x, case.values, *case.index, transpose=False, **options).size == 0
-    assert not triton.sampled(case.x, case.g, *case.index, **options).any()
-
-
 # --- lowered from JAX ----------------------------------------------------------------------------
 
 
