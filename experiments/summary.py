@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxsparse.text import columned
+
 
 def title(report: Mapping[str, Any]) -> str:
     """What was run, in a few words."""
@@ -73,11 +75,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 
 def as_text(table: Sequence[Sequence[str]]) -> str:
     """Rows of cells as aligned text, the first column to the left."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in table
-    ]
+    lines = columned(table, {0})
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 

@@ -30,7 +30,7 @@ def to_json(packed: Packed) -> dict[str, Any]:
     """
     static = {
         f.name: getattr(packed, f.name)
-        for f in dataclasses.fields(packed)  # pyright: ignore[reportArgumentType]
+        for f in dataclasses.fields(packed)
         if f.name not in packed.array_names
     }
     view = {name: list(map(int, axes)) for name, axes in vars(static.pop("view")).items()}
@@ -65,7 +65,7 @@ def from_json(fields: Mapping[str, Any], arrays: Mapping[str, Any]) -> Packed:
     """
     kind = kind_of(fields)
     types = typing.get_type_hints(kind)
-    static = {f.name for f in dataclasses.fields(kind)} - set(kind.array_names) | {"kind"}  # pyright: ignore[reportArgumentType]
+    static = {f.name for f in dataclasses.fields(kind)} - set(kind.array_names) | {"kind"}
     if unknown := sorted(set(fields) - static):
         raise ValueError(f"field {shorten(unknown[0])}: a {kind.__name__} has no such field")
     checked: dict[str, Any] = {"view": _view(fields.get("view"))}

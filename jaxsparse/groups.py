@@ -56,7 +56,8 @@ class Block(Pattern):
 
     def pool(self, entries, view, reduce=None):
         reduce = reduce or self.reduce
-        matrix = self._pad(view.matrix(real(entries)), -jnp.inf if reduce == "max" else 0)
+        matrix, least = view.matrix(real(entries)), -jnp.inf if reduce == "max" else 0
+        matrix = fill_tiles(matrix, self.rows, self.columns, least)
         tiles = tile(matrix, self.rows, self.columns)
         if reduce == "max":
             return jnp.max(tiles, axis=(-3, -1))
@@ -81,10 +82,6 @@ class Block(Pattern):
 
     def storage(self, view):
         return self
-
-    def _pad(self, matrix: Array, value) -> Array:
-        k, n = matrix.shape[-2:]
-        return pad_end(matrix, {-2: -k % self.rows, -1: -n % self.columns}, value)
 
     def _sizes(self, view: View) -> Array:
         """Entries in each block: rows * columns but for the cut ones at the edge."""
@@ -202,14 +199,13 @@ def untile(tiles: Shaped[Array, "*batch GK rows GN columns"]) -> Array:
     return merged.reshape(*batch, gk * rows, gn * columns)
 
 
-def pad_end(array: Array, amounts: dict[int, int], value) -> Array:
-    """Pads the end of the axes named in `amounts`; nothing to pad costs nothing."""
-    if not any(amounts.values()):
-        return array
-    widths = [(0, 0)] * array.ndim
-    for axis, amount in amounts.items():
-        widths[axis] = (0, amount)
-    return jnp.pad(array, widths, constant_values=value)
+def fill_tiles(matrix: Shaped[Array, "*batch K N"], rows: int, columns: int, value) -> Array:
+    """Whole tiles of rows x columns, their ends filled with a value; full ones cost nothing."""
+    down, across = -matrix.shape[-2] % rows, -matrix.shape[-1] % columns
+    if not (down or across):
+        return matrix
+    edges = [*[(0, 0)] * (matrix.ndim - 2), (0, down), (0, across)]
+    return jnp.pad(matrix, edges, constant_values=value)
 
 
 def check_reduce(pattern: Pattern, reduce: str) -> None:

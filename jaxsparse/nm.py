@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from jaxsparse.groups import check_divides, cuts_tiles, pad_end, tile, untile
+from jaxsparse.groups import check_divides, cuts_tiles, fill_tiles, tile, untile
 from jaxsparse.patterns import Pattern, real
 from jaxsparse.top_k import ordered_bits
 from jaxsparse.views import View
@@ -80,7 +80,7 @@ class NM(Pattern):
 
     def pool(self, entries, view, reduce=None):
         del reduce  # every entry has a bit of its own
-        return self._pad(view.matrix(real(entries)), -jnp.inf)
+        return fill_tiles(view.matrix(real(entries)), self.m, self._columns, -jnp.inf)
 
     def expand(self, groups, view):
         k, n = view.matrix_shape
@@ -102,7 +102,7 @@ class NM(Pattern):
     def unit_scores(self, scores, allowed, view):
         """A unit is an m-group or tile; its score is what pruning it would lose."""
         # The padding scores -inf and is nobody's loss.
-        real = self._pad(jnp.ones(view.matrix_shape, bool), False)
+        real = fill_tiles(jnp.ones(view.matrix_shape, bool), self.m, self._columns, False)
         lost = jnp.where(self._pruned(scores, allowed) | ~real, 0, scores)
         dense = None if allowed is None else jnp.all(self._tiles(allowed), axis=(-3, -1))
         return jnp.sum(self._tiles(lost), axis=(-3, -1)), dense
@@ -119,10 +119,6 @@ class NM(Pattern):
     def _padded(self, view: View) -> tuple[int, int]:
         k, n = view.matrix_shape
         return k + -k % self.m, n + -n % self._columns
-
-    def _pad(self, matrix: Array, value) -> Array:
-        k, n = matrix.shape[-2:]
-        return pad_end(matrix, {-2: -k % self.m, -1: -n % self._columns}, value)
 
     def _tiles(self, matrix: Array) -> Array:
         return tile(matrix, self.m, self._columns)

@@ -70,6 +70,7 @@ class Packed(Sealed):
     stores: ClassVar[type[Pattern] | None] = None
     index_arrays: ClassVar[Mapping[str, tuple[str, ...]]]
     array_names: ClassVar[tuple[str, ...]]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]  # every subclass is one
 
     @classmethod
     def store(
@@ -165,7 +166,7 @@ class Packed(Sealed):
 
     def replace(self, **fields) -> Self:
         """A copy with other fields; nothing is checked."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # pyright: ignore[reportArgumentType]
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return rebuild(type(self), {**own, **fields})
 
     @property

@@ -4,6 +4,7 @@ Flax asks no more of a state dict than that its keys agree; what is restored her
 also be what the target is, for a packed weight of another shape multiplies wrongly.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,8 @@ def packed_from_state(target: Packed, state: dict[str, Any]) -> Packed:
         if there is not None and (here is None or here.dtype != there.dtype):
             kind = "none" if here is None else here.dtype
             raise ValueError(f"{where} has {name} of {kind}, {target!r} of {there.dtype}")
-    static = {k: v for k, v in vars(found).items() if k not in state["arrays"]}
     arrays = {name: on_device(np.asarray(array)) for name, array in state["arrays"].items()}
-    return type(found)(**arrays, **static)  # checks the indices
+    return dataclasses.replace(found, **arrays)  # checks the indices
 
 
 def _without_lists(fields: dict[str, Any]) -> dict[str, Any]:

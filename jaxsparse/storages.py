@@ -23,7 +23,7 @@ def register(kind: type[PackedKind]) -> type[PackedKind]:
     Raises:
       TypeError: a field that is no array is neither an int nor a pair of them.
     """
-    names = [f.name for f in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
+    names = [f.name for f in dataclasses.fields(kind)]
     arrays = tuple(n for n in names if n in ("values", *kind.index_arrays, *OPTIONAL))
     static = tuple(name for name in names if name not in arrays)
     types = typing.get_type_hints(kind)

@@ -4,6 +4,7 @@ All that can be refused is refused while a file is planned, before any of it is
 written, and while its header is read, before any array is made.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -174,9 +175,8 @@ class Contents:
 
         def read(tensors):
             made = {part: leaf.read(tensors) for part, leaf in leaves.items()}
-            static = {k: v for k, v in vars(abstract).items() if k not in names}
             try:
-                return type(abstract)(**made, **static)  # checks the indices
+                return dataclasses.replace(abstract, **made)  # checks the indices
             except ValueError as error:
                 raise Refused(f"tensor {shorten(name)}, its index: {error}") from error
 
