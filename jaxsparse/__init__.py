@@ -28,8 +28,9 @@ from jaxsparse.prune import compute_masks, prune
 from jaxsparse.pruned import PrunedState, pruned
 from jaxsparse.regrowth import regrow_gradient, regrow_random, straight_through
 from jaxsparse.regularizers import add_group_lasso, add_l1, prox_group_lasso
-from jaxsparse.report import LeafReport, Report, mask_picture, report
+from jaxsparse.reports import LeafReport, Report, mask_picture, report
 from jaxsparse.rules import Rule
+from jaxsparse.safetensors import load_safetensors, save_safetensors
 from jaxsparse.schedules import (
     Schedule,
     constant,
@@ -54,7 +55,6 @@ from jaxsparse.singles import CSC, Bitmap
 from jaxsparse.sparse_dot import sparse_dot
 from jaxsparse.sparsify import sparsify
 from jaxsparse.state import PruneState, masks
-from jaxsparse.storage import load_safetensors, save_safetensors
 from jaxsparse.traced_axes import read_axes
 from jaxsparse.trees import leaves_by_path
 

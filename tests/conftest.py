@@ -67,7 +67,7 @@ SAMPLED = {
     "test_sparse_dot.py": 24,
     "test_sparse_dot_edges.py": 4,
     "test_sparsify.py": 10,
-    "test_storage.py": 3,
+    "test_safetensors.py": 3,
     "test_top_k.py": 4,
 }
 

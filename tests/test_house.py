@@ -32,7 +32,7 @@ MAY_IMPORT = {
     | {"activations", "calibration", "export", "graph", "nn", "tools"}
     | {"jaxsparse"},
 }
-TOOLS = {"report", "checkpoint"}
+TOOLS = {"reports", "checkpoint"}
 
 
 def modules() -> dict[str, pathlib.Path]:
@@ -55,7 +55,7 @@ for folder, names in {
     "serialization",
     "products": "primitives partitioning sparse_dot standins sparsify convolution products "
     "traced_axes sights factors",
-    "export": "storage treefile tensorfile",
+    "export": "safetensors treefile tensorfile",
 }.items():
     PLACES |= dict.fromkeys(names.split(), folder)
 
