@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, Shaped
 
+from jaxsparse.patterns import widen
 from jaxsparse.rules import Sealed, describe
 from jaxsparse.state import has_masks, masks
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
@@ -254,6 +256,26 @@ def zero_masked(
         for path, (mask, weight) in weights.items()
     }
     return replace_by_path(updates, new)
+
+
+def check_finite(weights: Mapping[str, Array]) -> None:
+    """Raises ValueError on NaN and infinities, where values are at hand.
+
+    An update is added, and nothing that is added to a NaN makes it zero.
+    """
+    for path, weight in weights.items():
+        bad = _not_finite(weight)  # traced under jit, whatever the weight is
+        if not isinstance(bad, Tracer) and bad:
+            raise ValueError(
+                f"{bad} of the weights of {path!r}, of shape {weight.shape}, are NaN or infinite: "
+                "no update would make zeros of them when they are masked; jnp.nan_to_num of this "
+                "leaf would work, and where masks hide them already js.mask_params(params, masks)"
+            )
+
+
+@jax.jit
+def _not_finite(weight: Array) -> Int[Array, ""]:
+    return jnp.sum(~jnp.isfinite(widen(weight)))
 
 
 def note_masked(leaves: Iterable[tuple[str, tuple[int, ...]]]) -> None:

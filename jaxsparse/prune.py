@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxsparse.choosers import (
     ChoiceContext,
@@ -29,11 +29,12 @@ from jaxsparse.choosers import (
 from jaxsparse.distributions import Distribution, as_distribution
 from jaxsparse.masking import (
     NEED_PARAMS,
+    check_finite,
     mask_tree,
     next_count,
     warn_unless_masked,
 )
-from jaxsparse.patterns import GroupMask, Unstructured, widen
+from jaxsparse.patterns import GroupMask, Unstructured
 from jaxsparse.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.schedules import Schedule
 from jaxsparse.scores import (
@@ -242,26 +243,6 @@ def _fit(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
         if path not in specs:
             raise ValueError(f"mask for {path!r}, but no rule for it; {near_misses(path, specs)}")
     return groups
-
-
-def check_finite(weights: Mapping[str, Array]) -> None:
-    """Raises ValueError on NaN and infinities, where values are at hand.
-
-    An update is added, and nothing that is added to a NaN makes it zero.
-    """
-    for path, weight in weights.items():
-        bad = _not_finite(weight)  # traced under jit, whatever the weight is
-        if not isinstance(bad, Tracer) and bad:
-            raise ValueError(
-                f"{bad} of the weights of {path!r}, of shape {weight.shape}, are NaN or infinite: "
-                "no update would make zeros of them when they are masked; jnp.nan_to_num of this "
-                "leaf would work, and where masks hide them already js.mask_params(params, masks)"
-            )
-
-
-@jax.jit
-def _not_finite(weight: Array) -> Int[Array, ""]:
-    return jnp.sum(~jnp.isfinite(widen(weight)))
 
 
 class _NoGradients(dict):
