@@ -1,7 +1,6 @@
 """The channel graph as a picture: nodes of a module's size, repeated blocks shown once."""
 
 import dataclasses
-import heapq
 import itertools
 from collections.abc import Collection, Sequence
 from typing import Literal
@@ -185,20 +184,11 @@ def _clusters(
                 for id in members[mine]:
                     cluster[id] = into
                 members[into] = sorted(members[into] + members.pop(mine))
-    waits = {place: len(sources(place)) for place in members}
-    follow: dict[int, list[int]] = {place: [] for place in members}
-    for place in members:
-        for source in sources(place):
-            follow[source].append(place)
-    ready = sorted(place for place, count in waits.items() if not count)
-    order = []
-    while ready:
-        place = heapq.heappop(ready)
+    waiting, order = {place: sources(place) for place in members}, []
+    while waiting:
+        place = next(place for place in waiting if waiting[place].isdisjoint(waiting))
         order.append(members[place])
-        for after in follow[place]:
-            waits[after] -= 1
-            if not waits[after]:
-                heapq.heappush(ready, after)
+        del waiting[place]
     return order
 
 
