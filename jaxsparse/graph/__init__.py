@@ -1,15 +1,20 @@
 """The channel graph: which axes of which weights of a traced model are the same channels."""
 
-from jaxsparse.graph.asp import ASP, asp, asp_rules
-from jaxsparse.graph.axes import Cause, Factor, Piece
-from jaxsparse.graph.channels import Channels, Group, Pinned, Place, channels
-from jaxsparse.graph.modules import shrink_model
-from jaxsparse.graph.permute import PermutationReport, PermutedGroup, PermutedLeaf, permute
-from jaxsparse.graph.plot import plot
-from jaxsparse.graph.search import PermutationSearch, search_permutation
-from jaxsparse.graph.shrink import shrink
-from jaxsparse.graph.shrink_report import PinnedChannels, ShrinkReport, ShrunkGroup, Stay
-from jaxsparse.graph.values import Op
+from jaxsparse.graph.analysis.axes import Cause, Factor, Piece
+from jaxsparse.graph.analysis.channels import Channels, Group, Pinned, Place, channels
+from jaxsparse.graph.analysis.values import Op
+from jaxsparse.graph.permutation.asp import ASP, asp, asp_rules
+from jaxsparse.graph.permutation.permute import (
+    PermutationReport,
+    PermutedGroup,
+    PermutedLeaf,
+    permute,
+)
+from jaxsparse.graph.permutation.search import PermutationSearch, search_permutation
+from jaxsparse.graph.picture.plot import plot
+from jaxsparse.graph.shrinking.modules import shrink_model
+from jaxsparse.graph.shrinking.shrink import shrink
+from jaxsparse.graph.shrinking.shrink_report import PinnedChannels, ShrinkReport, ShrunkGroup, Stay
 
 __all__ = [
     "ASP",

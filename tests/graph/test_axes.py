@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxsparse.graph.axes import Cause, Terms
+from jaxsparse.graph.analysis.axes import Cause, Terms
 
 WHY = Cause("test", "says so")
 

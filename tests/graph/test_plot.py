@@ -9,7 +9,7 @@ from flax import linen as nn
 
 import jaxsparse as js
 from jaxsparse.graph import channels, plot
-from jaxsparse.graph.picture import picture
+from jaxsparse.graph.picture.repeats import picture
 
 
 class Bottleneck(nn.Module):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jaxsparse as js
 from jaxsparse.graph import search_permutation
-from jaxsparse.graph.topsums import TopSums, group_rows, partitions, top_sums
+from jaxsparse.graph.permutation.topsums import TopSums, group_rows, partitions, top_sums
 
 FACTS = json.loads((pathlib.Path(__file__).parents[1] / "cases/permutation.json").read_text())
 MATRICES = {

@@ -18,8 +18,8 @@ from jax import lax
 from jaxlib.mlir import passmanager
 
 from jaxsparse import jaxprs
-from jaxsparse.graph.registry import CHANNELS
-from jaxsparse.graph.trace import Analysis
+from jaxsparse.graph.analysis.registry import CHANNELS
+from jaxsparse.graph.analysis.trace import Analysis
 
 POPULATE = "builtin.module(func.func(sdy-populate-op-sharding-rules))"
 A = (4, 6)

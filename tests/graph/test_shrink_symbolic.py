@@ -10,7 +10,7 @@ from test_channels import assert_same
 from test_shrink import emptying
 
 import jaxsparse as js
-from jaxsparse.graph.symbolic import StandIns
+from jaxsparse.graph.analysis.symbolic import StandIns
 
 
 class Net(nn.Module):

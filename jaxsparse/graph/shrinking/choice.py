@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from jaxsparse.graph.axes import others, outer
-from jaxsparse.graph.folding import Meeting, Product
+from jaxsparse.graph.analysis.axes import others, outer
+from jaxsparse.graph.analysis.trace import Analysis, arrays_by_path
 from jaxsparse.graph.hosts import whole
-from jaxsparse.graph.needs import Needs, needed
-from jaxsparse.graph.rewrite import Kept
-from jaxsparse.graph.trace import Analysis, arrays_by_path
+from jaxsparse.graph.shrinking.folding import Meeting, Product
+from jaxsparse.graph.shrinking.needs import Needs, needed
+from jaxsparse.graph.shrinking.rewrite import Kept
 from jaxsparse.trees import Tree
 
 Resolve = Literal["union", "intersection"]

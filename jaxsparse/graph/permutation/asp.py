@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Bool
 
-from jaxsparse.graph.permute import PermutationReport, permute
+from jaxsparse.graph.permutation.permute import PermutationReport, permute
 from jaxsparse.nm import NM
 from jaxsparse.products import products
 from jaxsparse.prune import compute_masks

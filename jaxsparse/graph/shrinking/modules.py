@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 from jaxsparse.comparing import compare, pure
-from jaxsparse.graph.choice import Resolve
-from jaxsparse.graph.shrink import shrink
-from jaxsparse.graph.shrink_report import ShrinkReport
+from jaxsparse.graph.shrinking.choice import Resolve
+from jaxsparse.graph.shrinking.shrink import shrink
+from jaxsparse.graph.shrinking.shrink_report import ShrinkReport
 from jaxsparse.trees import Tree
 
 Axes = tuple[np.ndarray, ...]

@@ -17,12 +17,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxsparse import control, jaxprs
-from jaxsparse.graph.constants import Constants, either
-from jaxsparse.graph.folding import Followed, Meeting, Product, Tracked, View
-from jaxsparse.graph.registry import CONSTANTS, sizes
-from jaxsparse.graph.rules.products import varying
-from jaxsparse.graph.trace import Analysis
-from jaxsparse.graph.values import Walked
+from jaxsparse.graph.analysis.constants import Constants, either
+from jaxsparse.graph.analysis.registry import CONSTANTS, sizes
+from jaxsparse.graph.analysis.rules.products import varying
+from jaxsparse.graph.analysis.trace import Analysis
+from jaxsparse.graph.analysis.values import Walked
+from jaxsparse.graph.shrinking.folding import Followed, Meeting, Product, Tracked, View
 
 Vector = Bool[np.ndarray, "_"]
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.graph.channels import summarize
-from jaxsparse.graph.choice import Choice, Resolve
+from jaxsparse.graph.analysis.channels import summarize
+from jaxsparse.graph.analysis.trace import Analysis, arrays_by_path
 from jaxsparse.graph.hosts import placed_as
-from jaxsparse.graph.rewrite import Kept, run
-from jaxsparse.graph.shrink_report import ShrinkReport, report_of
-from jaxsparse.graph.trace import Analysis, arrays_by_path
+from jaxsparse.graph.shrinking.choice import Choice, Resolve
+from jaxsparse.graph.shrinking.rewrite import Kept, run
+from jaxsparse.graph.shrinking.shrink_report import ShrinkReport, report_of
 from jaxsparse.masking import mask_params
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 

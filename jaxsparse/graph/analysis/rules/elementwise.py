@@ -3,8 +3,8 @@
 import numpy as np
 
 from jaxsparse import jaxprs
-from jaxsparse.graph.constants import Constants, agreed, as_float64
-from jaxsparse.graph.registry import channels, constants, sizes
+from jaxsparse.graph.analysis.constants import Constants, agreed, as_float64
+from jaxsparse.graph.analysis.registry import channels, constants, sizes
 from jaxsparse.jaxprs import ELEMENTWISE, IDENTITIES
 
 

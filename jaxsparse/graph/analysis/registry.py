@@ -17,7 +17,7 @@ A primitive has its rules at one place, a module of `rules`:
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxsparse.graph.constants import Constants
+from jaxsparse.graph.analysis.constants import Constants
 from jaxsparse.jaxprs import table
 
 CHANNELS: dict[str, Callable[..., Sequence[Sequence[int]]]] = {}

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxsparse import control, jaxprs
-from jaxsparse.graph.axes import Terms, outer
-from jaxsparse.graph.registry import SMALLER
-from jaxsparse.graph.symbolic import is_symbolic
-from jaxsparse.graph.trace import Analysis
-from jaxsparse.graph.values import Record, Value, Walked
+from jaxsparse.graph.analysis.axes import Terms, outer
+from jaxsparse.graph.analysis.registry import SMALLER
+from jaxsparse.graph.analysis.symbolic import is_symbolic
+from jaxsparse.graph.analysis.trace import Analysis
+from jaxsparse.graph.analysis.values import Record, Value, Walked
 
 Vector = Bool[np.ndarray, "_"]
 

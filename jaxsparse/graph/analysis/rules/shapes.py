@@ -3,9 +3,16 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.graph.axes import along, others
-from jaxsparse.graph.constants import Constants
-from jaxsparse.graph.registry import channels, common_groups, constants, moved, sizes, smaller
+from jaxsparse.graph.analysis.axes import along, others
+from jaxsparse.graph.analysis.constants import Constants
+from jaxsparse.graph.analysis.registry import (
+    channels,
+    common_groups,
+    constants,
+    moved,
+    sizes,
+    smaller,
+)
 
 
 @channels("transpose squeeze broadcast_in_dim")

@@ -3,9 +3,10 @@
 import pathlib
 from collections.abc import Collection, Sequence
 
-from jaxsparse.graph.channels import Channels
-from jaxsparse.graph.drawing import Box, Frame, draw
-from jaxsparse.graph.picture import ENDS, Block, Kind, Node, Picture, picture
+from jaxsparse.graph.analysis.channels import Channels
+from jaxsparse.graph.picture.drawing import Box, Frame, draw
+from jaxsparse.graph.picture.nodes import ENDS, Kind, Node
+from jaxsparse.graph.picture.repeats import Block, Picture, picture
 from jaxsparse.trees import near_misses
 
 COLORS: dict[Kind, tuple[str, str, str]] = {

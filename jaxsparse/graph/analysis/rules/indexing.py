@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from jaxsparse.graph.constants import Constants, agreed
-from jaxsparse.graph.registry import channels, constants, sizes, smaller
+from jaxsparse.graph.analysis.constants import Constants, agreed
+from jaxsparse.graph.analysis.registry import channels, constants, sizes, smaller
 
 
 @channels("dynamic_slice")

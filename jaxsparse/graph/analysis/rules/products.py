@@ -8,8 +8,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
-from jaxsparse.graph.constants import Constants, Vector, where_zero, zeros_only
-from jaxsparse.graph.registry import channels, constants, sizes, smaller
+from jaxsparse.graph.analysis.constants import Constants, Vector, where_zero, zeros_only
+from jaxsparse.graph.analysis.registry import channels, constants, sizes, smaller
 from jaxsparse.sights import ENDS
 
 

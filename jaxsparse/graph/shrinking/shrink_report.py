@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxsparse.graph.channels import Channels, Group, Pinned
-from jaxsparse.graph.choice import Choice
+from jaxsparse.graph.analysis.channels import Channels, Group, Pinned
+from jaxsparse.graph.shrinking.choice import Choice
 
 # Of a longer list the report shows no more.
 SHOWN = 4

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxsparse.graph.topsums import TopSums, group_rows, partitions
+from jaxsparse.graph.permutation.topsums import TopSums, group_rows, partitions
 
 # Relative to what the stripes of a move retain: below it is float32 rounding.
 TOLERANCE = 1e-6

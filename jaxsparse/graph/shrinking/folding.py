@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxsparse.graph.constants import Constants
-from jaxsparse.graph.registry import common_groups, moved, sizes
-from jaxsparse.graph.rules.products import contribution, ends
-from jaxsparse.graph.values import Record
+from jaxsparse.graph.analysis.constants import Constants
+from jaxsparse.graph.analysis.registry import common_groups, moved, sizes
+from jaxsparse.graph.analysis.rules.products import contribution, ends
+from jaxsparse.graph.analysis.values import Record
 
 # What hands numbers on as they are.
 MOVES = (

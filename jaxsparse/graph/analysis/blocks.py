@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping
 
-from jaxsparse.graph.axes import Cause, Terms
-from jaxsparse.graph.values import Value
+from jaxsparse.graph.analysis.axes import Cause, Terms
+from jaxsparse.graph.analysis.values import Value
 from jaxsparse.trees import near_misses
 
 

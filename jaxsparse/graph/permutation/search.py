@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxsparse.graph.moves import Moves, SwapMoves, WindowMoves, WindowSplits, pool
-from jaxsparse.graph.topsums import enumerable, top_sums
+from jaxsparse.graph.permutation.moves import Moves, SwapMoves, WindowMoves, WindowSplits, pool
+from jaxsparse.graph.permutation.topsums import enumerable, top_sums
 
 Method = Literal["auto", "exhaustive", "swap", "progressive"]
 

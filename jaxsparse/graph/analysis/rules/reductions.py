@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from jaxsparse.graph.constants import Constants, zeros_only
-from jaxsparse.graph.registry import channels, constants, moved, sizes
+from jaxsparse.graph.analysis.constants import Constants, zeros_only
+from jaxsparse.graph.analysis.registry import channels, constants, moved, sizes
 
 _OTHERS = "reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor"
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxsparse.graph.channels import Channels, Group, channels
+from jaxsparse.graph.analysis.channels import Channels, Group, channels
 from jaxsparse.graph.hosts import of_first_process, whole
-from jaxsparse.graph.search import search_permutation
+from jaxsparse.graph.permutation.search import search_permutation
 from jaxsparse.nm import NM
 from jaxsparse.rules import LeafSpec, Rule, resolve
 from jaxsparse.traced_axes import read_axes

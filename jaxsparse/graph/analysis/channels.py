@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxsparse.graph.axes import Cause, Factor, Piece
+from jaxsparse.graph.analysis.axes import Cause, Factor, Piece
+from jaxsparse.graph.analysis.trace import Analysis
+from jaxsparse.graph.analysis.values import Op
 from jaxsparse.graph.hosts import gathered, placed_as
-from jaxsparse.graph.trace import Analysis
-from jaxsparse.graph.values import Op
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from jaxsparse import control, jaxprs
-from jaxsparse.graph import rules  # noqa: F401  enters the rules of all primitives
-from jaxsparse.graph.axes import Cause, Terms
-from jaxsparse.graph.blocks import declare
-from jaxsparse.graph.registry import CHANNELS, sizes
-from jaxsparse.graph.symbolic import StandIns
-from jaxsparse.graph.values import Op, Record, Value, Walked, uniform_axes
+from jaxsparse.graph.analysis import rules  # noqa: F401  enters the rules of all primitives
+from jaxsparse.graph.analysis.axes import Cause, Terms
+from jaxsparse.graph.analysis.blocks import declare
+from jaxsparse.graph.analysis.registry import CHANNELS, sizes
+from jaxsparse.graph.analysis.symbolic import StandIns
+from jaxsparse.graph.analysis.values import Op, Record, Value, Walked, uniform_axes
 from jaxsparse.products import Product, Reader, evaluate
 from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 

@@ -3,8 +3,8 @@
 import numpy as np
 from jax import lax
 
-from jaxsparse.graph.constants import Constants, agreed
-from jaxsparse.graph.registry import channels, constants, sizes, smaller
+from jaxsparse.graph.analysis.constants import Constants, agreed
+from jaxsparse.graph.analysis.registry import channels, constants, sizes, smaller
 
 
 @channels("concatenate")

@@ -1,0 +1,1 @@
+"""Channels in the order under which n:m sparsity keeps most."""

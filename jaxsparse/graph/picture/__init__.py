@@ -1,0 +1,1 @@
+"""The channel graph as a picture or as text."""

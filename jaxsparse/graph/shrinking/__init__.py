@@ -1,0 +1,1 @@
+"""Channels that masks leave empty, removed."""
