@@ -7,6 +7,7 @@ arXiv 2102.08124 (transposable masks).
 import dataclasses
 import functools
 import itertools
+import operator
 from typing import ClassVar, Literal
 
 import jax
@@ -170,9 +171,11 @@ def _best(
     m = finite.shape[-1]
     patterns = jnp.asarray(_transposable(n, m).reshape(-1, m * m), finite.dtype)
 
-    def totals(entries):  # products, for they shard as the tiles do; a lookup would not
-        flat = entries.reshape(*entries.shape[:-2], m * m).astype(patterns.dtype)
-        return jnp.matmul(flat, patterns.T, precision="highest")
+    def totals(entries):
+        # Added in one order, and not by a product, which rounds as its shards happen to be cut.
+        flat = entries.reshape(*entries.shape[:-2], m * m, 1).astype(patterns.dtype)
+        added = (flat[..., i, :] * patterns[:, i] for i in range(m * m))
+        return functools.reduce(operator.add, added)
 
     rank = totals(ranks)
     total = jnp.where(rank == jnp.max(rank, axis=-1, keepdims=True), totals(finite), -jnp.inf)
