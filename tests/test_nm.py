@@ -3,12 +3,10 @@
 import functools
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import jit
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsparse as js
 from jaxsparse.choosers import Counted
@@ -183,14 +181,3 @@ def test_what_does_not_divide_names_an_m_that_keeps_two(inputs, cures):
     with pytest.raises(ValueError, match=f"input size {inputs} is no .* size {cures} pad=True"):
         js.targets([js.Rule("w", js.NM(2, 4))], weight)
     assert js.targets([js.Rule("w", js.NM(2, 4, pad=True))], weight)
-
-
-def test_the_best_pattern_is_the_same_however_devices_cut_the_weight():
-    # Scores as Adam's first step makes them: sums of eight that all but tie.
-    g = jax.random.randint(jax.random.key(0), (64, 128), 1, 64) / 64
-    w = {"w": g / (g + 1e-3)}
-    rules = [js.Rule("w", js.NM(2, 4, method="best"))]
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    cut = jax.device_put(w["w"], NamedSharding(mesh, PartitionSpec("x", "y")))
-    choose = jax.jit(lambda w: js.compute_masks(w, rules)["w"])
-    np.testing.assert_array_equal(choose({"w": cut}), choose(w))
