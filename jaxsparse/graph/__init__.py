@@ -1,7 +1,7 @@
 """The channel graph: which axes of which weights of a traced model are the same channels."""
 
-from jaxsparse.graph.analysis.axes import Cause, Factor, Piece
 from jaxsparse.graph.analysis.channels import Channels, Group, Pinned, Place, channels
+from jaxsparse.graph.analysis.pieces import Cause, Factor, Piece
 from jaxsparse.graph.analysis.values import Op
 from jaxsparse.graph.permutation.asp import ASP, asp, asp_rules
 from jaxsparse.graph.permutation.permute import (

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxsparse.graph.analysis.axes import Cause, Terms
+from jaxsparse.graph.analysis.axes import Terms
+from jaxsparse.graph.analysis.pieces import Cause
 
 WHY = Cause("test", "says so")
 

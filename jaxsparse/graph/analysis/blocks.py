@@ -3,7 +3,8 @@
 import re
 from collections.abc import Mapping
 
-from jaxsparse.graph.analysis.axes import Cause, Terms
+from jaxsparse.graph.analysis.axes import Terms
+from jaxsparse.graph.analysis.pieces import Cause
 from jaxsparse.graph.analysis.values import Value
 from jaxsparse.trees import near_misses
 

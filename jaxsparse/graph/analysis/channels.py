@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxsparse.graph.analysis.axes import Cause, Factor, Piece
+from jaxsparse.graph.analysis.pieces import Cause, Factor, Piece
 from jaxsparse.graph.analysis.trace import Analysis
 from jaxsparse.graph.analysis.values import Op
 from jaxsparse.graph.hosts import gathered, placed_as

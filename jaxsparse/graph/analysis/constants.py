@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from jaxsparse.graph.analysis.axes import others
+from jaxsparse.graph.analysis.pieces import others
 
 # The number of every slice along an axis; NaN where it is not known to be one number.
 Vector = Num[np.ndarray, "_"]

@@ -11,8 +11,9 @@ from jax.interpreters import partial_eval
 
 from jaxsparse import control, jaxprs
 from jaxsparse.graph.analysis import rules  # noqa: F401  enters the rules of all primitives
-from jaxsparse.graph.analysis.axes import Cause, Terms
+from jaxsparse.graph.analysis.axes import Terms
 from jaxsparse.graph.analysis.blocks import declare
+from jaxsparse.graph.analysis.pieces import Cause
 from jaxsparse.graph.analysis.registry import CHANNELS, sizes
 from jaxsparse.graph.analysis.symbolic import StandIns
 from jaxsparse.graph.analysis.values import Op, Record, Value, Walked, uniform_axes

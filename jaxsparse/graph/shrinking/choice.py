@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from jaxsparse.graph.analysis.axes import others, outer
+from jaxsparse.graph.analysis.pieces import others, outer
 from jaxsparse.graph.analysis.trace import Analysis, arrays_by_path
 from jaxsparse.graph.hosts import whole
 from jaxsparse.graph.shrinking.folding import Meeting, Product

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxsparse import control, jaxprs
-from jaxsparse.graph.analysis.axes import Terms, outer
+from jaxsparse.graph.analysis.axes import Terms
+from jaxsparse.graph.analysis.pieces import outer
 from jaxsparse.graph.analysis.registry import SMALLER
 from jaxsparse.graph.analysis.symbolic import is_symbolic
 from jaxsparse.graph.analysis.trace import Analysis

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.graph.analysis.axes import along, others
 from jaxsparse.graph.analysis.constants import Constants
+from jaxsparse.graph.analysis.pieces import along, others
 from jaxsparse.graph.analysis.registry import (
     channels,
     common_groups,
