@@ -226,8 +226,8 @@ def _without_bits(leaf: Any, like: Any) -> Any:
         return jax.numpy.asarray(leaf)
     if not _is_mask(like) or leaf.dtype == bool:
         return leaf
-    count = int(np.prod(like.shape))
-    mask = np.unpackbits(np.asarray(leaf), count=count).reshape(like.shape).astype(bool)
+    count = int(np.prod(np.shape(like)))
+    mask = np.unpackbits(np.asarray(leaf), count=count).reshape(np.shape(like)).astype(bool)
     if isinstance(like, np.ndarray):
         return mask
     sharding = getattr(like, "sharding", None)

@@ -113,7 +113,7 @@ def from_cutlass(
                 f"{', '.join(f'{v:04b}' for v in np.unique(CODES[CODES != _REFUSED]))}"
             )
     places = _positions(codes).reshape(layout.values_shape)
-    return operand.values.T, layout.encode(places)
+    return operand.values.T, jnp.asarray(layout.encode(places))
 
 
 def reorder(words: UInt[Array, "N C"]) -> UInt[Array, "pairs N 2"]:
