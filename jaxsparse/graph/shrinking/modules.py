@@ -53,6 +53,7 @@ def shrink_model(
         something else.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> model = nnx.Sequential(
       ...     nnx.Linear(2, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 3, rngs=nnx.Rngs(1))
       ... )
