@@ -18,8 +18,8 @@ import optax
 import jaxsparse as js
 from experiments import steps
 from experiments.registry import Registry, near_misses
-from jaxsparse.distributions import Distribution
-from jaxsparse.schedules import Schedule
+from jaxsparse.pruning.distributions import Distribution
+from jaxsparse.pruning.schedules import Schedule
 
 Masks = Mapping[str, jax.Array]
 MakeOptimizer = Callable[[Sequence[int]], tuple[optax.GradientTransformation, optax.Schedule]]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import jaxsparse as js
 from experiments.registry import near_misses
-from jaxsparse.distributions import Distribution
-from jaxsparse.patterns import Pattern
+from jaxsparse.patterns.base import Pattern
+from jaxsparse.pruning.distributions import Distribution
 
 _DISTRIBUTIONS = {"uniform": js.uniform, "erk": js.erk, "global": js.global_}
 

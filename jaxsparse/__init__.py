@@ -4,18 +4,12 @@ import importlib
 import typing
 
 from jaxsparse import activations, calibration, graph, nn
-from jaxsparse.block_sparse import BlockSparse
-from jaxsparse.choosers import ChoiceContext, Chooser
-from jaxsparse.distributions import Distribution, erk, global_, targets, uniform
-from jaxsparse.groups import Block, Channel
+from jaxsparse.export.safetensors import load_safetensors, save_safetensors
 from jaxsparse.kernels import implementations
-from jaxsparse.masking import apply_masks, mask_params, masked
-from jaxsparse.movement import importance_threshold, movement
-from jaxsparse.nm import NM
-from jaxsparse.nm_sparse import NMSparse
-from jaxsparse.overlap import MaskOverlap, mask_overlap
-from jaxsparse.packed import is_packed
-from jaxsparse.packing import (
+from jaxsparse.packed.base import is_packed
+from jaxsparse.packed.block_sparse import BlockSparse
+from jaxsparse.packed.nm_sparse import NMSparse
+from jaxsparse.packed.packing import (
     merge_packed,
     pack,
     pack_params,
@@ -23,15 +17,24 @@ from jaxsparse.packing import (
     unpack,
     unpack_params,
 )
-from jaxsparse.patterns import Pattern, Unstructured
-from jaxsparse.prune import compute_masks, prune
-from jaxsparse.pruned import PrunedState, pruned
-from jaxsparse.regrowth import regrow_gradient, regrow_random, straight_through
-from jaxsparse.regularizers import add_group_lasso, add_l1, prox_group_lasso
-from jaxsparse.reports import LeafReport, Report, mask_picture, report
-from jaxsparse.rules import Rule
-from jaxsparse.safetensors import load_safetensors, save_safetensors
-from jaxsparse.schedules import (
+from jaxsparse.packed.singles import CSC, Bitmap
+from jaxsparse.patterns.base import Pattern, Unstructured
+from jaxsparse.patterns.groups import Block, Channel
+from jaxsparse.patterns.nm import NM
+from jaxsparse.patterns.rules import Rule
+from jaxsparse.products.sparse_dot import sparse_dot
+from jaxsparse.products.sparsify import sparsify
+from jaxsparse.products.traced_axes import read_axes
+from jaxsparse.pruning.choosers import ChoiceContext, Chooser
+from jaxsparse.pruning.distributions import Distribution, erk, global_, targets, uniform
+from jaxsparse.pruning.masking import apply_masks, mask_params, masked
+from jaxsparse.pruning.movement import importance_threshold, movement
+from jaxsparse.pruning.overlap import MaskOverlap, mask_overlap
+from jaxsparse.pruning.prune import compute_masks, prune
+from jaxsparse.pruning.pruned import PrunedState, pruned
+from jaxsparse.pruning.regrowth import regrow_gradient, regrow_random, straight_through
+from jaxsparse.pruning.regularizers import add_group_lasso, add_l1, prox_group_lasso
+from jaxsparse.pruning.schedules import (
     Schedule,
     constant,
     cosine,
@@ -42,7 +45,7 @@ from jaxsparse.schedules import (
     linear,
     one_shot,
 )
-from jaxsparse.scores import (
+from jaxsparse.pruning.scores import (
     Score,
     ScoreContext,
     gradient,
@@ -51,11 +54,8 @@ from jaxsparse.scores import (
     saliency,
     saliency_momentum,
 )
-from jaxsparse.singles import CSC, Bitmap
-from jaxsparse.sparse_dot import sparse_dot
-from jaxsparse.sparsify import sparsify
-from jaxsparse.state import PruneState, masks
-from jaxsparse.traced_axes import read_axes
+from jaxsparse.pruning.state import PruneState, masks
+from jaxsparse.reports import LeafReport, Report, mask_picture, report
 from jaxsparse.trees import leaves_by_path
 
 if typing.TYPE_CHECKING:

@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.distributions import known_target
-from jaxsparse.masking import pair_masks
-from jaxsparse.packed import Packed, is_packed
-from jaxsparse.packing import pack_view
-from jaxsparse.patterns import Unstructured, widen
-from jaxsparse.products import products
-from jaxsparse.rules import LeafSpec, Rule, check_rules, describe, resolve
-from jaxsparse.sights import Product, told
+from jaxsparse.packed.base import Packed, is_packed
+from jaxsparse.packed.packing import pack_view
+from jaxsparse.patterns.base import Unstructured, widen
+from jaxsparse.patterns.rules import LeafSpec, Rule, check_rules, describe, resolve
+from jaxsparse.patterns.views import View
+from jaxsparse.products.reading import products
+from jaxsparse.products.sights import Product, told
+from jaxsparse.pruning.distributions import known_target
+from jaxsparse.pruning.masking import pair_masks
 from jaxsparse.text import columned
 from jaxsparse.trees import Tree, leaves_by_path
-from jaxsparse.views import View
 
 
 @dataclasses.dataclass(frozen=True)

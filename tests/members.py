@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 import jaxsparse as js
-from jaxsparse.nm import NM
-from jaxsparse.patterns import Pattern
+from jaxsparse.patterns.base import Pattern
+from jaxsparse.patterns.nm import NM
 from jaxsparse.trees import leaves_by_path, replace_by_path
 from tests.own_storage import Diagonals
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from jaxsparse.held import hold
 from jaxsparse.kernels.layouts import Layout
-from jaxsparse.packed import Packed
-from jaxsparse.storages import register
+from jaxsparse.packed.base import Packed
+from jaxsparse.packed.held import hold
+from jaxsparse.packed.storages import register
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse import kernels
-from jaxsparse.groups import Block
-from jaxsparse.nm import NM
-from jaxsparse.packed import Packed
-from jaxsparse.packing import pack
-from jaxsparse.patterns import Pattern, Unstructured
+from jaxsparse.packed.base import Packed
+from jaxsparse.packed.packing import pack
+from jaxsparse.patterns.base import Pattern, Unstructured
+from jaxsparse.patterns.groups import Block
+from jaxsparse.patterns.nm import NM
 from tests import own_storage
 
 RELATIVE_ERROR = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 5e-3, "int8": 1e-5}

@@ -17,7 +17,7 @@ from members import (
 )
 
 import jaxsparse as js
-from jaxsparse.rules import resolve
+from jaxsparse.patterns.rules import resolve
 from jaxsparse.trees import leaves_by_path
 
 FAST = {

@@ -21,8 +21,8 @@ from members import END, small_params, step_of, transform_for
 import jaxsparse as js
 from jaxsparse import checkpoint, checksums
 from jaxsparse.checkpoint import Checkpointer
-from jaxsparse.patterns import GroupMask
-from jaxsparse.views import view_of
+from jaxsparse.patterns.base import GroupMask
+from jaxsparse.patterns.views import view_of
 
 MEMBERS = [
     ("magnitude", "block", "none"),

@@ -12,11 +12,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_sparsify import same, weight
 
-from jaxsparse import convolution
-from jaxsparse.groups import Block
-from jaxsparse.nm import NM
-from jaxsparse.patterns import Unstructured
-from jaxsparse.sparsify import sparsify
+from jaxsparse.patterns.base import Unstructured
+from jaxsparse.patterns.groups import Block
+from jaxsparse.patterns.nm import NM
+from jaxsparse.products import convolution
+from jaxsparse.products.sparsify import sparsify
 
 # Shape of x without channels, window, and options of the convolution.
 GEOMETRIES = {

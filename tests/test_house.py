@@ -45,21 +45,6 @@ def modules() -> dict[str, pathlib.Path]:
     return found
 
 
-# Where modules go that lie beside each other yet.
-PLACES = {}
-for folder, names in {
-    "patterns": "patterns groups views nm rules",
-    "pruning": "prune pruned state masking choosers scores movement schedules "
-    "distributions regrowth regularizers overlap",
-    "packed": "packed held block_sparse singles nm_sparse packing indices quantize storages fields "
-    "serialization",
-    "products": "primitives partitioning sparse_dot standins sparsify convolution products "
-    "traced_axes sights factors",
-    "export": "safetensors treefile tensorfile",
-}.items():
-    PLACES |= dict.fromkeys(names.split(), folder)
-
-
 def folder_of(module: str) -> str:
     """The key of `MAY_IMPORT` that a module belongs to."""
     top, _, below = module.partition(".")
@@ -68,7 +53,7 @@ def folder_of(module: str) -> str:
     first, _, rest = below.partition(".")
     if first in TOOLS:
         return "tools"
-    return first if rest or first in MAY_IMPORT else PLACES.get(first, "foundations")
+    return first if rest or first in MAY_IMPORT else "foundations"
 
 
 def imports(path: pathlib.Path, known: set[str]) -> set[str]:

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 
 import jaxsparse as js
-from jaxsparse.packed import Packed
+from jaxsparse.packed.base import Packed
 from tests.packed_cases import STORAGES, draw
 
 IDS = jnp.array([[0, 69], [13, 64]])

@@ -12,8 +12,8 @@ import optax
 import pytest
 
 import jaxsparse as js
-from jaxsparse.movement import _above
-from jaxsparse.rules import resolve
+from jaxsparse.patterns.rules import resolve
+from jaxsparse.pruning.movement import _above
 from jaxsparse.trees import leaves_by_path
 
 CASES = {

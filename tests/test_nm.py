@@ -9,9 +9,9 @@ import pytest
 from jax import jit
 
 import jaxsparse as js
-from jaxsparse.choosers import Counted
-from jaxsparse.rules import resolve
-from jaxsparse.views import view_of
+from jaxsparse.patterns.rules import resolve
+from jaxsparse.patterns.views import view_of
+from jaxsparse.pruning.choosers import Counted
 
 
 def mask_of(pattern, scores, path="dense/kernel"):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from jaxsparse.packed import Packed
-from jaxsparse.storages import register
+from jaxsparse.packed.base import Packed
+from jaxsparse.packed.storages import register
 from tests.own_storage import Diagonals, DiagonalSparse
 
 WEIGHTS = {"up": {"kernel": jax.random.normal(jax.random.key(0), (16, 32)), "bias": jnp.ones(32)}}

@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxsparse as js
-from jaxsparse.patterns import GroupMask, widen
-from jaxsparse.views import view_of
+from jaxsparse.patterns.base import GroupMask, widen
+from jaxsparse.patterns.views import view_of
 
 NUMPY = {
     "mean": np.mean,

@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 
-from jaxsparse.products import products
+from jaxsparse.products.reading import products
 
 RNGS = nnx.Rngs(0)
 IMAGE, TOKENS, IDS = jnp.ones((1, 6, 6, 8)), jnp.ones((2, 5, 8)), jnp.ones((2, 3), int)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import jaxsparse as js
-from jaxsparse.rules import check_rules, resolve
+from jaxsparse.patterns.rules import check_rules, resolve
 
 LINEN = {
     "encoder": {

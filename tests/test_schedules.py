@@ -11,7 +11,7 @@ import pytest
 from members import CountedJit
 
 import jaxsparse as js
-from jaxsparse import schedules
+from jaxsparse.pruning import schedules
 
 S0, S, BEGIN, END, EVERY = 0.2, 0.9, 10, 45, 8  # T = 4: updates at 10, 18, 26, 34, 42, 45
 FORMULAS = {

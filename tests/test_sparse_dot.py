@@ -16,9 +16,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxsparse import kernels
-from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.kernels import pallas_tpu
-from jaxsparse.sparse_dot import matrix_product, sampled_product, sparse_dot
+from jaxsparse.packed.block_sparse import BlockSparse
+from jaxsparse.products.sparse_dot import matrix_product, sampled_product, sparse_dot
 from tests.packed_cases import (
     BY_NAME,
     IMPLEMENTATIONS,

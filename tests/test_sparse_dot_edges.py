@@ -9,8 +9,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxsparse as js
-from jaxsparse import indices, kernels
-from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse import kernels
+from jaxsparse.packed import indices
+from jaxsparse.products.sparse_dot import sparse_dot
 from tests.packed_cases import BY_NAME, IMPLEMENTATIONS, STORAGES, assert_close, draw, draw_x
 
 every_storage = pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.name)

@@ -10,13 +10,13 @@ import pytest
 from flax import linen, nnx
 from jax import lax
 
-from jaxsparse.groups import Block
-from jaxsparse.nm import NM
-from jaxsparse.packed import is_packed
-from jaxsparse.packing import merge_packed, pack, pack_params, split_packed, unpack_params
-from jaxsparse.patterns import Unstructured
-from jaxsparse.rules import Rule
-from jaxsparse.sparsify import sparsify
+from jaxsparse.packed.base import is_packed
+from jaxsparse.packed.packing import merge_packed, pack, pack_params, split_packed, unpack_params
+from jaxsparse.patterns.base import Unstructured
+from jaxsparse.patterns.groups import Block
+from jaxsparse.patterns.nm import NM
+from jaxsparse.patterns.rules import Rule
+from jaxsparse.products.sparsify import sparsify
 from jaxsparse.trees import leaves_by_path
 
 PATTERNS = [Block(4, 16), Unstructured(), NM(2, 4)]
@@ -25,7 +25,7 @@ every_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=["block", "bitm
 
 def prune(leaf, pattern, in_axis=None, out_axis=None, batch_axis=None):
     """Zeroes about half of a leaf, in a way that every pattern can store."""
-    from jaxsparse.views import view_of
+    from jaxsparse.patterns.views import view_of
 
     view = view_of("kernel", leaf.shape, in_axis, out_axis, batch_axis)
     matrix = np.array(view.matrix(jnp.asarray(leaf)))
@@ -214,8 +214,8 @@ def test_an_nnx_model_with_no_change(pattern):
 
 
 def check_model(apply, params, rules, tokens, count):
-    from jaxsparse.masking import mask_params
-    from jaxsparse.prune import compute_masks
+    from jaxsparse.pruning.masking import mask_params
+    from jaxsparse.pruning.prune import compute_masks
 
     masks = compute_masks(params, rules)
     dense = mask_params(params, masks)

@@ -8,8 +8,8 @@ from flax import nnx
 from jax import lax
 
 import jaxsparse as js
-from jaxsparse.packing import pack_params
-from jaxsparse.rules import resolve
+from jaxsparse.packed.packing import pack_params
+from jaxsparse.patterns.rules import resolve
 
 BLOCK = js.Block(4, 16)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen
 
-from jaxsparse.views import view_of
+from jaxsparse.patterns.views import view_of
 
 RULES = [  # path, shape, batch shape, (K, N)
     ("norm/scale", (7,), (), (1, 7)),

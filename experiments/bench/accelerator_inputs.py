@@ -9,8 +9,8 @@ import numpy as np
 
 import jaxsparse as js
 from experiments.bench.sparse_dot import draw
-from jaxsparse.nm_sparse import NMSparse
-from jaxsparse.sparse_dot import matrix_product, sampled_product
+from jaxsparse.packed.nm_sparse import NMSparse
+from jaxsparse.products.sparse_dot import matrix_product, sampled_product
 
 DIRECTIONS = ("forward", "dx", "dvalues")
 HALVES = ("bfloat16", "float16")

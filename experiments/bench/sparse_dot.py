@@ -37,7 +37,7 @@ import jaxsparse as js
 from experiments import timing
 from experiments.bench import tables
 from jaxsparse.kernels import cpu
-from jaxsparse.sparse_dot import matrix_product, sampled_product
+from jaxsparse.products.sparse_dot import matrix_product, sampled_product
 
 SHAPES = [(768, 3072), (1024, 4096), (4096, 4096)]
 BATCHES = [1, 8, 64, 512]

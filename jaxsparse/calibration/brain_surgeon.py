@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxsparse.calibration.layer_loss import Quadratic, matmul
 from jaxsparse.calibration.targets import Target
-from jaxsparse.nm import NM
+from jaxsparse.patterns.nm import NM
 
 
 def brain_surgeon(

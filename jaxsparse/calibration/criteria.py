@@ -12,7 +12,7 @@ from jaxsparse.calibration.layer_loss import DAMPING, quadratic, reconstruct
 from jaxsparse.calibration.reducers import Reducer, gram, square_norms
 from jaxsparse.calibration.swaps import swap
 from jaxsparse.calibration.targets import Target
-from jaxsparse.nm import NM
+from jaxsparse.patterns.nm import NM
 
 Found = tuple[Bool[Array, "k n"], Float[Array, "k n"]]
 

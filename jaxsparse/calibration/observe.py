@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsparse.calibration.reducers import Reducer
-from jaxsparse.convolution import windows
-from jaxsparse.factors import Axis, Factor
-from jaxsparse.products import Reader, Traced
-from jaxsparse.sights import ENDS, Product, Sight, Value
+from jaxsparse.products.convolution import windows
+from jaxsparse.products.factors import Axis, Factor
+from jaxsparse.products.reading import Reader, Traced
+from jaxsparse.products.sights import ENDS, Product, Sight, Value
 from jaxsparse.trees import Tree
 
 

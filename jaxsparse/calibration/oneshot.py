@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float
 from jaxsparse.calibration.criteria import Criterion, wanda
 from jaxsparse.calibration.observe import Site, observe, sites
 from jaxsparse.calibration.targets import Target
-from jaxsparse.distributions import Distribution, as_distribution, targets_of
-from jaxsparse.rules import LeafSpec, Rule, resolve
-from jaxsparse.traced_axes import read_axes
+from jaxsparse.patterns.rules import LeafSpec, Rule, resolve
+from jaxsparse.products.traced_axes import read_axes
+from jaxsparse.pruning.distributions import Distribution, as_distribution, targets_of
 from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 
 

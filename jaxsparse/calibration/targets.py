@@ -6,11 +6,11 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxsparse.groups import Block
-from jaxsparse.nm import NM
-from jaxsparse.patterns import Pattern, Unstructured
-from jaxsparse.prune import compute_masks
-from jaxsparse.rules import Rule
+from jaxsparse.patterns.base import Pattern, Unstructured
+from jaxsparse.patterns.groups import Block
+from jaxsparse.patterns.nm import NM
+from jaxsparse.patterns.rules import Rule
+from jaxsparse.pruning.prune import compute_masks
 from jaxsparse.top_k import Candidates, top_k_masks
 
 

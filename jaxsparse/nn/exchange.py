@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse.nn.nnx import SparseLinear
-from jaxsparse.packed import Packed
+from jaxsparse.packed.base import Packed
 
 _CURE = "pack_params and sparsify run the model on packed weights with its own code"
 # What a SparseLinear takes over from a Linear; anything else must be as Flax makes it.

@@ -9,8 +9,8 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from jaxsparse.nn.structures import normal_values, random_structure
-from jaxsparse.patterns import Pattern
-from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse.patterns.base import Pattern
+from jaxsparse.products.sparse_dot import sparse_dot
 
 
 class SparseDense(linen.Module):

@@ -10,9 +10,9 @@ from flax.nnx.nn import dtypes
 from jaxtyping import Array, Float
 
 from jaxsparse.nn.structures import normal_values, random_structure
-from jaxsparse.packed import Packed
-from jaxsparse.patterns import Pattern
-from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse.packed.base import Packed
+from jaxsparse.patterns.base import Pattern
+from jaxsparse.products.sparse_dot import sparse_dot
 
 
 class Structure(nnx.Variable):

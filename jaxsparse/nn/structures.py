@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxsparse.packed import Packed
-from jaxsparse.packing import storage_of
-from jaxsparse.patterns import Pattern
-from jaxsparse.views import View
+from jaxsparse.packed.base import Packed
+from jaxsparse.packed.packing import storage_of
+from jaxsparse.patterns.base import Pattern
+from jaxsparse.patterns.views import View
 
 
 def random_structure(

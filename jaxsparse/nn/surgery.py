@@ -7,14 +7,14 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
-from jaxsparse import scores
 from jaxsparse.comparing import compare, pure
 from jaxsparse.nn.exchange import aliases, exchange, nodes_by_path, replicated_as
 from jaxsparse.nn.structures import normal_values
-from jaxsparse.packed import Packed, is_packed
-from jaxsparse.packing import pack_params
-from jaxsparse.prune import compute_masks
-from jaxsparse.rules import Rule, check_rules, describe, resolve
+from jaxsparse.packed.base import Packed, is_packed
+from jaxsparse.packed.packing import pack_params
+from jaxsparse.patterns.rules import Rule, check_rules, describe, resolve
+from jaxsparse.pruning import scores
+from jaxsparse.pruning.prune import compute_masks
 from jaxsparse.text import columned
 from jaxsparse.trees import leaves_by_path, replace_by_path
 

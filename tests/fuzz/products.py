@@ -45,9 +45,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from jaxsparse.held import WORD
 from jaxsparse.kernels import cpu
-from jaxsparse.packed import Packed
+from jaxsparse.packed.base import Packed
+from jaxsparse.packed.held import WORD
 
 REPOSITORY = Path(__file__).parents[2]
 DRAWS = 8  # weights that run through a program

@@ -44,9 +44,9 @@ from flax import serialization
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsparse as js
-from jaxsparse.nm import NM
-from jaxsparse.regrowth import DropAndGrow
-from jaxsparse.rules import resolve
+from jaxsparse.patterns.nm import NM
+from jaxsparse.patterns.rules import resolve
+from jaxsparse.pruning.regrowth import DropAndGrow
 from jaxsparse.trees import leaves_by_path, replace_by_path
 
 STEPS, RESUME = 5, 3

@@ -11,7 +11,7 @@ from jaxsparse import kernels
 from jaxsparse.kernels import cusparselt, devices
 from jaxsparse.kernels.cusparselt import library, products
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
-from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse.products.sparse_dot import sparse_dot
 from tests.kernels.cusparselt_cases import draw, forget, weight
 
 # --- loaded and lowered --------------------------------------------------------------------------

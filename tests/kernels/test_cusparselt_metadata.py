@@ -9,7 +9,7 @@ import pytest
 
 from jaxsparse.kernels.cusparselt import metadata
 from jaxsparse.kernels.layouts import NMLayout
-from jaxsparse.nm_sparse import group_positions
+from jaxsparse.packed.nm_sparse import group_positions
 
 # Position pairs and their bits, from the table in the PTX manual.
 TABLE = {

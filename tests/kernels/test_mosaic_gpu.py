@@ -10,11 +10,11 @@ import pytest
 from jax import export
 
 from jaxsparse import kernels
-from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.kernels import devices, mosaic_gpu
 from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
 from jaxsparse.kernels.mosaic_gpu import configs
-from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse.packed.block_sparse import BlockSparse
+from jaxsparse.products.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS, Case
 from tests.kernels.hopper import interpreted, like, needs_mosaic
 

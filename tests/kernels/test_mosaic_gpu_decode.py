@@ -9,9 +9,9 @@ from jax import export
 from jaxsparse.kernels import mosaic_gpu
 from jaxsparse.kernels.layouts import NMLayout
 from jaxsparse.kernels.mosaic_gpu import decode_config
-from jaxsparse.nm import NM
-from jaxsparse.packing import pack
-from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse.packed.packing import pack
+from jaxsparse.patterns.nm import NM
+from jaxsparse.products.sparse_dot import sparse_dot
 from tests.kernels.hopper import interpreted, like, needs_mosaic
 from tests.packed_cases import assert_close
 

@@ -10,11 +10,11 @@ from jax import export
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxsparse import kernels
-from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.kernels import pallas_tpu, walks
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 from jaxsparse.kernels.pallas_tpu import products
-from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse.packed.block_sparse import BlockSparse
+from jaxsparse.products.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS, Case
 
 

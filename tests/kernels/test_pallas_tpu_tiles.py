@@ -17,11 +17,11 @@ from jax.sharding import (
     use_abstract_mesh,
 )
 
-from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.kernels import pallas_tpu
 from jaxsparse.kernels.layouts import BlockLayout
 from jaxsparse.kernels.pallas_tpu import tiles
-from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse.packed.block_sparse import BlockSparse
+from jaxsparse.products.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS
 
 MEMORY = {"TPU v4": 16, "TPU v5": 64, "TPU v5 lite": 128, "TPU v6 lite": 128, "TPU7x": 64}

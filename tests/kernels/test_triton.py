@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from jaxsparse import kernels
-from jaxsparse.block_sparse import BlockSparse
 from jaxsparse.kernels import devices, triton
 from jaxsparse.kernels.layouts import BlockLayout, CSCLayout
-from jaxsparse.sparse_dot import sparse_dot
+from jaxsparse.packed.block_sparse import BlockSparse
+from jaxsparse.products.sparse_dot import sparse_dot
 from tests.kernels.block_cases import DIRECTIONS, Case
 
 MISSING = triton.missing()

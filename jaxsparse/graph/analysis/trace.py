@@ -17,7 +17,7 @@ from jaxsparse.graph.analysis.pieces import Cause
 from jaxsparse.graph.analysis.registry import CHANNELS, sizes
 from jaxsparse.graph.analysis.symbolic import StandIns
 from jaxsparse.graph.analysis.values import Op, Record, Value, Walked, uniform_axes
-from jaxsparse.products import Product, Reader, evaluate
+from jaxsparse.products.reading import Product, Reader, evaluate
 from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 
 

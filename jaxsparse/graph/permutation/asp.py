@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from jaxsparse.graph.permutation.permute import PermutationReport, permute
-from jaxsparse.nm import NM
-from jaxsparse.products import products
-from jaxsparse.prune import compute_masks
-from jaxsparse.rules import Rule, resolve
-from jaxsparse.traced_axes import with_axes
+from jaxsparse.patterns.nm import NM
+from jaxsparse.patterns.rules import Rule, resolve
+from jaxsparse.patterns.views import View
+from jaxsparse.products.reading import products
+from jaxsparse.products.traced_axes import with_axes
+from jaxsparse.pruning.prune import compute_masks
 from jaxsparse.trees import Tree, leaves_by_path
-from jaxsparse.views import View
 
 INPUTS, OUTPUTS = 16, 8  # what the sparse tensor cores' kernels want sizes to be multiples of
 

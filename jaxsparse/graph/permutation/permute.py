@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from jaxsparse.graph.analysis.channels import Channels, Group, channels
 from jaxsparse.graph.hosts import of_first_process, whole
 from jaxsparse.graph.permutation.search import search_permutation
-from jaxsparse.nm import NM
-from jaxsparse.rules import LeafSpec, Rule, resolve
-from jaxsparse.traced_axes import read_axes
+from jaxsparse.patterns.nm import NM
+from jaxsparse.patterns.rules import LeafSpec, Rule, resolve
+from jaxsparse.products.traced_axes import read_axes
 from jaxsparse.trees import Tree, leaves_by_path
 
 Search = Callable[..., Any]

@@ -13,7 +13,7 @@ from jaxsparse.graph.hosts import placed_as
 from jaxsparse.graph.shrinking.choice import Choice, Resolve
 from jaxsparse.graph.shrinking.rewrite import Kept, run
 from jaxsparse.graph.shrinking.shrink_report import ShrinkReport, report_of
-from jaxsparse.masking import mask_params
+from jaxsparse.pruning.masking import mask_params
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jaxsparse.graph.analysis.constants import Constants, Vector, where_zero, zeros_only
 from jaxsparse.graph.analysis.registry import channels, constants, sizes, smaller
-from jaxsparse.sights import ENDS
+from jaxsparse.products.sights import ENDS
 
 
 @channels("dot_general")

@@ -1,0 +1,1 @@
+"""What is stored of a pruned weight, and how it is packed."""

@@ -1,0 +1,1 @@
+"""What is pruned: views of leaves, groups of their entries, and rules that name both."""

@@ -1,0 +1,298 @@
+"""The products of a traced program: which weight meets which value, along which axes.
+
+The program is evaluated with a `Value` in the place of every array that depends on its
+arguments. It knows whether the array comes from the data, and if it does not, which weights
+it shows: the weight itself, cast, transposed, reshaped, scaled, masked, a slice of a stack,
+one of the terms of a sum. Where such an array meets another one in a product, the axes that
+the product sums over are axes of the weight.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse import control, jaxprs
+from jaxsparse.products.factors import VIEWS, stranger
+from jaxsparse.products.sights import ENDS, Product, Sight, Value, merged
+from jaxsparse.trees import Tree, flatten
+
+
+def products(fn: Callable[..., Any], params: Tree, *args: Any) -> list[Product]:
+    """The products of a program that weights take part in.
+
+    Nothing runs: the program is traced. `calibration.observe` runs it, and sees what they meet.
+
+    Args:
+      fn: called as fn(params, *args).
+      params: any tree of arrays or shapes.
+      args: the data, arrays or shapes; what is no array is a constant.
+
+    Returns:
+      One for every equation and weight, in the order of the program.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"up": jnp.ones((4, 8)), "head": jnp.ones((3, 8))}
+      >>> def mlp(params, x):
+      ...     return jnp.tanh(x @ params["up"]) @ params["head"].T
+      >>> [(p.path, p.in_axis, p.out_axis) for p in products(mlp, params, jnp.ones((2, 4)))]
+      [('up', (0,), (1,)), ('head', (1,), (0,))]
+    """
+    return list(Traced(fn, params, args).read(Reader()))
+
+
+class Traced:
+    """A traced program, to be read once or several times.
+
+    Args:
+      fn, params, args: as in `products`.
+    """
+
+    def __init__(self, fn: Callable[..., Any], params: Tree, args: Sequence[Any]):
+        paths = [path for path, _ in flatten(params)]
+        leaves, tree = jax.tree.flatten((params, args))
+        places = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+        self._arrays = [leaves[i] for i in places]
+        self._names = [paths[i] if i < len(paths) else None for i in places]
+        # Shapes without shardings: with explicit axes the types would name the mesh.
+        self._shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self._arrays]
+        shapes = dict(zip(places, self._shapes, strict=True))
+        self._program, self._output = jaxprs.trace(
+            lambda given: fn(given[0], *given[1]), tree, leaves, shapes
+        )
+
+    def read(self, reader: "Reader") -> Iterable[Product]:
+        """The products that a reader finds, without running anything."""
+        jax.eval_shape(lambda *a: evaluate(self._program, reader, self._names, a), *self._shapes)
+        return reader.found.values()
+
+    def run(self, reader: "Reader") -> Any:
+        """What the function returns."""
+        results = evaluate(self._program, reader, self._names, self._arrays)
+        return jax.tree.unflatten(self._output, results)
+
+
+def evaluate(
+    program: jaxprs.Program, reader: "Reader", names: Sequence[str | None], arrays: Sequence[Any]
+) -> list[Any]:
+    """What a program returns, evaluated by a reader.
+
+    Args:
+      program: traced.
+      reader: notes the products.
+      names: by argument the path of the weight that it is; None of the data.
+      arrays: the arguments.
+    """
+    values = [
+        Value(a, data=True) if name is None else Value(a, (Sight.of(name, a.shape),))
+        for name, a in zip(names, arrays, strict=True)
+    ]
+    return reader.arrays(jaxprs.walk(program, values, reader.visit))
+
+
+def _is_array(leaf):
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+class Reader(control.Evaluator):
+    """One evaluation of a program.
+
+    Attributes:
+      found: the products, by equation and path.
+    """
+
+    def __init__(self):
+        # The body of a loop may be traced more than once.
+        self.found: dict[tuple[int, str], Product] = {}
+
+    def special(self, value):
+        return isinstance(value, Value)
+
+    def array(self, value, operation):
+        del operation
+        return value.array if isinstance(value, Value) else value
+
+    def carried(self, array):
+        # In the loop it may be the initial value or any later one.
+        return Value(array, data=True)
+
+    def stack(self, value):
+        if not isinstance(value, Value) or not value.sights:
+            return value
+        return value, jnp.arange(value.array.shape[0], dtype=jnp.int32)
+
+    def slice(self, arrays):
+        if not isinstance(arrays, tuple):
+            return arrays
+        value, place = arrays
+        sights = tuple(sight.without([0], "batch", [place]) for sight in value.sights)
+        return dataclasses.replace(value, sights=sights)
+
+    def result(self, array, operands):
+        return Value(array, data=any(o.data for o in operands if isinstance(o, Value)))
+
+    def apply(self, equation, operands):
+        values = [o if isinstance(o, Value) else Value(o) for o in operands]
+        results = jaxprs.bind(equation, [value.array for value in values])
+        shown = [()] * len(results)
+        rule = _RULES.get(equation.primitive.name)
+        if rule is not None and any(value.sights for value in values):
+            shown = [merged(sights) for sights in rule(self, equation, values)]
+        data = any(value.data for value in values)
+        # A weight that data picks from a stack is a weight.
+        return [
+            Value(result, sights, data and not sights)
+            for result, sights in zip(results, shown, strict=True)
+        ]
+
+    def meet(self, equation, sight: Sight, position: int, other: Value) -> None:
+        """Notes a product in which an array that shows a weight is the operand at a position."""
+        name = equation.primitive.name
+        product = sight.product(name, *ENDS[name](equation, position))
+        self.found.setdefault((id(equation), product.path), product)
+
+    def look_up(self, equation, sight, indexed):
+        """Notes a lookup along some axes."""
+        rest = [i for i in range(len(sight.axes)) if i not in indexed]
+        product = sight.product(equation.primitive.name, rest, [])
+        product = dataclasses.replace(product, sums=False)
+        self.found.setdefault((id(equation), product.path), product)
+
+
+# What the results of an equation show: rules by primitive, each called with the reader, the
+# equation and its operands, returning sights for every result.
+_RULES: dict[str, Callable[..., Sequence[Sequence[Sight]]]] = {}
+_rule = jaxprs.table(_RULES)
+
+
+def _some(sights):
+    return [sight for sight in sights if sight is not None]
+
+
+@_rule(" ".join(VIEWS))
+def _view(reader, equation, values):
+    view = VIEWS[equation.primitive.name]
+    return [_some(view(sight, equation.params) for sight in values[0].sights)]
+
+
+@_rule(jaxprs.ELEMENTWISE)
+def _elementwise(reader, equation, values):
+    if any(value.data for value in values):
+        return [()]
+    rank = len(equation.outvars[0].aval.shape)
+    return [[s for value in values for s in value.sights if len(s.axes) == rank]]
+
+
+@_rule(f"{jaxprs.IDENTITIES} rev")
+def _identity(reader, equation, values):
+    return [value.sights for value in values]
+
+
+@_rule("reduce_sum")
+def _reduce_sum(reader, equation, values):
+    return [[sight.without(equation.params["axes"], "in") for sight in values[0].sights]]
+
+
+@_rule("concatenate pad")
+def _resized(reader, equation, values):
+    sights = [sight for value in values for sight in value.sights]
+    shape = equation.outvars[0].aval.shape
+    data = any(value.data for value in values)
+    return [() if data else _some(sight.resized(shape) for sight in sights)]
+
+
+@_rule("split")
+def _split(reader, equation, values):
+    shown, axis, start = [], equation.params["axis"], 0
+    for variable in equation.outvars:
+        shape = variable.aval.shape
+        starts = [start if i == axis else 0 for i in range(len(shape))]
+        shown.append(_some(sight.resized(shape, starts) for sight in values[0].sights))
+        start += shape[axis]
+    return shown
+
+
+@_rule("slice")
+def _slice(reader, equation, values):
+    shape, starts = equation.outvars[0].aval.shape, equation.params["start_indices"]
+    return [_part(reader, equation, values[0].sights, shape, starts)]
+
+
+@_rule("dynamic_slice")
+def _dynamic_slice(reader, equation, values):
+    weight, *starts = values
+    shape = equation.params["slice_sizes"]
+    starts = [start.array for start in starts]
+    return [_part(reader, equation, weight.sights, shape, starts)]
+
+
+def _part(reader, equation, sights, shape, starts):
+    """What slices show: members of stacks, parts of weights, or a row that is looked up."""
+    shown = []
+    for sight in sights:
+        cut = [i for i, (a, b) in enumerate(zip(shape, sight.shape, strict=True)) if a < b]
+        part = sight.resized(shape, starts)
+        if part is None or len(part.ends) > 1 or not cut:
+            shown += _some([part])
+        elif len(sight.ends) == 2 and [shape[i] for i in cut] == [1]:
+            reader.look_up(equation, sight, cut)
+        else:
+            shown.append(part)
+    return shown
+
+
+@_rule("gather")
+def _gather(reader, equation, values):
+    weight, ids = values
+    params, shape = equation.params, equation.outvars[0].aval.shape
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    stay = [i for i in range(len(sizes)) if i not in gone]
+    shown = []
+    for sight in weight.sights:
+        indexed = [i for i in range(len(sizes)) if i in gone or sizes[i] == 1 != sight.shape[i]]
+        if any(sizes[i] != sight.shape[i] for i in stay if i not in indexed):
+            continue
+        part = sight.without(indexed, "batch", [_place(ids.array, numbers, i) for i in indexed])
+        if len(part.ends) > 1:
+            axes = [stranger(size) if isinstance(size, int) else () for size in shape]
+            for place, i in zip(numbers.offset_dims, stay, strict=True):
+                axes[place] = () if i in indexed else sight.axes[i]
+            shown.append(part.seen(axes, {}))
+        elif len(sight.ends) == 2:
+            reader.look_up(equation, sight, indexed)
+    return [shown]
+
+
+def _place(ids, numbers, axis):
+    """The position along an axis that a `gather` takes, None if these are several."""
+    if axis not in numbers.start_index_map or set(ids.shape[:-1]) - {1}:
+        return None
+    return ids[..., numbers.start_index_map.index(axis)].reshape(())
+
+
+@_rule("unstack")
+def _unstack(reader, equation, values):
+    axis, count = equation.params["axis"], len(equation.outvars)
+    return [[s.without([axis], "batch", [i]) for s in values[0].sights] for i in range(count)]
+
+
+@_rule("stack")
+def _stack(reader, equation, values):
+    if any(value.data for value in values):
+        return [()]
+    axis, new = equation.params["axis"], stranger(len(values))
+    sights = [sight for value in values for sight in value.sights]
+    return [[s.seen((*s.axes[:axis], new, *s.axes[axis:]), {}) for s in sights]]
+
+
+@_rule(" ".join(ENDS))
+def _product(reader, equation, values):
+    for position, (one, other) in enumerate(zip(values[:2], values[1::-1], strict=True)):
+        for sight in one.sights:
+            reader.meet(equation, sight, position, other)
+    return [()]

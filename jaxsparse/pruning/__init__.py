@@ -1,0 +1,1 @@
+"""Which entries go, and when: scores, schedules, choosers, and the transforms of optax."""
