@@ -23,15 +23,16 @@ constexpr int kMostParts = 2;
 struct StripChunk {
   int columns;
   const uint32_t* bits;
+  const char* values;
   long begin, count;  // of the values
-  const void* values;
 
   StripChunk(const BitmapWeights& w, long s, long c)
       : columns((int)std::min<long>(kTileColumns, w.n - c * kTileColumns)),
         bits(w.bits + (s * w.n + c * kTileColumns) * w.words),
+        values(static_cast<const char*>(w.values) +
+               w.starts[s * w.chunks() + c] * dtype_bytes(w.dtype)),
         begin(w.starts[s * w.chunks() + c]),
-        count(w.starts[s * w.chunks() + c + 1] - begin),
-        values(from_value(w.values, w.dtype, begin)) {}
+        count(w.starts[s * w.chunks() + c + 1] - begin) {}
 };
 
 // Whether the bits below row k are all zero: only they could name rows that are not there.
@@ -136,7 +137,7 @@ class BitmapCutter {
       found += k.bitmap_rows(here.columns, w_.words, words, here.bits + p * words, counts_[p],
                              rows_ + p * kEntries);
     if (found != here.count) return false;
-    values_ = static_cast<const float*>(here.values);
+    values_ = reinterpret_cast<const float*>(here.values);
     if (widened_) {
       k.widen(w_.dtype, here.values, here.count, widened_);
       values_ = widened_;
