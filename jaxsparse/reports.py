@@ -37,6 +37,7 @@ class LeafReport:
       non_finite: NaN and infinite entries under the mask; `mask_params` zeroes
         them, an additive update cannot.
       note: what else is worth knowing, empty if nothing.
+      zeros_met: fraction of zeros in the activations that it multiplies, None if unknown.
     """
 
     path: str
@@ -50,6 +51,7 @@ class LeafReport:
     stored_bytes: int
     non_finite: int
     note: str = ""
+    zeros_met: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -114,6 +116,9 @@ class Report:
         for leaf in self.leaves:
             target = "" if leaf.target is None else f"{leaf.target:.2%}"
             sparsity = "" if leaf.pattern == "dense" else f"{leaf.sparsity:.2%}"
+            zeros = (
+                [] if leaf.zeros_met is None else [f"{leaf.zeros_met:.0%} of what it meets is 0"]
+            )
             rows.append(
                 (
                     leaf.path,
@@ -122,7 +127,7 @@ class Report:
                     target,
                     sparsity,
                     *(f"{n:,}" for n in (leaf.kept, leaf.dense_bytes, leaf.stored_bytes)),
-                    leaf.note,
+                    "; ".join([leaf.note] * bool(leaf.note) + zeros),
                 )
             )
         totals = (f"{n:,}" for n in (self.kept, self.dense_bytes, self.stored_bytes))
@@ -140,6 +145,7 @@ def report(
     targets: Mapping[str, float] | None = None,
     fn: Callable[..., Any] | None = None,
     inputs: Sequence[Any] = (),
+    activations: Mapping[Any, Mapping[str, Any]] | None = None,
 ) -> Report:
     """Counts what masks leave of the parameters.
 
@@ -153,6 +159,8 @@ def report(
         leaves that it leaves out what the rule says, and 1 - n/m for n:m.
       fn, inputs: the model, called as fn(params, *inputs); a leaf whose pattern lies
         along other axes than its products sum over then has a note. Nothing runs.
+      activations: what `calibration.observe(..., reducer=zeros())` found: how many of the
+        numbers that a weight meets are zero is then in its row.
 
     Raises:
       KeyError: if a mask names a leaf that is not there.
@@ -169,7 +177,8 @@ def report(
     for product in products(fn, params, *inputs) if fn is not None and specs else ():
         if product.sums:
             met.setdefault(product.path, []).append(product)
-    rows = []
+    zeros = _zeros_met(activations or {})
+    rows: list[LeafReport] = []
     for path, leaf in leaves_by_path(params, is_packed).items():
         if is_packed(leaf):
             rows.append(_packed_row(path, leaf))
@@ -192,7 +201,7 @@ def report(
             LeafReport(path, kind.shape, str(kind.dtype), pattern, asked.get(path), kept, size,
                        size * itemsize, stored, bad, note)
         )  # fmt: skip
-    return Report(tuple(rows))
+    return Report(tuple(dataclasses.replace(row, zeros_met=zeros.get(row.path)) for row in rows))
 
 
 def mask_picture(mask: Any, longest: int = 256) -> np.ndarray:
@@ -209,6 +218,15 @@ def mask_picture(mask: Any, longest: int = 256) -> np.ndarray:
         counts = np.diff(np.append(edges, matrix.shape[axis]))
         matrix = sums / (counts[:, None] if axis == 0 else counts)
     return np.round(255 * (1 - matrix)).astype(np.uint8)
+
+
+def _zeros_met(activations: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
+    """The share of zeros by path, of all products that a weight takes part in."""
+    counts: dict[str, np.ndarray] = {}
+    for site, state in activations.items():
+        found = np.array([np.sum(state["zeros"]), np.sum(state["size"])], np.float64)
+        counts[site.path] = counts.get(site.path, np.zeros(2)) + found
+    return {path: zeros / size for path, (zeros, size) in counts.items() if size}
 
 
 def _packed_row(path: str, packed: Packed) -> LeafReport:

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxsparse as js
+from jaxsparse.calibration import observe, zeros
 
 
 def one(shape, pattern, sparsity=None, dtype=jnp.float32, path="w", **axes):
@@ -264,3 +265,22 @@ def test_a_packed_weight_is_one_row(dtype):
     assert (up.path, up.shape, up.pattern) == ("up", (8, 32), "BlockSparse[4x16, 25.0%]")
     assert (up.kept, up.size, up.stored_bytes) == (63, 256, packed.nbytes)
     assert bias.pattern == "dense" and table.sparsity == 1 - 63 / 256
+
+
+def test_how_sparse_what_a_weight_meets_is():
+    params = {"up": jnp.eye(4), "stack": jnp.ones((2, 4, 4)), "bias": jnp.zeros(4)}
+
+    def model(params, x):
+        x = jax.nn.relu(x @ params["up"] + params["bias"])
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, params["stack"])[0]
+
+    x = jnp.array([[1.0, -1.0, -2.0, 0.0], [1.0, 2.0, -3.0, 4.0]])
+    _, met = observe(model, params, x, reducer=zeros())
+    found = js.report(params, {}, activations=met)
+    assert {leaf.path: leaf.zeros_met for leaf in found.leaves} == {
+        "up": 1 / 8,
+        "stack": 4 / 16,
+        "bias": None,
+    }
+    assert "25% of what it meets is 0" in str(found)
+    assert [leaf["zeros_met"] for leaf in found.to_dict()["leaves"]].count(None) == 1
