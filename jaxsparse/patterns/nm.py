@@ -173,8 +173,8 @@ def _best(
 
     def totals(entries):
         # Added in one order, and not by a product, which rounds as its shards happen to be cut.
-        flat = entries.reshape(*entries.shape[:-2], m * m, 1).astype(patterns.dtype)
-        added = (flat[..., i, :] * patterns[:, i] for i in range(m * m))
+        entries = entries.astype(patterns.dtype)
+        added = (entries[..., i // m, i % m, None] * patterns[:, i] for i in range(m * m))
         return functools.reduce(operator.add, added)
 
     rank = totals(ranks)

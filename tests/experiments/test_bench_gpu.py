@@ -12,6 +12,7 @@ import jaxsparse as js
 from experiments import timing
 from experiments.bench import accelerator, accelerator_inputs, gpu, gpu_others, tpu
 from jaxsparse import kernels
+from jaxsparse.kernels import devices
 from jaxsparse.kernels.layouts import BlockLayout, NMLayout
 
 
@@ -70,9 +71,7 @@ def test_a_gpu_before_hopper_has_the_others(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["bench"])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for name in (gpu.KERNEL, gpu_others.TRITON, gpu_others.CUSPARSELT):
-        module, _ = kernels.load(name)
-        monkeypatch.setattr(module, "_gpu", lambda: a100)
+    monkeypatch.setattr(devices, "gpu", lambda: a100)
     monkeypatch.setattr(kernels, "load", lambda name, load=kernels.load: (load(name)[0], None))
     monkeypatch.setattr(gpu_others, "torch_missing", lambda: None)
     done = []
