@@ -29,22 +29,27 @@ def brain_surgeon(
     Returns:
       The mask and float32 weights (K, N), +0 where it is.
     """
-    size = min(target.rows_at_once(block), len(problem.weight))
+    inputs, outputs = problem.weight.shape
+    size = target.span * max(1, block // target.span)
     # n:m sees what the inputs before a group did to it.
-    spans = target.span if isinstance(target.pattern, NM) else size
-    factor = inverse_factor(problem.gram)
-    weight, masks, start = problem.weight, [], 0
+    steps = target.span if isinstance(target.pattern, NM) else size
+    weight, gram = problem.weight, problem.gram
+    if isinstance(target.pattern, NM) and (short := -inputs % target.span):
+        # Inputs that fill the last group up: nothing to them, and nothing that they change.
+        weight = jnp.pad(weight, ((0, short), (0, 0)))
+        gram = jnp.pad(gram, ((0, short), (0, short))).at[-short:, -short:].set(jnp.eye(short))
+    factor, masks = inverse_factor(gram), []
 
-    def prune(weight, start, size, spans):
+    def prune(weight, start, size, steps, pruned):
         # One block of inputs: all weights with what makes up for it, and its mask.
         part = lax.dynamic_slice_in_dim(weight, start, size)
         corner = lax.dynamic_slice(factor, (start, start), (size, size))
         diagonal = jnp.diagonal(corner)[:, None]
 
-        def span(carry, first):
-            part = carry
-            here = lax.dynamic_slice_in_dim(part, first, spans)
-            kept = target.mask((here / lax.dynamic_slice_in_dim(diagonal, first, spans)) ** 2)
+        def step(part, first):
+            here = lax.dynamic_slice_in_dim(part, first, steps)
+            scores = (here / lax.dynamic_slice_in_dim(diagonal, first, steps)) ** 2
+            kept = target.mask(scores, pruned)
 
             def row(i, state):
                 part, errors = state
@@ -53,10 +58,10 @@ def brain_surgeon(
                 change = lax.dynamic_index_in_dim(corner, first + i, keepdims=False)
                 return part - change[:, None] * error, errors.at[i].set(error)
 
-            part, errors = lax.fori_loop(0, spans, row, (part, jnp.zeros_like(here)))
+            part, errors = lax.fori_loop(0, steps, row, (part, jnp.zeros_like(here)))
             return part, (kept, errors)
 
-        part, (kept, errors) = lax.scan(span, part, jnp.arange(0, size, spans))
+        part, (kept, errors) = lax.scan(step, part, jnp.arange(0, size, steps))
         kept, errors = kept.reshape(size, -1), errors.reshape(size, -1)
         # A row of the factor is zero before its diagonal: what is behind the block changes.
         rows = lax.dynamic_slice_in_dim(factor, start, size)
@@ -65,21 +70,26 @@ def brain_surgeon(
         part = jnp.where(kept, part, 0)
         return lax.dynamic_update_slice_in_dim(weight, part, start, axis=0), kept
 
-    whole = len(weight) // size
+    # What goes in a block is counted from the first input on, so that the whole is exact.
+    ends = [*range(size, len(weight), size), len(weight)]
+    gone = [target.pruned(end, outputs) for end in [0, *ends]] if target.single else None
+    counts = None if gone is None else jnp.diff(jnp.array(gone, jnp.int32))
+    whole, rest = divmod(len(weight), size)
     if whole:
-        weight, kept = lax.scan(
-            lambda w, i: prune(w, i, size, spans), weight, jnp.arange(whole) * size
-        )
+        blocks = jnp.arange(whole) * size, None if counts is None else counts[:whole]
+        weight, kept = lax.scan(lambda w, at: prune(w, at[0], size, steps, at[1]), weight, blocks)
         masks.append(kept.reshape(whole * size, -1))
-        start = whole * size
-    if rest := len(weight) - start:
-        weight, kept = prune(weight, start, rest, min(spans, rest))
+    if rest:
+        last = None if counts is None else counts[-1]
+        weight, kept = prune(weight, whole * size, rest, min(steps, rest), last)
         masks.append(kept)
-    return jnp.concatenate(masks), weight
+    return jnp.concatenate(masks)[:inputs], weight[:inputs]
 
 
 def inverse_factor(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:
     """U, upper triangular, with UᵀU = G⁻¹; NaN where G is not positive definite."""
     # Read backwards, the lower factor of G is an upper R with R Rᵀ = G; U is its inverse.
     upper = jnp.linalg.cholesky(gram[::-1, ::-1])[::-1, ::-1]
-    return lax.linalg.triangular_solve(upper, jnp.eye(len(gram)), left_side=True, lower=False)
+    return lax.linalg.triangular_solve(
+        upper, jnp.eye(len(gram), dtype=gram.dtype), left_side=True, lower=False
+    )

@@ -14,7 +14,7 @@ from jaxsparse.calibration.swaps import swap
 from jaxsparse.calibration.targets import Target
 from jaxsparse.patterns.nm import NM
 
-Found = tuple[Bool[Array, "k n"], Float[Array, "k n"]]
+Found = tuple[Bool[Array, "k n"], Float[Array, "k n"] | None]
 
 
 class Criterion(NamedTuple):
@@ -24,11 +24,12 @@ class Criterion(NamedTuple):
       reducer: what is kept of the values that a kernel meets.
       prune: called as prune(weight, state, target) with a kernel (K, N) in float32, the state
         of its reducer and a `Target`; returns the mask (K, N), True is kept, and weights
-        (K, N). What the mask leaves out of them is stored as +0 in any case. `jit` traces it.
+        (K, N), None where those that are kept stay as they are. What the mask leaves out is
+        stored as +0 in any case. `jit` traces it.
 
     Example:
       >>> def prune(weight, state, target):
-      ...     return target.mask(jnp.abs(weight) * state["squares"][:, None]), weight
+      ...     return target.mask(jnp.abs(weight) * state["squares"][:, None]), None
       >>> steeper = Criterion(square_norms(), prune)
     """
 
@@ -39,7 +40,7 @@ class Criterion(NamedTuple):
 def magnitude() -> Criterion:
     """|w|, which looks at no value; for comparison."""
     nothing = Reducer(lambda site: (), lambda state, met, site: state)
-    return Criterion(nothing, lambda weight, state, target: (target.mask(jnp.abs(weight)), weight))
+    return Criterion(nothing, lambda weight, state, target: (target.mask(jnp.abs(weight)), None))
 
 
 def wanda() -> Criterion:
@@ -49,7 +50,7 @@ def wanda() -> Criterion:
     """
 
     def prune(weight, state, target):
-        return target.mask(jnp.abs(weight) * jnp.sqrt(state["squares"])[:, None]), weight
+        return target.mask(jnp.abs(weight) * jnp.sqrt(state["squares"])[:, None]), None
 
     return Criterion(square_norms(), prune)
 
@@ -96,11 +97,11 @@ def swapped(criterion: Criterion, *, damping: float = DAMPING, limit: int = 1000
 
     def improve(weight, state, target, mask, found):
         del found
-        if target.grouped:
+        group = target.span if isinstance(target.pattern, NM) else None
+        if group is None and not target.single:
             raise ValueError(f"swapped: groups of {target.pattern} cannot be swapped one by one")
-        group = target.pattern.m if isinstance(target.pattern, NM) else None
         problem = quadratic(weight, state["products"], damping)
-        return swap(problem, mask, group=group, limit=limit), weight
+        return swap(problem, mask, group=group, limit=limit), None
 
     return _then(criterion, improve)
 

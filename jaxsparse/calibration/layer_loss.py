@@ -41,9 +41,10 @@ def quadratic(
     its G_jj one, before the mean of the damping is taken.
     """
     dead = jnp.diagonal(gram) == 0
+    gram = gram.astype(jnp.float32)
     diagonal = jnp.where(dead, 1.0, jnp.diagonal(gram))
-    gram = gram.astype(jnp.float32) + jnp.diag(dead.astype(jnp.float32))
-    damped = gram + damping * jnp.mean(diagonal) * jnp.eye(len(gram))
+    gram = gram + jnp.diag(dead.astype(jnp.float32))
+    damped = gram + damping * jnp.mean(diagonal) * jnp.eye(len(gram), dtype=gram.dtype)
     return Quadratic(jnp.where(dead[:, None], 0, weight.astype(jnp.float32)), damped)
 
 

@@ -26,7 +26,17 @@ class Reducer(NamedTuple):
 
 
 def _wide(array):
+    if jnp.iscomplexobj(array):
+        raise ValueError(f"a weight meets {array.dtype}: statistics are of real numbers alone")
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _zero(*shape):
+    return jnp.zeros(shape, jnp.float32)
+
+
+def _none():
+    return jnp.zeros((), jnp.int32)
 
 
 def gram() -> Reducer:
@@ -36,7 +46,7 @@ def gram() -> Reducer:
     """
 
     def init(site):
-        return {"products": jnp.zeros((site.inputs, site.inputs)), "rows": jnp.zeros((), int)}
+        return {"products": _zero(site.inputs, site.inputs), "rows": _none()}
 
     def update(state, met, site):
         del site
@@ -54,7 +64,7 @@ def square_norms() -> Reducer:
     """
 
     def init(site):
-        return {"squares": jnp.zeros(site.inputs), "rows": jnp.zeros((), int)}
+        return {"squares": _zero(site.inputs), "rows": _none()}
 
     def update(state, met, site):
         del site
@@ -70,9 +80,10 @@ def largest() -> Reducer:
 
     def update(state, met, site):
         del site
-        return jnp.maximum(state, jnp.max(jnp.abs(met.array)).astype(jnp.float32))
+        found = jnp.max(jnp.abs(_wide(met.array)), initial=0)
+        return jnp.maximum(state, found.astype(jnp.float32))
 
-    return Reducer(lambda site: jnp.zeros(()), update)
+    return Reducer(lambda site: _zero(), update)
 
 
 def zeros() -> Reducer:
@@ -86,4 +97,4 @@ def zeros() -> Reducer:
         count = jnp.sum(met.array == 0, dtype=jnp.float32)
         return {"zeros": state["zeros"] + count, "size": state["size"] + met.array.size}
 
-    return Reducer(lambda site: {"zeros": jnp.zeros(()), "size": jnp.zeros(())}, update)
+    return Reducer(lambda site: {"zeros": _zero(), "size": _zero()}, update)

@@ -23,15 +23,11 @@ def swap(
     Args:
       problem: as `quadratic` makes it.
       mask: of single weights; True is kept.
-      group: m of an n:m mask, whose pairs lie in one group of m inputs; None for any pair.
+      group: m of an n:m mask, whose pairs lie in one group of m inputs (the last may be
+        shorter); None for any pair.
       limit: exchanges in a column, at most.
-
-    Raises:
-      ValueError: `group` does not divide the inputs.
     """
     inputs = len(problem.weight)
-    if group is not None and (group < 1 or inputs % group):
-        raise ValueError(f"swap: groups of {group} do not divide {inputs} inputs")
     diagonal = jnp.diagonal(problem.gram)
     place = jnp.arange(inputs) // (group or inputs)
     together = place[:, None] == place

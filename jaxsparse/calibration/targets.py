@@ -4,12 +4,13 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse.patterns.base import Pattern, Unstructured
 from jaxsparse.patterns.groups import Block
 from jaxsparse.patterns.nm import NM
 from jaxsparse.patterns.rules import Rule
+from jaxsparse.patterns.views import View
 from jaxsparse.pruning.prune import compute_masks
 from jaxsparse.top_k import Candidates, top_k_masks
 
@@ -20,9 +21,10 @@ class Target:
 
     Attributes:
       pattern: `Unstructured()`, `NM(n, m)`, `Block(k, n)` or any other.
-      sparsity: fraction of zeros; None for a pattern that fixes it.
+      sparsity: fraction of zeros, 0 to 1; None for a pattern that fixes it.
       per: "layer", or "output": every column of an unstructured kernel keeps as many, as
         Wanda has it.
+      view: how the kernel lies in its leaf, for patterns that name axes of it; None is (K, N).
 
     Example:
       >>> target = Target(NM(2, 4))
@@ -33,38 +35,60 @@ class Target:
     pattern: Pattern
     sparsity: float | None = None
     per: Literal["layer", "output"] = "layer"
+    view: View | None = None
 
     def __post_init__(self):
         if self.per not in ("layer", "output"):
             raise ValueError(f"per={self.per!r}: 'layer' or 'output' would work")
-        if self.per == "output" and not isinstance(self.pattern, Unstructured):
+        if self.per == "output" and not self.single:
             raise ValueError(
                 f"per='output' is for Unstructured(), whose entries compete; groups of "
                 f"{self.pattern} compete as the pattern says, with per='layer'"
             )
-        if isinstance(self.pattern, Unstructured) and self.sparsity is None:
+        if self.sparsity is None and self.single:
             raise ValueError("Unstructured() needs a sparsity, such as 0.5")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity {self.sparsity} is not in [0, 1); 0.5 would work")
 
-    def mask(self, scores: Float[Array, "k n"]) -> Bool[Array, "k n"]:
+    @property
+    def single(self) -> bool:
+        """Whether any entry may be kept."""
+        return isinstance(self.pattern, Unstructured)
+
+    def mask(
+        self, scores: Float[Array, "k n"], pruned: Int[Array, ""] | None = None
+    ) -> Bool[Array, "k n"]:
         """Keeps what scores highest; of equal scores what comes first.
 
         Args:
-          scores: at least zero, one for every entry; groups are scored by the mean of their
-            entries.
+          scores: at least zero, one for every entry; groups are scored by what their pattern
+            reduces them to.
+          pruned: how many entries go, of the kernel or of each output, in place of what
+            `sparsity` says; where any entry may be kept.
 
         Raises:
           ValueError: the pattern does not fit the shape.
         """
-        if self.per == "output":
-            inputs, outputs = scores.shape
-            kept = jnp.full(outputs, inputs - round(self._share * inputs), jnp.int32)
-            return top_k_masks([Candidates(scores.T, kept)])[0].T
-        rule = Rule("kernel", self.pattern, self.sparsity, in_axis=0, out_axis=1)
-        return compute_masks({"kernel": scores}, [rule])["kernel"]
+        inputs, outputs = scores.shape
+        if self.single:
+            per_output = self.per == "output"
+            slices = scores.T if per_output else scores.reshape(1, -1)
+            kept = slices.shape[1] - (self.pruned(inputs, outputs) if pruned is None else pruned)
+            counts = jnp.broadcast_to(jnp.asarray(kept, jnp.int32), slices.shape[:1])
+            mask = top_k_masks([Candidates(slices, counts)])[0]
+            return mask.T if per_output else mask.reshape(scores.shape)
+        view = self.view
+        if view is None or view.matrix_shape != scores.shape:  # some of the inputs
+            view = View((inputs, outputs), (), (0,), (1,))
+        axes = {"in_axis": view.inputs, "out_axis": view.outputs, "batch_axis": view.batch}
+        one = view.leaf(scores.reshape(*view.batch_shape, inputs, outputs))
+        mask = compute_masks({"kernel": one}, [Rule("kernel", self.pattern, self.sparsity, **axes)])
+        return view.matrix(mask["kernel"]).reshape(inputs, outputs)
 
-    @property
-    def _share(self) -> float:
-        return 0.0 if self.sparsity is None else self.sparsity
+    def pruned(self, inputs: int, outputs: int) -> int:
+        """How many single entries go of so many inputs, of all outputs or of each."""
+        assert self.sparsity is not None
+        return round(self.sparsity * inputs * (1 if self.per == "output" else outputs))
 
     @property
     def span(self) -> int:
@@ -73,22 +97,13 @@ class Target:
         Raises:
           ValueError: of a pattern for which that is not known.
         """
-        if isinstance(self.pattern, NM):
+        if isinstance(self.pattern, NM) and self.pattern.method == "1d":
             return self.pattern.m
         if isinstance(self.pattern, Block):
             return self.pattern.rows
-        if isinstance(self.pattern, Unstructured):
+        if self.single:
             return 1
         raise ValueError(
             f"how many inputs a group of {self.pattern} spans is not known: Unstructured(), "
             "NM(n, m) and Block(k, n) would work"
         )
-
-    @property
-    def grouped(self) -> bool:
-        """Whether entries are kept and pruned in groups, not one by one."""
-        return not isinstance(self.pattern, NM | Unstructured)
-
-    def rows_at_once(self, size: int) -> int:
-        """The most inputs up to `size` that hold whole groups, at least one group."""
-        return self.span * max(1, size // self.span)

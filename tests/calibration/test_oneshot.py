@@ -1,6 +1,7 @@
 """One-shot methods: against the original codes' results, and as a user calls them."""
 
 import base64
+import itertools
 import json
 import pathlib
 import re
@@ -70,7 +71,7 @@ class Layer:
         mask, weight = jax.jit(criterion.prune, static_argnums=2)(
             self.weight, self.state, self.target
         )
-        return mask, jnp.where(mask, weight, 0)
+        return mask, jnp.where(mask, self.weight if weight is None else weight, 0)
 
     def loss(self, weight):
         """|XW - XV|² in float64."""
@@ -128,7 +129,7 @@ def test_reconstruction_reaches_least_squares(name):
     losses = [
         layer.problem.loss(solve(layer.problem, mask, steps=steps)) for steps in (0, 5, 10, 15)
     ]
-    assert losses == sorted(losses, reverse=True)
+    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(losses))
     assert losses[1] <= best * 1.022 and losses[3] <= best * 1.0001
 
 
@@ -295,7 +296,7 @@ def test_a_convolution_a_tied_kernel_and_a_criterion_of_ones_own():
         return x @ params["tied"]
 
     def prune(weight, state, target):
-        return target.mask(jnp.abs(weight) * state["squares"][:, None]), weight
+        return target.mask(jnp.abs(weight) * state["squares"][:, None]), None
 
     own = Criterion(square_norms(), prune)
     x = jax.random.normal(jax.random.key(2), (4, 6, 6, 4))
@@ -354,3 +355,151 @@ def test_what_cannot_be_pruned_is_refused(change, message):
 def test_stages_are_a_list():
     with pytest.raises(TypeError, match="a list of expressions"):
         prune_oneshot(one, PARAMS, [X], ONE, stages="w")
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize(
+    "shape,axis,program",
+    [
+        ((16, 8), 0, lambda p, x: x @ p["w"].T),
+        ((16, 8), 1, lambda p, x: x @ p["w"].T),
+        (
+            (3, 8, 8),
+            1,
+            lambda p, x: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0],
+        ),
+        ((8, 4, 6), 1, lambda p, x: jnp.einsum("bd,dhk->bhk", x, p["w"])),
+    ],
+    ids=["outputs", "inputs", "stack", "heads"],
+)
+def test_channels_are_those_of_the_leaf(shape, axis, program):
+    params, rules = {"w": normal(0, *shape)}, [js.Rule("w", js.Channel(axis), 0.5)]
+    mask = prune_oneshot(program, params, [normal(1, 20, 8)], rules).masks["w"]
+    batch = (0,) if shape[0] == 3 else ()
+    rest = tuple(i for i in range(len(shape)) if i != axis and i not in batch)
+    whole, some = mask.all(rest), mask.any(rest)
+    np.testing.assert_array_equal(whole, some)
+    assert (whole.sum(-1) == shape[axis] // 2).all()
+
+
+def test_magnitude_is_that_of_compute_masks():
+    conv = {"w": normal(0, 3, 3, 8, 6)}
+
+    def run(p, x):
+        return jax.lax.conv_general_dilated(
+            x, p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    for pattern in (js.Channel(-2), js.Channel(-1), js.Block(4, 3), js.NM(2, 4)):
+        rules = [js.Rule("w", pattern, 0.5)]
+        found = prune_oneshot(run, conv, [normal(1, 2, 6, 6, 8)], rules, criterion=magnitude())
+        expected = js.compute_masks(conv, js.read_axes(rules, run, conv, normal(1, 2, 6, 6, 8)))
+        np.testing.assert_array_equal(found.masks["w"], expected["w"])
+
+
+@pytest.mark.parametrize("inputs", [5, 6, 134])
+@pytest.mark.parametrize(
+    "criterion", [sparsegpt(), swapped(wanda()), alps()], ids=["obs", "swaps", "admm"]
+)
+def test_groups_that_are_filled_up(inputs, criterion):
+    params, x = {"w": normal(0, inputs, 4)}, normal(1, 200, inputs)
+    rules = [js.Rule("w", js.NM(2, 4, pad=True))]
+    found = prune_oneshot(one, params, [x], rules, criterion=criterion)
+    mask = np.pad(found.masks["w"], ((0, -inputs % 4), (0, 0)))
+    assert (mask.reshape(-1, 4, 4).sum(1) <= 2).all()
+    assert mask.sum() >= 4 * 2 * (inputs // 4)
+
+
+def test_sparsegpt_is_exact_over_blocks_that_do_not_divide():
+    params, x = {"w": normal(0, 30, 7)}, normal(1, 200, 30)
+    for per, expected in (("layer", 210 - round(0.9 * 210)), ("output", 3 * 7)):
+        found = prune_oneshot(
+            one,
+            params,
+            [x],
+            [js.Rule("w", js.Unstructured(), 0.9)],
+            criterion=sparsegpt(block=4),
+            per=per,
+        )
+        assert found.masks["w"].sum() == expected
+
+
+def test_weights_that_stay_stay_to_the_bit():
+    big = {"w": jnp.arange(64, dtype=jnp.int32).reshape(8, 8) + 2**25}
+    found = prune_oneshot(lambda p, x: x @ p["w"].astype(x.dtype), big, [X], ONE)
+    np.testing.assert_array_equal(found.params["w"], jnp.where(found.masks["w"], big["w"], 0))
+    with jax.enable_x64():
+        wide = {"w": np.random.default_rng(0).normal(size=(8, 8))}
+        x = np.random.default_rng(1).normal(size=(32, 8))
+        for criterion in (wanda(), swapped(wanda()), sparsegpt(), alps()):
+            found = prune_oneshot(one, wide, [x], ONE, criterion=criterion)
+            kept = np.where(found.masks["w"], wide["w"], 0)
+            assert found.params["w"].dtype == np.float64
+            if criterion.prune is wanda().prune:
+                np.testing.assert_array_equal(found.params["w"], kept)
+
+
+def test_what_is_no_array_is_a_constant():
+    params = {"w": normal(0, 8, 8), "activation": jnp.tanh, "scale": 2.0}
+
+    def run(p, x, name):
+        assert name == "relu"
+        return p["activation"](x @ p["w"]) * p["scale"]
+
+    found = prune_oneshot(run, params, [(normal(1, 16, 8), "relu")], ONE)
+    assert found.masks["w"].sum() == 32 and found.params["activation"] is jnp.tanh
+
+
+E = jnp.ones((8, 8), complex)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"params": {"w": E}}, "'w' of shape .8, 8. is complex"),
+        ({"params": {"w": PARAMS["w"].astype(int)}, "criterion": alps()}, "int32 weights cannot"),
+        ({"params": {"w": np.ones((8, 0), "f")}}, "no entries"),
+        ({"batches": [X * 1e-20]}, "meets nothing but zeros, or numbers below"),
+        ({"batches": [X[:0]]}, "'w' meets nothing but zeros"),
+        ({"batches": [X * 1e19], "criterion": alps()}, "'w' of shape .8, 8. are not finite"),
+        ({"stages": ["["]}, "stages"),
+        ({"per": "row"}, "per='row'"),
+        (
+            {"rules": [js.Rule("w", js.NM(2, 4, "best"))], "criterion": swapped(wanda())},
+            "'w' of shape .8, 8., seen as .8, 8.: how many inputs a group of NM",
+        ),
+    ],
+    ids=["complex", "int", "empty", "tiny", "nothing", "huge", "stage", "per", "best"],
+)
+def test_numbers_that_say_nothing_are_refused(change, message):
+    call = {"fn": one, "params": {"w": PARAMS["w"]}, "batches": [X], "rules": ONE} | change
+    with pytest.raises(ValueError, match=message):
+        prune_oneshot(
+            call.pop("fn"), call.pop("params"), call.pop("batches"), call.pop("rules"), **call
+        )
+
+
+def test_an_idle_kernel_of_a_stack_is_named():
+    params = {"w": normal(0, 3, 8, 8)}
+
+    def run(p, x):
+        return x @ p["w"][0] + x @ p["w"][2]
+
+    with pytest.raises(ValueError, match=r"'w' of kernels \[\[1\]\] meets nothing"):
+        prune_oneshot(run, params, [X], ONE)
+
+
+def test_arguments_of_the_wrong_kind():
+    for change, message in (
+        ({"batches": X}, "batches is one array"),
+        ({"criterion": wanda}, "is no criterion"),
+    ):
+        call = {"batches": [X], "criterion": None} | change
+        with pytest.raises(TypeError, match=message):
+            prune_oneshot(one, PARAMS, call["batches"], ONE, criterion=call["criterion"])
+    for share in (-0.5, 1.0, 1.5):
+        with pytest.raises(ValueError, match="is not in"):
+            Target(js.Unstructured(), share, "output")
