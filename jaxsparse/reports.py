@@ -177,7 +177,7 @@ def report(
     for product in products(fn, params, *inputs) if fn is not None and specs else ():
         if product.sums:
             met.setdefault(product.path, []).append(product)
-    zeros = _zeros_met(activations or {})
+    zeros = _zeros_met({} if activations is None else activations)
     rows: list[LeafReport] = []
     for path, leaf in leaves_by_path(params, is_packed).items():
         if is_packed(leaf):
@@ -222,8 +222,15 @@ def mask_picture(mask: Any, longest: int = 256) -> np.ndarray:
 
 def _zeros_met(activations: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
     """The share of zeros by path, of all products that a weight takes part in."""
+    if not isinstance(activations, Mapping):
+        raise TypeError("report: activations are the states, by site, that observe returns")
     counts: dict[str, np.ndarray] = {}
     for site, state in activations.items():
+        if not (isinstance(state, Mapping) and {"zeros", "size"} <= set(state)):
+            raise TypeError(
+                f"report: activations hold no counts of zeros for {site.path!r}; what "
+                "calibration.observe(..., reducer=calibration.zeros()) returns as states would work"
+            )
         found = np.array([np.sum(state["zeros"]), np.sum(state["size"])], np.float64)
         counts[site.path] = counts.get(site.path, np.zeros(2)) + found
     return {path: zeros / size for path, (zeros, size) in counts.items() if size}

@@ -105,15 +105,18 @@ def small_params() -> dict[str, Any]:
     }
 
 
-def rules_for(pattern: str) -> list[js.Rule]:
+def rules_for(pattern: str, sparsity: float | None = SPARSITY) -> list[js.Rule]:
     return [
-        js.Rule("dense/kernel", PATTERNS[pattern], SPARSITY),
-        js.Rule("stack/kernel", PATTERNS[pattern], SPARSITY, batch_axis=0),
+        js.Rule("dense/kernel", PATTERNS[pattern], sparsity),
+        js.Rule("stack/kernel", PATTERNS[pattern], sparsity, batch_axis=0),
     ]
 
 
 def pruner_for(score: str, pattern: str, chooser: str) -> optax.GradientTransformationExtraArgs:
-    return js.prune(rules_for(pattern), score=SCORES[score], **CHOOSERS[chooser])
+    options = CHOOSERS[chooser]
+    counted = not isinstance(options["schedule"], js.Chooser)  # others are asked for no sparsity
+    rules = rules_for(pattern, SPARSITY if counted else None)
+    return js.prune(rules, score=SCORES[score], **options)
 
 
 def transform_for(score: str, pattern: str, chooser: str) -> optax.GradientTransformationExtraArgs:

@@ -119,3 +119,22 @@ def test_a_schedule_that_begins_above_its_target_is_refused_where_nothing_comes_
             _, state = jax.jit(pruner.update)(W, state, W)
             kept.append(int(js.masks(state)["w"].sum()))
         assert kept[0] == 4 and kept[-1] == 8
+
+
+class Half(js.Chooser):
+    """Half of an answer."""
+
+    def updates_at(self, step):
+        return step == 0
+
+    def choose(self, scores, state, context):
+        return {path: score > 0 for path, score in scores.items()}
+
+
+def test_half_of_an_answer_and_a_sparsity_that_nobody_asks_for_are_refused():
+    params = {"w": jnp.ones((2, 2))}
+    tx = js.prune([js.Rule("w", js.Unstructured())], schedule=Half())
+    with pytest.raises(ValueError, match="choose returned dict; the masks by path and the state"):
+        tx.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"the rule of .w. says sparsity=0\.5; a rule without"):
+        js.prune([js.Rule("w", js.Unstructured(), 0.5)], schedule=Half()).init(params)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxsparse as js
-from jaxsparse.calibration import observe, zeros
+from jaxsparse.calibration import gram, observe, zeros
 
 
 def one(shape, pattern, sparsity=None, dtype=jnp.float32, path="w", **axes):
@@ -284,3 +284,10 @@ def test_how_sparse_what_a_weight_meets_is():
     }
     assert "25% of what it meets is 0" in str(found)
     assert [leaf["zeros_met"] for leaf in found.to_dict()["leaves"]].count(None) == 1
+
+
+def test_states_of_another_reducer_are_refused():
+    params, x = {"w": jnp.eye(4)}, jnp.ones((2, 4))
+    for states in (observe(lambda p, x: x @ p["w"], params, x, reducer=gram())[1], zeros()):
+        with pytest.raises(TypeError, match="report: activations"):
+            js.report(params, {}, activations=states)

@@ -1,7 +1,7 @@
 """What a one-shot method has to keep of one kernel."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -80,7 +80,8 @@ class Target:
         view = self.view
         if view is None or view.matrix_shape != scores.shape:  # some of the inputs
             view = View((inputs, outputs), (), (0,), (1,))
-        axes = {"in_axis": view.inputs, "out_axis": view.outputs, "batch_axis": view.batch}
+        axes: dict[str, Any] = {"in_axis": view.inputs, "out_axis": view.outputs}
+        axes["batch_axis"] = view.batch
         one = view.leaf(scores.reshape(*view.batch_shape, inputs, outputs))
         mask = compute_masks({"kernel": one}, [Rule("kernel", self.pattern, self.sparsity, **axes)])
         return view.matrix(mask["kernel"]).reshape(inputs, outputs)

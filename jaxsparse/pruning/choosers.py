@@ -82,6 +82,11 @@ class Chooser:
                     f"{type(self).__name__} says how many are kept, but {spec.pattern} on {path!r} "
                     "fixes how many; a count schedule such as cubic(...) would work"
                 )
+            if spec.sparsity is not None:
+                raise ValueError(
+                    f"{type(self).__name__} says how many are kept, but the rule of {path!r} says "
+                    f"sparsity={spec.sparsity}; a rule without sparsity would work"
+                )
 
     def first_masks(self, weights: Leaves, specs: Specs) -> Groups:
         """The masks in force before the first choice: everything is kept."""

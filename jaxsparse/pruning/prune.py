@@ -155,8 +155,7 @@ def prune(
         def choose():
             now = score.update(grads, memory, weights, context)[0] if found is None else found
             seen = ChoiceContext(step, held[0], specs, grads, weights)
-            new, kept = chooser.choose(pool_scores(now, specs, weights), held[1], seen)
-            return _checked(new, specs), kept
+            return _chosen(chooser.choose(pool_scores(now, specs, weights), held[1], seen), specs)
 
         due = chooser.updates_at(step)
         groups, threshold = held if due is False else lax.cond(due, choose, lambda: held)
@@ -257,6 +256,16 @@ class _NoGradients(dict):
 
     __getitem__ = __iter__ = __len__ = __contains__ = __or__ = __ror__ = __eq__ = _refuse
     get = items = keys = values = copy = pop = _refuse
+
+
+def _chosen(answer: Any, specs: Mapping[str, LeafSpec]) -> tuple[Groups, Any]:
+    """Masks and state as a chooser returned them."""
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Mapping)):
+        raise ValueError(
+            f"the chooser's choose returned {type(answer).__name__}; the masks by path and the "
+            "state, a pair, would work"
+        )
+    return _checked(answer[0], specs), answer[1]
 
 
 def _checked(groups: Groups, specs: Mapping[str, LeafSpec]) -> Groups:
