@@ -136,6 +136,18 @@ PROGRAMS = {  # program, shape of w, expected
         lambda w, x: lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, w)[0],
         (5, 4, 4), ((1,), (2,), (0,)),
     ),
+    "scans in a scan": (
+        lambda w, x: lax.scan(
+            lambda c, ww: (lax.scan(lambda c, w: (jnp.tanh(c @ w), None), c, ww)[0], None), x, w
+        )[0],
+        (2, 3, 4, 4), ((2,), (3,), (0, 1)),
+    ),
+    "scans of what a loop picks": (
+        lambda w, x: lax.fori_loop(
+            0, 2, lambda i, x: lax.scan(lambda c, w: (c @ w, None), x, w[i])[0], x
+        ),
+        (2, 3, 4, 4), ((2,), (3,), (0, 1)),
+    ),
     "scan that carries": (
         lambda w, x: lax.scan(lambda c, _: ((c[0] @ c[1], c[1]), None), (x, w), None, 3)[0][0],
         (4, 4), ((0,), (1,), ()),

@@ -123,7 +123,16 @@ class Reader(control.Evaluator):
     def stack(self, value):
         if not isinstance(value, Value) or not value.sights:
             return value
-        return value, jnp.arange(value.array.shape[0], dtype=jnp.int32)
+        length = value.array.shape[0]
+
+        def repeated(place):
+            return None if place is None else jnp.broadcast_to(place, (length,))
+
+        sights = tuple(
+            dataclasses.replace(sight, at=tuple(map(repeated, sight.at))) for sight in value.sights
+        )
+        value = dataclasses.replace(value, sights=sights)
+        return value, jnp.arange(length, dtype=jnp.int32)
 
     def slice(self, arrays):
         if not isinstance(arrays, tuple):
