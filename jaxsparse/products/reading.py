@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxsparse import control, jaxprs
 from jaxsparse.products.factors import VIEWS, stranger
@@ -235,7 +236,11 @@ def _slice(reader, equation, values):
 def _dynamic_slice(reader, equation, values):
     weight, *starts = values
     shape = equation.params["slice_sizes"]
-    starts = [start.array for start in starts]
+    # Past the end the last slice is meant.
+    starts = [
+        jnp.clip(_whole(start.array), 0, have - 1) if size == 1 else start.array
+        for start, have, size in zip(starts, weight.array.shape, shape, strict=True)
+    ]
     return [_part(reader, equation, weight.sights, shape, starts)]
 
 
@@ -266,7 +271,8 @@ def _gather(reader, equation, values):
         indexed = [i for i in range(len(sizes)) if i in gone or sizes[i] == 1 != sight.shape[i]]
         if any(sizes[i] != sight.shape[i] for i in stay if i not in indexed):
             continue
-        part = sight.without(indexed, "batch", [_place(ids.array, numbers, i) for i in indexed])
+        places = [_place(ids.array, params, i, sight.shape[i]) for i in indexed]
+        part = sight.without(indexed, "batch", places)
         if len(part.ends) > 1:
             axes = [stranger(size) if isinstance(size, int) else () for size in shape]
             for place, i in zip(numbers.offset_dims, stay, strict=True):
@@ -277,11 +283,20 @@ def _gather(reader, equation, values):
     return [shown]
 
 
-def _place(ids, numbers, axis):
+def _place(ids, params, axis, size):
     """The position along an axis that a `gather` takes, None if these are several."""
+    numbers = params["dimension_numbers"]
     if axis not in numbers.start_index_map or set(ids.shape[:-1]) - {1}:
         return None
-    return ids[..., numbers.start_index_map.index(axis)].reshape(())
+    place = _whole(ids[..., numbers.start_index_map.index(axis)].reshape(()))
+    if params["mode"] is lax.GatherScatterMode.CLIP:
+        return jnp.clip(place, 0, size - 1)
+    return jnp.where(place < 0, size, place)  # below 0 as past the end: filled, no slice of it
+
+
+def _whole(number):
+    """An index that can say any size."""
+    return jnp.asarray(number).astype(jnp.int32)
 
 
 @_rule("unstack")

@@ -136,6 +136,25 @@ def test_programs(name):
     assert state["rows"].shape == site.kernels
 
 
+def test_past_the_end_is_the_last_kernel():
+    """As the program takes it; what a lookup fills with NaN is no kernel."""
+
+    def clamped(w, x):
+        return x @ lax.dynamic_index_in_dim(w, jnp.uint8(x.size), keepdims=False)
+
+    def clipped(w, x):
+        return x @ w.at[x.size].get(mode="clip")
+
+    def filled(w, x):
+        return x @ w.at[-x.size].get(mode="fill")
+
+    for program, rows in ((clamped, [0, 3]), (clipped, [0, 3]), (filled, [0, 0])):
+        _, states = observe(
+            lambda p, x, f=program: f(p["w"], x), {"w": W(2, 4, 6)}, X, reducer=gram()
+        )
+        assert by_path(states)["w"]["rows"].tolist() == rows
+
+
 REFUSED = {  # program of (w, x), shape of w, x, why
     "data choose": (
         lambda w, x: jnp.einsum("bk,bkn->bn", x, w[jnp.argmax(x, 1) % 2]), (2, 4, 6), X,
