@@ -105,7 +105,7 @@ def observe(
 ) -> tuple[Any, dict[Site, Any]]:
     """Runs a function, and reduces what its weights meet in products to one state a site.
 
-    Weights are followed through casts, transposes, reshapes, scaling, masks, `jit`, `vmap`,
+    Weights are followed through casts, transposes, flips, reshapes, scaling, masks, `jit`, `vmap`,
     `remat`, `scan`, `while`, `cond`, functions with gradients of their own and stacks, in any
     framework. A kernel that a loop uses several times is met as often. Lookups in a table
     are no products. What `cond` does not run is not met, and what the condition of a
@@ -130,7 +130,8 @@ def observe(
 
     Raises:
       ValueError: what a weight meets cannot be told: several kernels at once whose rows data
-        choose, a part of a kernel, groups with outputs of their own. The path is quoted.
+        choose, a part of a kernel, parts or layers that the program puts together, blocks of
+        inputs or groups of outputs that meet values of their own. Path and shape are quoted.
 
     Example:
       >>> from jaxsparse.calibration import gram
@@ -189,6 +190,13 @@ class _Observer(Reader):
         self.state = self.state | {site: new}
 
 
+_PUT_TOGETHER = (
+    "it is one of several arrays that were put together, and which of them meets the value "
+    "cannot be told",
+    "one stack in the parameters, or ",
+)
+
+
 class _Turned:
     """A value, turned to the axes of the weight that it meets.
 
@@ -214,30 +222,44 @@ class _Turned:
             labels = dict(zip(theirs[0], self._summed, strict=True))
             labels |= {i: sight.axes[k] for i, k in zip(theirs[1], batched, strict=True)}
             self._labels = [labels.get(i) for i in range(other.array.ndim)]
+        self._sight = sight
         places = self._places(sight)
-        self._check([sight.axes[i] for i in (*summed, *batched)])
+        self._check([sight.axes[i] for i in batched])
         self._turn(other.array, places)
 
-    def _refuse(self, why: str):
+    def _refuse(self, why: str, instead: str = ""):
         raise ValueError(
             f"observe: {self._site.path!r} of shape {self._site.shape}: {why} "
-            f"({self._equation.primitive.name}); paths= that leaves it out would work"
+            f"({self._equation.primitive.name}); {instead}paths= that leaves it out would work"
         )
 
-    def _check(self, axes: Sequence[Axis]) -> None:
+    def _check(self, batched: Sequence[Axis]) -> None:
         """Refuses values that are no whole row of inputs for every output."""
-        site = self._site
-        met = [factor for axis in axes for factor in axis]
+        site, pieces = self._site, self._sight.pieces
         sizes = {axis: 1 for axis in site.in_axis}
-        for name, size in met:
-            if name[0] < 0:
-                self._refuse("it was repeated before the product")
-            elif name[0] in sizes:
-                sizes[name[0]] *= size
-            elif name[0] not in site.batch_axis:
-                self._refuse("groups of its outputs meet values of their own")
+        for axes, apart in ((self._summed, False), (batched, True)):
+            for name, size in (factor for axis in axes for factor in axis):
+                if name[0] < 0 and name[0] in pieces:
+                    self._refuse(*_PUT_TOGETHER)
+                elif name[0] < 0:
+                    self._refuse("it was repeated before the product")
+                elif name[0] in sizes and apart and size != 1:
+                    stored = f"the weight stored as {self._weight}, or "
+                    self._refuse("blocks of its inputs meet values of their own", stored)
+                elif name[0] in sizes:
+                    sizes[name[0]] *= size
+                elif name[0] not in site.batch_axis:
+                    self._refuse("groups of its outputs meet values of their own")
         if any(size != site.shape[axis] for axis, size in sizes.items()):
             self._refuse("part of its inputs, or a sum over them, meets the value")
+        if pieces & set(site.in_axis):
+            self._refuse(
+                "part of its inputs, or parts put together in an order that is not known, meet the "
+                "value",
+                "folding that order into the weight, or ",
+            )
+        if pieces & set(site.batch_axis):
+            self._refuse("which kernel of the stack it is cannot be told, of kernels put together")
 
     def _places(self, sight: Sight) -> dict[int, Any]:
         """By axis of the weight, the kernel that was taken from it."""
@@ -246,10 +268,16 @@ class _Turned:
             long = [factor for factor in axis if factor[1] != 1]
             if role != "batch" or not long:
                 continue
+            if any(name[0] in sight.pieces for name, _ in long if name[0] < 0):
+                self._refuse(*_PUT_TOGETHER)
+            if all(name[0] < 0 for name, _ in long):
+                continue  # repeated: all slices are the weight
             [(name, size), *others] = long
-            if others or (len(name), size) != (1, self._site.shape[name[0]]) or at is None:
+            whole = name[0] >= 0 and (len(name), size) == (1, self._site.shape[name[0]])
+            if others or not whole or at is None:
                 self._refuse("which kernel of the stack it is cannot be told")
-            places[name[0]] = at
+            turned = sight.backwards(name)
+            places[name[0]] = jnp.where(at < size, size - 1 - at, size) if turned else at
         return places
 
     def _turn(self, array: Array, places: Mapping[int, Any]) -> None:
@@ -266,6 +294,8 @@ class _Turned:
                 self._refuse("the axis that numbers its kernels is in parts")
         fronts = [names.index((axis,)) for axis in self.stacked]
         rest = [i for i in range(len(names)) if i not in fronts]
+        turned = [self._sight.backwards((axis,)) for axis in self.stacked]
+        array = jnp.flip(array, [i for i, t in zip(fronts, turned, strict=True) if t])
         self.array = array.transpose(*fronts, *rest)
         self._factors = [flat[i][0] for i in rest]
         self.index = tuple(slice(None) if a in self.stacked else places.get(a, 0) for a in kernels)
@@ -284,6 +314,7 @@ class _Turned:
             factors = [None] * free + whole
         major = {axis: place for place, axis in enumerate(self._site.in_axis)}
         columns = sorted((major[f[0][0]], f[0], i) for i, f in enumerate(factors) if f is not None)
+        array = jnp.flip(array, [i for _, name, i in columns if self._sight.backwards(name)])
         free = [i for i, factor in enumerate(factors) if factor is None]
         array = array.transpose(*free, *(i for _, _, i in columns))
         return array.reshape(-1, self._site.inputs)

@@ -197,9 +197,14 @@ def _elementwise(reader, equation, values):
     return [[s for value in values for s in value.sights if len(s.axes) == rank]]
 
 
-@_rule(f"{jaxprs.IDENTITIES} rev")
+@_rule(jaxprs.IDENTITIES)
 def _identity(reader, equation, values):
     return [value.sights for value in values]
+
+
+@_rule("rev")
+def _rev(reader, equation, values):
+    return [[sight.flip(equation.params["dimensions"]) for sight in values[0].sights]]
 
 
 @_rule("reduce_sum")
@@ -212,7 +217,10 @@ def _resized(reader, equation, values):
     sights = [sight for value in values for sight in value.sights]
     shape = equation.outvars[0].aval.shape
     data = any(value.data for value in values)
-    return [() if data else _some(sight.resized(shape) for sight in sights)]
+    shown = () if data else _some(sight.resized(shape) for sight in sights)
+    # What a pad cuts at one end and adds at the other keeps its size.
+    padded = [i for i, ends in enumerate(equation.params.get("padding_config", ())) if any(ends)]
+    return [[sight.in_pieces(padded) for sight in shown]]
 
 
 @_rule("split")
@@ -311,7 +319,8 @@ def _stack(reader, equation, values):
         return [()]
     axis, new = equation.params["axis"], stranger(len(values))
     sights = [sight for value in values for sight in value.sights]
-    return [[s.seen((*s.axes[:axis], new, *s.axes[axis:]), {}) for s in sights]]
+    sights = [s.seen((*s.axes[:axis], new, *s.axes[axis:]), {}) for s in sights]
+    return [[sight.in_pieces([axis]) for sight in sights]]
 
 
 @_rule(" ".join(ENDS))

@@ -73,12 +73,17 @@ class Sight(Factored):
       taken: what is no axis any more: taken apart as a batch, or summed.
       at: of each of these at which position it was taken apart, None if that is not known
         or it was summed; numbers and scalar arrays.
+      flipped: names of factors that run backwards; those split off them do, too.
+      pieces: axes of the weight of which the array shows a part, or parts put together in an
+        order that is not known; below 0, axes along which several arrays were put together.
     """
 
     path: str
     whole: tuple[int, ...]
     taken: tuple[tuple[Role, Axis], ...] = ()
     at: tuple[Any, ...] = ()
+    flipped: frozenset[tuple[int, ...]] = frozenset()
+    pieces: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, path: str, shape: Sequence[int]) -> Self:
@@ -104,7 +109,7 @@ class Sight(Factored):
         """
         if not all(isinstance(size, int) and size for size in shape):
             return None
-        axes, taken, at = [], list(self.taken), list(self.at)
+        axes, taken, at, pieces = [], list(self.taken), list(self.at), []
         for i, (axis, have, size) in enumerate(zip(self.axes, self.shape, shape, strict=True)):
             if size == have:
                 axes.append(axis)
@@ -116,7 +121,23 @@ class Sight(Factored):
                 return None
             else:
                 axes.append(((axis[0][0], size),) if axis else stranger(size))
-        return dataclasses.replace(self, axes=tuple(axes), taken=tuple(taken), at=tuple(at))
+                pieces.append(i)
+        resized = dataclasses.replace(self, axes=tuple(axes), taken=tuple(taken), at=tuple(at))
+        return resized.in_pieces(pieces)
+
+    def in_pieces(self, places: Sequence[int]) -> Self:
+        """The array after parts of it, or of several, were put together along some axes."""
+        names = {name[0] for i in places for name, _ in self.axes[i]}
+        return dataclasses.replace(self, pieces=self.pieces | names)
+
+    def flip(self, places: Sequence[int]) -> Self:
+        """The array with some axes backwards."""
+        names = frozenset(name for i in places for name, _ in self.axes[i])
+        return dataclasses.replace(self, flipped=self.flipped ^ names)
+
+    def backwards(self, name: tuple[int, ...]) -> bool:
+        """Whether a factor runs backwards."""
+        return sum(name[: n + 1] in self.flipped for n in range(len(name))) % 2 == 1
 
     @property
     def ends(self) -> set[int]:
@@ -149,14 +170,23 @@ class Sight(Factored):
 
 def merged(sights: Sequence[Sight]) -> tuple[Sight, ...]:
     """One for every way in which a weight is seen: a norm of it beside itself is none."""
-    kept: dict[Any, Sight] = {}
+    kept: dict[Any, Sight] = {}  # by all that is known of them
     least: dict[str, int] = {}
     for sight in sights:
         least[sight.path] = min(len(sight.taken), least.get(sight.path, len(sight.taken)))
     for sight in sights:
         if len(sight.taken) == least[sight.path]:
-            kept.setdefault((sight.path, sight.axes), sight)
+            at = tuple(place if isinstance(place, int) else None for place in sight.at)
+            key = sight.path, sight.axes, at, sight.flipped
+            kept[key] = _same(kept.get(key, sight), sight)
     return tuple(kept.values())
+
+
+def _same(one: Sight, other: Sight) -> Sight:
+    """What is known of either of two."""
+    pairs = zip(one.at, other.at, strict=True)
+    at = tuple(a if a is b or isinstance(a, int) else None for a, b in pairs)
+    return dataclasses.replace(one, at=at, pieces=one.pieces | other.pieces)
 
 
 @jax.tree_util.register_pytree_node_class

@@ -38,6 +38,14 @@ def W(*shape):
     return jnp.asarray(numbers(*shape, seed=1))
 
 
+def scanned(x, stack):
+    return lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
+
+
+def four_in_turn(x, kernels):
+    return [x, *(x := x @ kernel for kernel in kernels[:3])]
+
+
 PROGRAMS = {  # program of (w, x), shape of w, x, the matrix that w meets, one for each kernel
     "plain": (lambda w, x: x @ w, (4, 6), X, X),
     "vector": (lambda w, x: x[0] @ w, (4, 6), X, X[:1]),
@@ -113,6 +121,41 @@ PROGRAMS = {  # program of (w, x), shape of w, x, the matrix that w meets, one f
         (2, 2, 4, 4), numbers(2, 3, 4),
         [[*numbers(2, 3, 4)], [*np.einsum("ebk,ekn->ebn", numbers(2, 3, 4), W(2, 2, 4, 4)[0])]],
     ),
+    "scans in a scan": (
+        lambda w, x: lax.scan(lambda x, ww: (scanned(x, ww), None), x, w)[0], (2, 2, 4, 4), X,
+        four_in_turn(X, W(2, 2, 4, 4).reshape(4, 4, 4)),
+    ),
+    "scans of what a loop picks": (
+        lambda w, x: lax.fori_loop(0, 4, lambda i, x: scanned(x, w[i // 2, i % 2]), x),
+        (2, 2, 1, 4, 4), X, four_in_turn(X, W(2, 2, 1, 4, 4).reshape(4, 4, 4)),
+    ),
+    "backwards": (lambda w, x: x @ w[::-1], (4, 6), X, X[:, ::-1]),
+    "backwards, outputs too, and back": (
+        lambda w, x: x @ (w[::-1, ::-1].T[:, ::-1]).T, (4, 6), X, X,
+    ),
+    "backwards in two": (
+        lambda w, x: jnp.einsum("bij,ijd->bd", x, w[::-1].reshape(2, 3, 5)[:, ::-1]), (6, 5),
+        numbers(4, 2, 3), numbers(4, 2, 3)[:, ::-1].reshape(4, 6),
+    ),
+    "stack turned by scan": (
+        lambda w, x: scanned(x, w[::-1]), (2, 4, 4), X, [X @ W(2, 4, 4)[1], X],
+    ),
+    "stack turned by hand": (
+        lambda w, x: (x @ w[::-1][0]) @ w[::-1, ::-1][1], (2, 4, 4), X,
+        [(X @ W(2, 4, 4)[1])[:, ::-1], X],
+    ),
+    "stack turned at once": (
+        lambda w, x: jnp.einsum("ebk,ekn->ebn", x, w[::-1]), (2, 4, 6), numbers(2, 3, 4),
+        list(numbers(2, 3, 4)[::-1]),
+    ),
+    "rolled outputs": (lambda w, x: x @ jnp.roll(w, 2, 1), (4, 6), X, X),
+    "kernels side by side": (
+        lambda w, x: x @ jnp.concatenate([w[0], w[1]], 1), (2, 4, 6), X, [X, X],
+    ),
+    "repeated by scan": (
+        lambda w, x: scanned(x, jnp.broadcast_to(w, (2, 4, 4))), (4, 4), X,
+        np.concatenate([X, X @ W(4, 4)]),
+    ),
 }  # fmt: skip
 
 
@@ -148,7 +191,11 @@ def test_past_the_end_is_the_last_kernel():
     def filled(w, x):
         return x @ w.at[-x.size].get(mode="fill")
 
-    for program, rows in ((clamped, [0, 3]), (clipped, [0, 3]), (filled, [0, 0])):
+    def filled_turned(w, x):
+        return filled(w[::-1], x)
+
+    cases = (clamped, [0, 3]), (clipped, [0, 3]), (filled, [0, 0]), (filled_turned, [0, 0])
+    for program, rows in cases:
         _, states = observe(
             lambda p, x, f=program: f(p["w"], x), {"w": W(2, 4, 6)}, X, reducer=gram()
         )
@@ -171,6 +218,31 @@ REFUSED = {  # program of (w, x), shape of w, x, why
         lambda w, x: lax.conv_general_dilated(x, w, (1,), "SAME", feature_group_count=2),
         (6, 3, 2), numbers(1, 6, 4), "each group of the convolution",
     ),
+    "rolled": (lambda w, x: x @ jnp.roll(w, 2, 0), (4, 6), X, "an order that is not known"),
+    "shifted": (
+        lambda w, x: x @ lax.pad(w, 0.0, [(1, -1, 0), (0, 0, 0)]), (4, 6), X,
+        "an order that is not known",
+    ),
+    "parts of two": (
+        lambda w, x: x @ jnp.concatenate([w[:2], 2 * jnp.ones((2, 6))]), (4, 6), X,
+        "parts put together",
+    ),
+    "a rolled stack": (
+        lambda w, x: scanned(x, jnp.roll(w, 1, 0)), (3, 4, 4), X, "of kernels put together",
+    ),
+    "part of a stack": (
+        lambda w, x: jnp.einsum("ebk,ekn->ebn", x[None] * jnp.ones((2, 1, 1)), w[1:]), (3, 4, 4),
+        X, "of kernels put together",
+    ),
+    "blocks": (
+        lambda w, x: jnp.einsum("bhk,hkn->bhn", x.reshape(-1, 2, 4), w.reshape(2, 4, 3)), (8, 3),
+        numbers(3, 8), r"blocks of its inputs .*stored as \(2, 4, 3\)",
+    ),
+    "two in one": (
+        lambda w, x: x @ (lax.dynamic_index_in_dim(w, x.size, keepdims=False)
+                          + lax.dynamic_index_in_dim(w, x.ndim - 2, keepdims=False)),
+        (2, 4, 6), X, "which kernel of the stack",
+    ),
 }  # fmt: skip
 
 
@@ -186,6 +258,37 @@ def test_what_cannot_be_told_is_refused_by_name(name):
         observe(fn, params, x, reducer=gram())
     _, states = observe(fn, params, x, reducer=gram(), paths="v")
     assert [site.path for site in states] == ["v"]
+
+
+LAYERS = {f"l{i}": W(4, 4) for i in range(3)}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda layers, x: scanned(x, jnp.stack(layers)),
+        lambda layers, x: x @ jnp.stack(layers)[1],
+        lambda layers, x: scanned(x, jnp.concatenate([layer[None] for layer in layers])),
+        lambda layers, x: jnp.einsum("bk,bkn->bn", x, jnp.stack(layers)),
+    ],
+)
+def test_layers_that_the_program_stacks_are_refused(program):
+    """Every time: which axes are whose is no matter of how much was traced before."""
+
+    def fn(params, x):
+        return program([*params.values()], x)
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"'l0' of shape .*several arrays .*one stack in the"):
+            observe(fn, LAYERS, X, reducer=gram())
+
+    def at_once(params, x):
+        return jnp.einsum("bk,lkn->lbn", x, jnp.stack([*params.values()]))
+
+    _, states = observe(at_once, LAYERS, X, reducer=gram())
+    assert {path: int(state["rows"]) for path, state in by_path(states).items()} == dict.fromkeys(
+        LAYERS, 3
+    )
 
 
 class Block(linen.Module):
@@ -289,6 +392,13 @@ def test_the_matrix_is_what_the_product_multiplies():
             lambda w, x: lax.conv_general_dilated(x, w, (1, 2), "SAME").transpose(0, 2, 3, 1),
             (5, 3, 2, 2), numbers(2, 3, 4, 4), (2, 3, 1),
         ),
+        (
+            lambda w, x: lax.conv_transpose(
+                x, w, (2,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"), transpose_kernel=True
+            ),
+            (3, 5, 2), numbers(2, 4, 2), (0, 2),
+        ),
+        (lambda w, x: x @ w[::-1], (4, 5), X, (0,)),
     ]  # fmt: skip
     for program, shape, x, in_axis in cases:
         rows = Reducer(lambda site: jnp.zeros((100, site.inputs)), first_rows)
