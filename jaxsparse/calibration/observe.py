@@ -20,7 +20,7 @@ from jaxsparse.calibration.reducers import Reducer
 from jaxsparse.products.convolution import windows
 from jaxsparse.products.factors import Axis, Factor
 from jaxsparse.products.reading import Reader, Traced
-from jaxsparse.products.sights import ENDS, Product, Sight, Value
+from jaxsparse.products.sights import ENDS, Sight, Value
 from jaxsparse.trees import Tree
 
 
@@ -36,12 +36,14 @@ class Site:
       shape: of the weight.
       in_axis: axes of the weight that are summed over, major to minor, as in `Rule`.
       batch_axis: axes along which every slice is a kernel of its own.
+      altered: whether a product multiplies something else than the weight: see `observe`.
     """
 
     path: str
     shape: tuple[int, ...]
     in_axis: tuple[int, ...]
     batch_axis: tuple[int, ...]
+    altered: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def inputs(self) -> int:
@@ -111,6 +113,12 @@ def observe(
     are no products. What `cond` does not run is not met, and what the condition of a
     `while` multiplies is not, either.
 
+    What is met is met by the operand of the product, which need not be the weight alone: where
+    the program multiplies by `g * w`, by `tanh(w)`, a normed weight or `w + v`, X @ (g * w) is
+    the product and X @ w is not. `Site.altered` says so. Casts, transposes, flips, reshapes,
+    kernels of a stack, negation, a factor or divisor that is one number, and bool masks leave
+    it False: `jnp.where(mask, w, number)` and `mask * w` are the weight where it is kept.
+
     It is a pure function and can be jitted. Batch by batch, give `states` of the batch
     before. Later layers see what the `params` given make of their inputs: to have them see
     those of pruned layers, observe once more with the pruned weights. Under `jit`, what
@@ -156,12 +164,30 @@ def observe(
 
 
 def _sites(traced: Traced, paths: str) -> list[Site]:
-    products = (p for p in traced.read(Reader()) if p.sums and re.fullmatch(paths, p.path))
-    return list(dict.fromkeys(map(_site, products)))
+    finder = _Finder(paths)
+    traced.read(finder)
+    return list(finder.sites.values())
 
 
-def _site(product: Product) -> Site:
-    return Site(product.path, product.shape, product.in_axis, product.batch_axis)
+def _site(equation, sight: Sight, position: int) -> Site:
+    name = equation.primitive.name
+    product = sight.product(name, *ENDS[name](equation, position))
+    axes = product.in_axis, product.batch_axis
+    return Site(product.path, product.shape, *axes, altered=sight.altered)
+
+
+class _Finder(Reader):
+    """A reader that notes sites."""
+
+    def __init__(self, paths: str):
+        super().__init__()
+        self._paths, self.sites = paths, dict[Site, Site]()
+
+    def meet(self, equation, sight, position, other):
+        if re.fullmatch(self._paths, sight.path):
+            site = _site(equation, sight, position)
+            altered = site.altered or self.sites.get(site, site).altered
+            self.sites[site] = dataclasses.replace(site, altered=altered)
 
 
 def _stacked(state, sizes):
@@ -176,8 +202,7 @@ class _Observer(Reader):
         self._reducer, self.state = reducer, states
 
     def meet(self, equation, sight, position, other):
-        name = equation.primitive.name
-        site = _site(sight.product(name, *ENDS[name](equation, position)))
+        site = _site(equation, sight, position)
         if site not in self.state:
             return
         value = _Turned(site, equation, sight, position, other)

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxsparse import control, jaxprs
+from jaxsparse.products.altering import ALIKE, alters, plain_of, value_of
 from jaxsparse.products.factors import VIEWS, stranger
 from jaxsparse.products.sights import ENDS, Product, Sight, Value, merged
 from jaxsparse.trees import Tree, flatten
@@ -145,8 +146,20 @@ class Reader(control.Evaluator):
     def result(self, array, operands):
         return Value(array, data=any(o.data for o in operands if isinstance(o, Value)))
 
+    def visit(self, equation, operands):
+        results = super().visit(equation, operands)
+        if equation.primitive.name in ALIKE:
+            plain = plain_of(operands[0])
+            results = [
+                result
+                if plain == plain_of(result)
+                else dataclasses.replace(value_of(result), plain=plain)
+                for result in results
+            ]
+        return results
+
     def apply(self, equation, operands):
-        values = [o if isinstance(o, Value) else Value(o) for o in operands]
+        values = [value_of(operand) for operand in operands]
         results = jaxprs.bind(equation, [value.array for value in values])
         shown = [()] * len(results)
         rule = _RULES.get(equation.primitive.name)
@@ -194,7 +207,16 @@ def _elementwise(reader, equation, values):
     if any(value.data for value in values):
         return [()]
     rank = len(equation.outvars[0].aval.shape)
-    return [[s for value in values for s in value.sights if len(s.axes) == rank]]
+    whole = {s.path for value in values if plain_of(value) != "mask" for s in value.sights}
+    return [
+        [
+            dataclasses.replace(s, altered=s.altered or alters(equation, values, place, s.path))
+            for place, value in enumerate(values)
+            for s in value.sights
+            # A mask that is made of the weight beside it is no version of it.
+            if len(s.axes) == rank and not (plain_of(value) == "mask" and s.path in whole)
+        ]
+    ]
 
 
 @_rule(jaxprs.IDENTITIES)

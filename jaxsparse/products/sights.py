@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 
@@ -76,6 +76,7 @@ class Sight(Factored):
       flipped: names of factors that run backwards; those split off them do, too.
       pieces: axes of the weight of which the array shows a part, or parts put together in an
         order that is not known; below 0, axes along which several arrays were put together.
+      altered: whether its numbers are others than the weight's, times a scalar or masked.
     """
 
     path: str
@@ -84,6 +85,7 @@ class Sight(Factored):
     at: tuple[Any, ...] = ()
     flipped: frozenset[tuple[int, ...]] = frozenset()
     pieces: frozenset[int] = frozenset()
+    altered: bool = False
 
     @classmethod
     def of(cls, path: str, shape: Sequence[int]) -> Self:
@@ -186,7 +188,12 @@ def _same(one: Sight, other: Sight) -> Sight:
     """What is known of either of two."""
     pairs = zip(one.at, other.at, strict=True)
     at = tuple(a if a is b or isinstance(a, int) else None for a, b in pairs)
-    return dataclasses.replace(one, at=at, pieces=one.pieces | other.pieces)
+    pieces, altered = one.pieces | other.pieces, one.altered or other.altered
+    return dataclasses.replace(one, at=at, pieces=pieces, altered=altered)
+
+
+# One number everywhere, or zeros and ones.
+Plain = Literal["scalar", "mask"]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -198,20 +205,23 @@ class Value:
       array: its numbers.
       sights: the weights that it shows.
       data: whether it depends on the data, and so is no version of any weight.
+      plain: what its numbers are known to be, where dtype and shape do not say it.
     """
 
     array: Any
     sights: tuple[Sight, ...] = ()
     data: bool = False
+    plain: Plain | None = None
 
     def tree_flatten(self):
-        return (self.array, [sight.at for sight in self.sights]), (self.sights, self.data)
+        places = [sight.at for sight in self.sights]
+        return (self.array, places), (self.sights, self.data, self.plain)
 
     @classmethod
     def tree_unflatten(cls, aux, children):
-        (sights, data), (array, places) = aux, children
+        (sights, data, plain), (array, places) = aux, children
         pairs = zip(sights, places, strict=True)
-        return cls(array, tuple(dataclasses.replace(s, at=at) for s, at in pairs), data)
+        return cls(array, tuple(dataclasses.replace(s, at=at) for s, at in pairs), data, plain)
 
 
 # By primitive, which axes of the operand at a position a product sums over, and which it takes

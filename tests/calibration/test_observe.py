@@ -291,6 +291,64 @@ def test_layers_that_the_program_stacks_are_refused(program):
     )
 
 
+UNALTERED = {
+    "cast": lambda w, v, g: w.astype(jnp.bfloat16).T.reshape(2, 2, 4).reshape(4, 4).T,
+    "scaled": lambda w, v, g: -2 * w / g[0] * (w.shape[0] ** -0.5),
+    "scaled by a scalar that is repeated": lambda w, v, g: w * jnp.full((4, 4), g[0]),
+    "masked": lambda w, v, g: jnp.where(jnp.abs(w) > 1, w, 0) * (g[:, None] > 0),
+    "masked by itself": lambda w, v, g: w * (jnp.abs(w) > 1),
+    "masked by another": lambda w, v, g: jnp.where(v > 0, w, 0),
+    "kernels side by side": lambda w, v, g: jnp.concatenate([w, w[:, ::-1]], 1),
+}
+ALTERED = {
+    "gain": lambda w, v, g: g[:, None] * w,
+    "gain of outputs": lambda w, v, g: w / (1 + g**2),
+    "tanh": lambda w, v, g: jnp.tanh(w),
+    "centred": lambda w, v, g: w - w.mean(0),
+    "normed": lambda w, v, g: w / jnp.linalg.norm(w, axis=0),
+    "normed as a whole": lambda w, v, g: w / jnp.sqrt(jnp.sum(w**2)),
+    "a sum": lambda w, v, g: w + v,
+    "of two by a mask": lambda w, v, g: jnp.where(g > 0, w, v),
+    "signs by a mask": lambda w, v, g: jnp.where(w > 1, w, -w),
+    "quantized": lambda w, v, g: w.astype(jnp.int8).astype(w.dtype),
+    "product": lambda w, v, g: w * v,
+    "square": lambda w, v, g: w * w,
+    "in one of two": lambda w, v, g: jnp.concatenate([w, jnp.tanh(w)], 1),
+}
+
+
+@pytest.mark.parametrize("name", [*UNALTERED, *ALTERED])
+@pytest.mark.parametrize("scan", [False, True])
+def test_sites_say_whether_more_than_the_weight_is_multiplied(name, scan):
+    operand = (UNALTERED | ALTERED)[name]
+
+    def fn(params, x):
+        def body(x, params):
+            return x, jax.jit(lambda p, x: x @ operand(p["w"], p["v"], p["g"]))(params, x)
+
+        if scan:
+            return lax.scan(jax.checkpoint(body), x, params)[1]
+        return body(x, jax.tree.map(lambda a: a[0], params))[1]
+
+    params = {"w": W(2, 4, 4), "v": W(2, 4, 4), "g": W(2, 4)}
+    [site] = [site for site in sites(fn, params, X, paths="w")]
+    assert site.altered == (name in ALTERED)
+    _, states = observe(fn, params, X, reducer=gram(), paths="w")
+    assert [s.altered for s in states] == [site.altered]
+
+
+def test_a_site_is_altered_where_one_of_its_products_is():
+    def fn(params, x):
+        apply = jax.jit(lambda w, x: x @ w)
+        return apply(params["w"], x), apply(jnp.tanh(params["w"]), x), apply(params["w"].T, x)
+
+    first, second = sites(fn, {"w": W(4, 4)}, X)
+    assert (first.in_axis, first.altered) == ((0,), True)
+    assert (second.in_axis, second.altered) == ((1,), False)
+    _, states = observe(fn, {"w": W(4, 4)}, X, reducer=gram())
+    assert [int(state["rows"]) for state in states.values()] == [6, 3]
+
+
 class Block(linen.Module):
     @linen.compact
     def __call__(self, x, _):
