@@ -170,6 +170,22 @@ PROGRAMS = {  # program, shape of w, expected
     "mapped": (
         lambda w, x: jax.vmap(lambda x, w: x @ w, (0, 2))(x, w), (4, 6, 3), ((0,), (1,), (2,)),
     ),
+    "kernels of convolutions": (
+        lambda w, x: jax.vmap(
+            lambda w: lax.conv_general_dilated(
+                x[None], w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+            )
+        )(w),
+        (2, 3, 4, 5), ((1, 2), (0, 3), ()),
+    ),
+    "kernels of convolutions, an image for each": (
+        lambda w, x: jax.vmap(
+            lambda w, x: lax.conv_general_dilated(
+                x[None], w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+            )
+        )(w, jnp.stack([x, x])),
+        (2, 3, 4, 5), ((1, 2), (0, 3), ()),
+    ),
     "channels first": (
         lambda w, x: lax.conv_general_dilated(x.reshape(1, 3, 4), w, (1,), "SAME"),
         (6, 3, 2), ((2, 1), (0,), ()),

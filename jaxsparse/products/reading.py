@@ -198,8 +198,12 @@ def _some(sights):
 
 @_rule(" ".join(VIEWS))
 def _view(reader, equation, values):
-    view = VIEWS[equation.primitive.name]
-    return [_some(view(sight, equation.params) for sight in values[0].sights)]
+    view, params, sights = VIEWS[equation.primitive.name], equation.params, values[0].sights
+    if equation.primitive.name == "reshape" and params["dimensions"]:
+        # `vmap` of a convolution over kernels makes groups of them.
+        sights = [sight.transpose(params["dimensions"]) for sight in sights]
+        params = params | {"dimensions": None}
+    return [_some(view(sight, params) for sight in sights)]
 
 
 @_rule(jaxprs.ELEMENTWISE)
