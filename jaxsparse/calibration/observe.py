@@ -113,6 +113,11 @@ def observe(
     are no products. What `cond` does not run is not met, and what the condition of a
     `while` multiplies is not, either.
 
+    Not followed, so that there is no site and no error: rows or columns picked by an array of
+    positions (`w[order]`, which is a lookup), `jnp.where(data, w, v)` and whatever else is
+    computed from weights and data, parts of axes that a reshape put together, products inside
+    `shard_map` and kernels of other libraries. `sites` has what is followed.
+
     What is met is met by the operand of the product, which need not be the weight alone: where
     the program multiplies by `g * w`, by `tanh(w)`, a normed weight or `w + v`, X @ (g * w) is
     the product and X @ w is not. `Site.altered` says so. Casts, transposes, flips, reshapes,

@@ -218,6 +218,14 @@ REFUSED = {  # program of (w, x), shape of w, x, why
         lambda w, x: lax.conv_general_dilated(x, w, (1,), "SAME", feature_group_count=2),
         (6, 3, 2), numbers(1, 6, 4), "each group of the convolution",
     ),
+    "kernels of convolutions": (
+        jax.vmap(
+            lambda w, x: lax.conv_general_dilated(
+                x[None], w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+            )
+        ),
+        (2, 3, 4, 5), numbers(2, 6, 4), "each group of the convolution",
+    ),
     "rolled": (lambda w, x: x @ jnp.roll(w, 2, 0), (4, 6), X, "an order that is not known"),
     "shifted": (
         lambda w, x: x @ lax.pad(w, 0.0, [(1, -1, 0), (0, 0, 0)]), (4, 6), X,
@@ -258,6 +266,29 @@ def test_what_cannot_be_told_is_refused_by_name(name):
         observe(fn, params, x, reducer=gram())
     _, states = observe(fn, params, x, reducer=gram(), paths="v")
     assert [site.path for site in states] == ["v"]
+
+
+NOT_FOLLOWED = {  # program of (w, x), shape of w, x
+    "rows picked": (lambda w, x: x @ w[jnp.array([2, 0, 1, 3])], (4, 6), X),
+    "chosen by data": (lambda w, x: x @ jnp.where(x[0, 0] > 0, w, -w), (4, 6), X),
+    "part of axes put together": (lambda w, x: x @ w.reshape(6, 5)[:4], (2, 3, 5), X),
+    "shards": (
+        lambda w, x: jax.shard_map(
+            jnp.matmul,
+            mesh=jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)),
+            in_specs=(jax.P("data"), jax.P()), out_specs=jax.P("data"),
+        )(x, w),
+        (4, 6), X,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_FOLLOWED)
+def test_weights_that_are_not_followed_have_no_site(name):
+    program, shape, x = NOT_FOLLOWED[name]
+    y, states = observe(lambda p, x: program(p["w"], x), {"w": W(*shape)}, x, reducer=gram())
+    np.testing.assert_allclose(y, program(W(*shape), x), rtol=1e-5, atol=1e-5)
+    assert states == {}
 
 
 LAYERS = {f"l{i}": W(4, 4) for i in range(3)}
