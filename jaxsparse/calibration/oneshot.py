@@ -235,6 +235,12 @@ def _only_sites(found: Sequence[Site], specs: dict[str, LeafSpec]) -> dict[str, 
                 "or js.compute_masks, which look at weights alone, would work"
             )
         site, view = where[path], spec.view
+        if site.altered:
+            raise ValueError(
+                f"prune_oneshot: products multiply by something made of {path!r} of shape "
+                f"{view.shape}, such as a gain times it, and not by the weight itself; with that "
+                "folded into the weight in the parameters it would work"
+            )
         if (site.in_axis, site.batch_axis) != (view.inputs, view.batch):
             raise ValueError(
                 f"prune_oneshot: the rule sees {path!r} of shape {view.shape} as {view}, its "

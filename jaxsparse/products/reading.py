@@ -61,7 +61,7 @@ class Traced:
         self._arrays = [leaves[i] for i in places]
         self._names = [paths[i] if i < len(paths) else None for i in places]
         # Shapes without shardings: with explicit axes the types would name the mesh.
-        self._shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self._arrays]
+        self._shapes = [jax.ShapeDtypeStruct(a.shape, _as_traced(a.dtype)) for a in self._arrays]
         shapes = dict(zip(places, self._shapes, strict=True))
         self._program, self._output = jaxprs.trace(
             lambda given: fn(given[0], *given[1]), tree, leaves, shapes
@@ -98,6 +98,11 @@ def evaluate(
 
 def _is_array(leaf):
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def _as_traced(dtype: Any) -> Any:
+    """The dtype that NumPy's numbers of 64 bits have in a program."""
+    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
 class Reader(control.Evaluator):

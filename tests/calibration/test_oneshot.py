@@ -467,12 +467,13 @@ E = jnp.ones((8, 8), complex)
         ({"batches": [X * 1e19], "criterion": alps()}, "'w' of shape .8, 8. are not finite"),
         ({"stages": ["["]}, "stages"),
         ({"per": "row"}, "per='row'"),
+        ({"fn": lambda p, x: x @ jnp.tanh(p["w"])}, "something made of 'w' of shape .8, 8."),
         (
             {"rules": [js.Rule("w", js.NM(2, 4, "best"))], "criterion": swapped(wanda())},
             "'w' of shape .8, 8., seen as .8, 8.: how many inputs a group of NM",
         ),
     ],
-    ids=["complex", "int", "empty", "tiny", "nothing", "huge", "stage", "per", "best"],
+    ids=["complex", "int", "empty", "tiny", "nothing", "huge", "stage", "per", "tanh", "best"],
 )
 def test_numbers_that_say_nothing_are_refused(change, message):
     call = {"fn": one, "params": {"w": PARAMS["w"]}, "batches": [X], "rules": ONE} | change
