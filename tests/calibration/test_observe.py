@@ -407,6 +407,7 @@ def test_a_transformer_of_linen():
     variables = Net().init(jax.random.key(0), IDS)
     (logits, (last, hidden)), states = observe(Net().apply, variables, IDS, reducer=square_norms())
     np.testing.assert_allclose(logits, Net().apply(variables, IDS)[0], rtol=1e-5)
+    assert not any(site.altered for site in states)
     states = by_path(states)
     assert all(s["squares"].shape[:-1] == s["rows"].shape for s in states.values())
     # Tied: looked up, which is no product, and met by the last layer's output.
@@ -455,6 +456,7 @@ def test_frameworks(framework):
 
     y, states = observe(fn, params, x, reducer=gram())
     np.testing.assert_allclose(y, fn(params, x), rtol=1e-5, atol=1e-6)
+    assert not any(site.altered for site in states)
     shapes = {site.path.split("/")[-2]: s["products"].shape for site, s in states.items()}
     assert sorted(shapes.values()) == [(4, 4), (27, 27)]
     rows = sorted(int(state["rows"]) for state in states.values())
