@@ -260,7 +260,7 @@ class _NoGradients(dict):
 
 def _chosen(answer: Any, specs: Mapping[str, LeafSpec]) -> tuple[Groups, Any]:
     """Masks and state as a chooser returned them."""
-    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Mapping)):
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], dict)):
         raise ValueError(
             f"the chooser's choose returned {type(answer).__name__}; the masks by path and the "
             "state, a pair, would work"
