@@ -35,7 +35,7 @@ def _zero(*shape):
     return jnp.zeros(shape, jnp.float32)
 
 
-def _none():
+def _no_rows():
     return jnp.zeros((), jnp.int32)
 
 
@@ -46,7 +46,7 @@ def gram() -> Reducer:
     """
 
     def init(site):
-        return {"products": _zero(site.inputs, site.inputs), "rows": _none()}
+        return {"products": _zero(site.inputs, site.inputs), "rows": _no_rows()}
 
     def update(state, met, site):
         del site
@@ -64,7 +64,7 @@ def square_norms() -> Reducer:
     """
 
     def init(site):
-        return {"squares": _zero(site.inputs), "rows": _none()}
+        return {"squares": _zero(site.inputs), "rows": _no_rows()}
 
     def update(state, met, site):
         del site

@@ -106,6 +106,12 @@ def _name(path):
     return rest[0] if rest else f"argument {argument}"
 
 
+# What a stand-in can be without being made dense, by primitive: methods of `_Run`, called
+# with the equation and its operands. None means that it cannot.
+_RULES: dict[str, Callable[..., Any]] = {}
+_rule = jaxprs.table(_RULES)
+
+
 class _Run(control.Evaluator):
     """One evaluation of a program with stand-ins among its values."""
 
@@ -130,8 +136,8 @@ class _Run(control.Evaluator):
         if name in VIEWS:
             results = VIEWS[name](operands[0], equation.params)
         else:
-            rule = getattr(self, f"_{name}", None)
-            results = rule(equation, *operands) if rule else None
+            rule = _RULES.get(name)
+            results = rule(self, equation, *operands) if rule else None
         if results is None:
             arrays = [self.array(o, _why_dense(equation, i, o)) for i, o in enumerate(operands)]
             results = jaxprs.bind(equation, arrays)
@@ -155,35 +161,38 @@ class _Run(control.Evaluator):
         original = StandIn.of(value.packed, value.name)
         return value.packed if value.axes == original.axes else self.array(value, "being returned")
 
-    # What a stand-in can be without being made dense. None means it cannot.
-
+    @_rule("convert_element_type")
     def _convert_element_type(self, equation, w):
         dtype = equation.params["new_dtype"]
         return w.cast(dtype) if jnp.issubdtype(dtype, jnp.floating) else None
 
+    @_rule("copy copy_p sharding_constraint")
     def _copy(self, equation, w):
         del equation
         return w
 
-    _copy_p = _sharding_constraint = _copy
-
+    @_rule("stop_gradient")
     def _stop_gradient(self, equation, w):
         del equation
         return dataclasses.replace(w, packed=lax.stop_gradient(w.packed))
 
+    @_rule("optimization_barrier")
     def _optimization_barrier(self, equation, *operands):
         del equation
         return list(lax.optimization_barrier(operands))
 
+    @_rule("neg")
     def _neg(self, equation, w):
         del equation
         return w.scale(-1)
 
+    @_rule("mul")
     def _mul(self, equation, a, b):
         del equation
         w, scalar = (a, b) if isinstance(a, StandIn) else (b, a)
         return None if isinstance(scalar, StandIn) or np.ndim(scalar) else w.scale(scalar)
 
+    @_rule("div")
     def _div(self, equation, w, scalar):
         del equation
         if not isinstance(w, StandIn) or isinstance(scalar, StandIn) or np.ndim(scalar):
@@ -192,6 +201,7 @@ class _Run(control.Evaluator):
 
     # Indexing of stacks, and lookups.
 
+    @_rule("slice")
     def _slice(self, equation, w):
         params = equation.params
         if params["strides"] is not None and any(step != 1 for step in params["strides"]):
@@ -200,9 +210,11 @@ class _Run(control.Evaluator):
         sizes = [end - start for start, end in zip(starts, params["limit_indices"], strict=True)]
         return _one_of(w, starts, sizes)
 
+    @_rule("dynamic_slice")
     def _dynamic_slice(self, equation, w, *starts):
         return _one_of(w, starts, equation.params["slice_sizes"])
 
+    @_rule("gather")
     def _gather(self, equation, w, ids):
         if not isinstance(w, StandIn) or len(w.axes) != 2:
             return None
@@ -230,6 +242,7 @@ class _Run(control.Evaluator):
 
     # Products.
 
+    @_rule("dot_general")
     def _dot_general(self, equation, a, b):
         if isinstance(a, StandIn) and isinstance(b, StandIn):
             return None
@@ -254,6 +267,7 @@ class _Run(control.Evaluator):
             y = jnp.moveaxis(y, range(start, start + count), range(-count, 0)) if count else y
         return y
 
+    @_rule("conv_general_dilated")
     def _conv_general_dilated(self, equation, x, w):
         params = equation.params
         groups = params["feature_group_count"] * params["batch_group_count"]
