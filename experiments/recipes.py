@@ -306,9 +306,9 @@ def group_lasso(setup: Setup, begin: float, end: float, alpha: float) -> Recipe:
     def shrinking_rate(step):
         return jnp.where((step >= start) & (step < stop), rate(step), 0.0)
 
-    # Magnitudes lie above -1, so nothing is masked during step `stop - 1`; from step
-    # `stop` on a group's magnitude must lie above 0.
-    freeze = js.importance_threshold(begin=stop - 1, end=stop, initial=-1.0, final=0.0)
+    # Masks are chosen for step `stop` alone, where a group's magnitude must lie above 0, and
+    # freeze before `final` is ever asked for.
+    freeze = js.importance_threshold(begin=stop, end=stop + 1, initial=0.0, final=1.0)
     pruner = js.prune(setup.rules, schedule=freeze, seed=setup.seed)
     prox = js.prox_group_lasso(shrinking_rate, alpha, setup.rules)
     return Recipe(optax.chain(pruner, optimizer, prox), rate, dense_until=start, has_target=False)

@@ -61,13 +61,12 @@ def test_stages():
     def stage(t):
         if math.isinf(schedule.threshold(t, -1.0)):
             return "pre"
-        # At end itself the final threshold is in force for the first time.
         return "in" if t < end else "post"
 
     assert [stage(t) for t in range(case["inputs"]["n_steps"])] == case["expected"]["stage"]
-    # Masks in force during step t are chosen by update t - 1.
+    # Masks in force during step t are chosen by update t - 1, and none are for `end`.
     chosen = [bool(schedule.updates_at(jnp.asarray(t - 1))) for t in range(10)]
-    assert chosen == [begin <= t <= end for t in range(10)]
+    assert chosen == [begin <= t < end for t in range(10)]
 
 
 def test_threshold_and_lambda_of_nn_pruning():
@@ -159,7 +158,7 @@ def test_score_shapes():
         assert math.prod(specs["l/bias"].group_shape) == math.prod(fact["bias_scores"])
 
 
-def straight_through_reference(params, specs, factor, schedule, steps, loss):
+def straight_through_reference(params, specs, factors, schedule, steps, loss):
     """Autodiff through M * W with a straight-through mask, two optimizers, plain numpy masks."""
     scores = {p: jnp.zeros(s.group_shape) for p, s in specs.items()}
     weights, learner = optax.adamw(1e-2), optax.adam(1e-1)
@@ -167,25 +166,25 @@ def straight_through_reference(params, specs, factor, schedule, steps, loss):
     layers = len({p.rpartition("/")[0] for p in specs})
     history = []
 
-    def objective(params, scores, tau, strength):
+    def objective(params, scores, masks, ramp):
         leaves = leaves_by_path(params)
         total = 0.0
         for path, spec in specs.items():
-            mask = scores[path] > tau
-            if not mask.any():
-                raise AssertionError("the reference would need the floor")
             soft = spec.expand(
-                mask.astype(scores[path].dtype) - jax.lax.stop_gradient(scores[path])
+                masks[path].astype(scores[path].dtype) - jax.lax.stop_gradient(scores[path])
             )
             leaves[path] = (soft + spec.expand(scores[path])) * leaves[path]
             size = spec.pattern.group_size(spec.view)
-            total += strength * 0.5 * jnp.mean(jax.nn.sigmoid(scores[path])) * size
+            total += factors[path] * ramp * 0.5 * jnp.mean(jax.nn.sigmoid(scores[path])) * size
         return loss(leaves) + total / layers
 
     for t in range(steps):
-        tau, strength = float(schedule.threshold(t, schedule.initial)), factor * schedule.ramp(t)
-        history.append({p: np.asarray(scores[p] > tau) for p in specs})
-        grads, slopes = jax.grad(objective, (0, 1))(params, scores, tau, strength)
+        if t < schedule.end:
+            tau = float(schedule.threshold(t, schedule.initial))
+            masks = {p: np.asarray(scores[p] > tau) for p in specs}
+        assert all(m.any() for m in masks.values()), "the reference would need the floor"
+        history.append(masks)
+        grads, slopes = jax.grad(objective, (0, 1))(params, scores, masks, schedule.ramp(t))
         updates, w_state = weights.update(grads, w_state, params)
         params = optax.apply_updates(params, updates)
         updates, s_state = learner.update(slopes, s_state, scores)
@@ -218,11 +217,12 @@ def test_equals_autodiff_with_straight_through_scores():
         ]
         specs = resolve(rules, params)
         schedule = js.importance_threshold(begin=5, end=38, initial=-0.3, final=0.0)
-        factor = 0.05
+        factors = {"a/kernel": 0.05, "a/bias": 0.05, "b/kernel": 0.2}
         want, want_scores, history = straight_through_reference(
-            params, specs, factor, schedule, 40, loss
+            params, specs, factors, schedule, 40, loss
         )
-        pruner = js.prune(rules, score=js.movement(optax.adam(1e-1), factor), schedule=schedule)
+        score = js.movement(optax.adam(1e-1), {"a/.*": 0.05, "b/.*": 0.2})
+        pruner = js.prune(rules, score=score, schedule=schedule)
         tx = optax.chain(pruner, optax.adamw(1e-2))
         state, got = tx.init(params), params
 
@@ -255,7 +255,7 @@ def test_products_with_masked_weights_would_never_regrow():
     pruner = js.prune(
         [js.Rule("w", js.Unstructured())],
         score=js.movement(optax.sgd(1.0)),
-        schedule=js.importance_threshold(begin=1, end=3, initial=-1.0),
+        schedule=js.importance_threshold(begin=1, end=4, initial=-1.0),
     )
     state = pruner.init(params)
     _, state = pruner.update({"w": jnp.ones((4, 4)).at[0].set(-1.0)}, state, params)
@@ -318,6 +318,69 @@ def test_bad_thresholds_are_errors(kwargs, message):
         js.importance_threshold(**kwargs)
 
 
-def test_a_negative_factor_is_an_error():
-    with pytest.raises(ValueError, match=r"-0\.1 is negative"):
-        js.movement(regularization=-0.1)
+@pytest.mark.parametrize("factor", [-0.1, {"w": -0.1}, math.nan], ids=str)
+def test_a_factor_that_is_no_number_from_zero_on_is_an_error(factor):
+    with pytest.raises(ValueError, match=r"(-0\.1|nan) of '(\.\*|w)'; a number from 0 on"):
+        js.movement(regularization=factor)
+
+
+def scores_after_one_step(params, rules, regularization):
+    """With a gradient of zero the regularizer alone moves the scores."""
+    pruner = js.prune(
+        rules,
+        score=js.movement(optax.sgd(1.0), regularization),
+        schedule=js.importance_threshold(begin=0, end=10, initial=-1.0),
+    )
+    state = pruner.init(params)
+    state = state._replace(count=state.count + 9)
+    _, state = pruner.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    return state.score.scores
+
+
+def test_factors_differ_by_leaf():
+    params = {"a": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}, "b": {"kernel": jnp.ones(6)}}
+    rules = [js.Rule("a/kernel", js.Block(4, 2)), js.Rule("a/bias|b/.*", js.Unstructured())]
+    even = scores_after_one_step(params, rules, 1.0)
+    uneven = scores_after_one_step(params, rules, {"a/.*": 0.5, "b/kernel": 3.0})
+    for path, factor in {"a/kernel": 0.5, "a/bias": 0.5, "b/kernel": 3.0}.items():
+        assert (even[path] < 0).all()
+        np.testing.assert_allclose(uneven[path], factor * even[path], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "factors,message",
+    [
+        ({"a": 1.0}, r"'b' has 0 regularization factors, of \[\] among \['a'\]"),
+        ({"a": 1.0, ".": 1.0}, r"'a' has 2 regularization factors, of \['a', '\.'\]"),
+        ({".": 1.0, "kernel": 1.0}, r"'kernel' matches no leaf that rules name; known: 'a', 'b'"),
+    ],
+)
+def test_factors_that_do_not_fit_the_leaves_are_errors(factors, message):
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    pruner = js.prune(
+        [js.Rule("a|b", js.Unstructured())],
+        score=js.movement(regularization=factors),
+        schedule=js.importance_threshold(begin=1, end=3),
+    )
+    with pytest.raises(ValueError, match=message):
+        pruner.init(params)
+
+
+def test_masks_in_force_just_before_the_end_stay():
+    """`hold` chooses at the end, and after it."""
+    params, slope = {"w": jnp.ones(8)}, {"w": jnp.ones(8).at[4:].set(-1.0)}
+    history = {}
+    for hold in (False, True):
+        pruner = js.prune(
+            [js.Rule("w", js.Unstructured())],
+            score=js.movement(optax.sgd(1.0)),
+            schedule=js.importance_threshold(begin=1, end=3, initial=-10.0, final=0.5, hold=hold),
+        )
+        state, kept = pruner.init(params), []
+        for step in range(5):
+            kept.append(int(state.masks["w"].groups.sum()))
+            grads = slope if step < 2 else {"w": jnp.full(8, -9.0)}
+            _, state = pruner.update(grads, state, params)
+        history[hold] = kept
+    # During steps 1 to 3 tau is -10, -0.8 and 0.5, and the lower scores are -1, -2 and 7.
+    assert history == {False: [8, 8, 4, 4, 4], True: [8, 8, 4, 8, 8]}

@@ -9,7 +9,8 @@ nothing could grow back.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from jaxsparse.top_k import (
     search_thresholds,
     top_k_masks,
 )
+from jaxsparse.trees import near_misses
 from jaxsparse.uint64 import UInt64, product, total
 
 FLOOR = 0.98  # the importance threshold never prunes more than this quantile
@@ -46,14 +48,15 @@ class MovementState(NamedTuple):
 
 
 def movement(
-    optimizer: optax.GradientTransformation | None = None, regularization: float = 0.0
+    optimizer: optax.GradientTransformation | None = None,
+    regularization: float | Mapping[str, float] = 0.0,
 ) -> Score:
     """Learned scores: S <- S + optimizer(groupsum(dL/dW' * W) + r).
 
-    r is the gradient of ramp * regularization * 0.5 * mean over layers of
-    sum over the layer's leaves of mean(sigmoid(S)) * group size: a kernel and its
-    bias are one layer. NNCF's per-row groups (out, in) are `Channel(-1)` here, and
-    the bias that goes with `Block(r, c)` is a rule of its own with `Block(1, c)`.
+    r is the gradient of ramp * 0.5 * mean over layers of sum over the layer's leaves of
+    regularization * mean(sigmoid(S)) * group size: a kernel and its bias are one layer.
+    NNCF's per-row groups (out, in) are `Channel(-1)` here, and the bias that goes with
+    `Block(r, c)` is a rule of its own with `Block(1, c)`.
 
     Use it with `importance_threshold` or with any count schedule (the top-k form),
     and with regrowth `straight_through()`.
@@ -61,22 +64,33 @@ def movement(
     Args:
       optimizer: of the scores alone; default `optax.adam(1e-2)`. Give it no weight
         decay.
-      regularization: the importance regularization factor, at least 0.
+      regularization: the importance regularization factor, at least 0; or factors by
+        expression of the leaf's path (`re.fullmatch`, as in `Rule`), one for each leaf.
+        It weighs a group by its size: what prunes a block of 1,024 entries to the floor
+        hardly moves a neuron.
 
     Raises:
-      ValueError: if `regularization` is negative.
+      ValueError: if a factor is negative; when it sees the leaves, if one matches no
+        expression or several, or an expression matches no leaf.
+
+    >>> score = movement(regularization={".*attention.*": 0.02, ".*mlp.*": 0.5})
     """
-    if regularization < 0:
-        raise ValueError(f"movement: regularization {regularization} is negative")
+    for name, factor in _by_expression(regularization).items():
+        if not factor >= 0:
+            raise ValueError(
+                f"movement: regularization {factor} of {name!r}; a number from 0 on would work"
+            )
     learner = optax.adam(1e-2) if optimizer is None else optimizer
 
     def init(weights, specs) -> Any:
+        _factors(regularization, weights)  # mistakes are seen before the first step
         # Pooled from the weight, so that scores are sharded as the weight is.
         scores: Any = {p: jnp.zeros_like(specs[p].pool(w, "sum")) for p, w in weights.items()}
         return MovementState(scores, learner.init(scores))
 
     def update(grads, state, weights, context: ScoreContext):
         layers = len({path.rpartition("/")[0] for path in weights})
+        factors = _factors(regularization, weights)
 
         def gradient(path):
             spec, score = context.specs[path], state.scores[path]
@@ -85,7 +99,7 @@ def movement(
             moved = spec.pool(moved, "sum")
             size = spec.pattern.group_size(spec.view)
             slope = jax.nn.sigmoid(score) * jax.nn.sigmoid(-score)
-            weight = regularization * 0.5 * size / max(1, score.size * layers)
+            weight = factors[path] * 0.5 * size / max(1, score.size * layers)
             return moved + (context.ramp * weight).astype(score.dtype) * slope
 
         steps, learned = learner.update(
@@ -95,6 +109,33 @@ def movement(
         return scores, MovementState(scores, learned)
 
     return Score(init, update)
+
+
+def _by_expression(regularization: float | Mapping[str, float]) -> Mapping[str, float]:
+    return regularization if isinstance(regularization, Mapping) else {".*": regularization}
+
+
+def _factors(
+    regularization: float | Mapping[str, float], paths: Collection[str]
+) -> dict[str, float]:
+    """The regularization factor of every leaf; a ValueError where it is not one."""
+    factors, found = _by_expression(regularization), {}
+    for path in paths:
+        meant = [name for name in factors if re.fullmatch(name, path)]
+        if len(meant) != 1:
+            raise ValueError(
+                f"movement: leaf {path!r} has {len(meant)} regularization factors, of {meant} "
+                f"among {list(factors)}; one expression that matches it would work, 0.0 is no "
+                "regularizer"
+            )
+        found[path] = factors[meant[0]]
+    for name in factors:
+        if not any(re.fullmatch(name, path) for path in paths):
+            raise ValueError(
+                f"movement: the regularization of {name!r} matches no leaf that rules name; "
+                f"{near_misses(name, paths)}"
+            )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +176,14 @@ class ImportanceThreshold(Chooser):
     def threshold(
         self, step: Int[Array, ""] | int, initial: Float[Array, ""] | float
     ) -> Float[Array, ""]:
-        """tau(t) = tau_0 + c(t) (tau_f - tau_0); -inf before `begin`."""
+        """tau(t) = tau_0 + c(t) (tau_f - tau_0); -inf before `begin`, tau_f from `end` on."""
         step = jnp.asarray(step)
         value = initial + self._curve(step) * (self.final - initial)
         return jnp.where(step < self.begin, -jnp.inf, jnp.where(step < self.end, value, self.final))
 
     def updates_at(self, step: Int[Array, ""]) -> Bool[Array, ""]:
-        """Whether masks in force during step + 1 differ from those in force now."""
-        after = (step + 1 > self.end) & (not self.hold)
+        """Whether masks are chosen for step + 1: `end` and what follows keep those of end - 1."""
+        after = (step + 1 >= self.end) & (not self.hold)
         return (step + 1 >= self.begin) & ~after
 
     def init(self, weights: Leaves) -> Float[Array, ""]:
@@ -186,10 +227,11 @@ def importance_threshold(
 
         t < begin:          tau = -inf, no regularizer
         begin <= t < end:   tau = tau_0 + c (tau_f - tau_0), regularizer c * lambda
-        t >= end:           tau = tau_f, no regularizer, masks frozen
+        t >= end:           masks of step end - 1, no regularizer
 
-    with p = (t - begin) / (end - begin), c = 1 - (1 - p)^power. Every leaf keeps
-    its top 2 % whatever the threshold, and always one group.
+    with p = (t - begin) / (end - begin), c = 1 - (1 - p)^power. As in NNCF masks freeze
+    before the choice that tau_f itself would make. Every leaf keeps its top 2 % whatever
+    the threshold, and always one group.
 
     Args:
       begin, end: steps, 0 <= begin < end.
@@ -198,7 +240,8 @@ def importance_threshold(
       final: tau_f.
       power: of the ramp.
       sigmoid: compare sigmoid(S) instead of S (nn_pruning).
-      hold: keep regularizer and masks moving after `end` (nn_pruning).
+      hold: from `end` on the threshold is tau_f, and regularizer and masks keep moving
+        (nn_pruning).
 
     Raises:
       ValueError: on an empty window, initial >= final, or nothing to find tau_0 from.
