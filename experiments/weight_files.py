@@ -1,45 +1,23 @@
-"""Readers of the files that pretrained weights come in, with no library of their writers."""
+"""What PyTorch writes, read without it: its axes of weights, and its older files."""
 
 import collections
 import io
-import json
-import math
 import pathlib
 import pickle
 import struct
 from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 
-def from_torch(tensors: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Slash paths, and kernels with the output axis last."""
-    found = {}
-    for name, tensor in tensors.items():
-        path = name.replace(".", "/")
-        embeds = "embeddings" in path
-        if tensor.ndim > 1 and path.endswith("/weight") and not embeds:
-            axes = (2, 3, 1, 0) if tensor.ndim == 4 else (1, 0)
-            tensor, path = tensor.transpose(axes), path.removesuffix("weight") + "kernel"
-        if tensor.dtype == np.float32:
-            found[path] = jnp.asarray(tensor)
-    return found
+def from_torch(weight: Any) -> Any:
+    """A weight (out, in) or (out, in, h, w) as a kernel (in, out) or (h, w, in, out)."""
+    return weight.transpose((2, 3, 1, 0) if weight.ndim == 4 else (1, 0))
 
 
-def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """Float32 tensors of a safetensors file: a length, a JSON header, the bytes."""
-    data = file.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    return {
-        name: np.frombuffer(
-            data, np.float32, math.prod(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        ).reshape(entry["shape"])
-        for name, entry in header.items()
-        if name != "__metadata__" and entry["dtype"] == "F32"
-    }
+def to_torch(kernel: Any) -> Any:
+    """A kernel as PyTorch has it: undoes `from_torch`."""
+    return kernel.transpose((3, 2, 0, 1) if kernel.ndim == 4 else (1, 0))
 
 
 def read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:

@@ -13,22 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import jaxsparse as js
-from experiments import permutation, pretrained
+from experiments import huggingface, permutation, pretrained
 from experiments.timing import write
 
 
 def measure(
-    fn: Callable[..., Any], params: pretrained.Params, inputs: jax.Array, **options: Any
+    fn: Callable[..., Any], params: Any, inputs: tuple[Any, ...], **options: Any
 ) -> dict[str, Any]:
     """Permutes a network for 2:4; returns the groups, the seconds and the change of outputs."""
-    rules = js.graph.asp_rules(params, fn=fn, inputs=(inputs,))
-    before = np.asarray(fn(params, inputs))
+    rules = js.graph.asp_rules(params, fn=fn, inputs=inputs)
+    before = np.asarray(fn(params, *inputs))
     start = time.perf_counter()
-    permuted, report = js.graph.permute(fn, params, inputs, rules=rules, **options)
+    permuted, report = js.graph.permute(fn, params, *inputs, rules=rules, **options)
     seconds = time.perf_counter() - start
-    after = np.asarray(fn(permuted, inputs))
+    after = np.asarray(fn(permuted, *inputs))
     return {
         "eligible kernels": len(rules),
         "seconds": round(seconds, 1),
@@ -56,9 +57,18 @@ def main() -> None:
     options = parser.parse_args()
     tokens = jnp.asarray(np.random.default_rng(0).integers(1000, 30000, (2, 16)))
     images = jax.random.normal(jax.random.key(0), (2, 224, 224, 3))
+    bert, weights = nnx.split(huggingface.load(pretrained.minilm()))
     networks = {
-        "all-MiniLM-L6-v2": (pretrained.bert, pretrained.minilm(), tokens),
-        "EfficientNet-lite0": (pretrained.efficientnet, pretrained.efficientnet_lite0(), images),
+        "all-MiniLM-L6-v2": (
+            lambda params, *inputs: nnx.merge(bert, params)(*inputs),
+            weights,
+            (tokens, jnp.ones_like(tokens)),
+        ),
+        "EfficientNet-lite0": (
+            pretrained.efficientnet,
+            pretrained.efficientnet_lite0(),
+            (images,),
+        ),
     }
     result: dict[str, Any] = {
         "command": f"python -m experiments.bench.pretrained --escapes {options.escapes}"

@@ -1,0 +1,6 @@
+"""Models in Hugging Face's directories: config.json, model.safetensors, tokenizer.json."""
+
+from experiments.huggingface.reading import load, load_classifier
+from experiments.huggingface.tokens import Tokenizer
+
+__all__ = ["Tokenizer", "load", "load_classifier"]

@@ -1,0 +1,137 @@
+"""How Hugging Face names the sizes and the tensors of the encoders that we know.
+
+A `Layout` is a table, read in both directions: loading and saving are `reading` and `writing`.
+The tables stand beside the modules of `experiments.models.encoders`, whose paths they hold, and
+not in the library, which ships no models: whoever has a Flax BERT of their own names its paths
+in a `Layout` of theirs.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One `model_type`.
+
+    Attributes:
+      prefix: what stands before every tensor's name in files of models with a head.
+      keys: our name for a size -> its key in config.json.
+      tensors: path of a module, or of a parameter in no module -> its name in the file, with
+        {} for the number of a layer. A module's parameters follow as `.weight` and `.bias`.
+      unused: patterns of the tensors that no module of ours takes.
+    """
+
+    prefix: str
+    keys: Mapping[str, str]
+    tensors: Mapping[str, str]
+    unused: tuple[str, ...]
+
+    def name_of(self, path: tuple[Any, ...]) -> str:
+        """The tensor of a parameter: ("layers", 0, "output", "kernel") and so on."""
+        numbers = [part for part in path if isinstance(part, int)]
+        parts = ["{}" if isinstance(part, int) else part for part in path]
+        if alone := self.tensors.get("/".join(parts)):
+            return alone
+        suffix = "bias" if parts[-1] == "bias" else "weight"
+        return f"{self.tensors['/'.join(parts[:-1])].format(*numbers)}.{suffix}"
+
+    def ignores(self, name: str) -> bool:
+        """Whether a tensor is one of those that our modules have no use for."""
+        return any(re.fullmatch(pattern, name) for pattern in self.unused)
+
+
+# position_ids count 0, 1, 2; older versions saved them among the weights.
+_UNUSED = (r"(.*\.)?position_ids", r"pooler\..*", r"cls\..*", r"lm_head\..*", r"classifier\..*")
+_SIZES = {
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "depth": "num_hidden_layers",
+    "hidden": "intermediate_size",
+    "activation": "hidden_act",
+    "epsilon": "layer_norm_eps",
+}
+_LAYER = {
+    "layers/{}/attention/query": "encoder.layer.{}.attention.self.query",
+    "layers/{}/attention/key": "encoder.layer.{}.attention.self.key",
+    "layers/{}/attention/value": "encoder.layer.{}.attention.self.value",
+    "layers/{}/attention/output": "encoder.layer.{}.attention.output.dense",
+    "layers/{}/attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "layers/{}/intermediate": "encoder.layer.{}.intermediate.dense",
+    "layers/{}/output": "encoder.layer.{}.output.dense",
+    "layers/{}/output_norm": "encoder.layer.{}.output.LayerNorm",
+}
+_EMBEDDINGS = {
+    "word": "embeddings.word_embeddings",
+    "position": "embeddings.position_embeddings",
+    "norm": "embeddings.LayerNorm",
+}
+_BERT = Layout(
+    prefix="bert.",
+    keys=_SIZES
+    | {
+        "vocabulary": "vocab_size",
+        "positions": "max_position_embeddings",
+        "token_types": "type_vocab_size",
+    },
+    tensors=_EMBEDDINGS | {"token_type": "embeddings.token_type_embeddings"} | _LAYER,
+    unused=_UNUSED,
+)
+
+LAYOUTS: dict[str, Layout] = {
+    "bert": _BERT,
+    "roberta": dataclasses.replace(
+        _BERT, prefix="roberta.", keys={**_BERT.keys, "padding": "pad_token_id"}
+    ),
+    "distilbert": Layout(
+        prefix="distilbert.",
+        keys={
+            "width": "dim",
+            "heads": "n_heads",
+            "depth": "n_layers",
+            "hidden": "hidden_dim",
+            "activation": "activation",
+            "vocabulary": "vocab_size",
+            "positions": "max_position_embeddings",
+        },
+        tensors=_EMBEDDINGS
+        | {
+            "layers/{}/attention/query": "transformer.layer.{}.attention.q_lin",
+            "layers/{}/attention/key": "transformer.layer.{}.attention.k_lin",
+            "layers/{}/attention/value": "transformer.layer.{}.attention.v_lin",
+            "layers/{}/attention/output": "transformer.layer.{}.attention.out_lin",
+            "layers/{}/attention_norm": "transformer.layer.{}.sa_layer_norm",
+            "layers/{}/intermediate": "transformer.layer.{}.ffn.lin1",
+            "layers/{}/output": "transformer.layer.{}.ffn.lin2",
+            "layers/{}/output_norm": "transformer.layer.{}.output_layer_norm",
+        },
+        unused=(*_UNUSED, r"vocab_.*", r"pre_classifier\..*"),
+    ),
+    "vit": Layout(
+        prefix="vit.",
+        keys=_SIZES
+        | {
+            "image": "image_size",
+            "patch": "patch_size",
+            "channels": "num_channels",
+            "qkv_bias": "qkv_bias",
+        },
+        tensors={
+            "patch": "embeddings.patch_embeddings.projection",
+            "class_token": "embeddings.cls_token",
+            "position": "embeddings.position_embeddings",
+            "norm": "layernorm",
+            "layers/{}/attention/query": "encoder.layer.{}.attention.attention.query",
+            "layers/{}/attention/key": "encoder.layer.{}.attention.attention.key",
+            "layers/{}/attention/value": "encoder.layer.{}.attention.attention.value",
+            "layers/{}/attention/output": "encoder.layer.{}.attention.output.dense",
+            "layers/{}/attention_norm": "encoder.layer.{}.layernorm_before",
+            "layers/{}/intermediate": "encoder.layer.{}.intermediate.dense",
+            "layers/{}/output": "encoder.layer.{}.output.dense",
+            "layers/{}/output_norm": "encoder.layer.{}.layernorm_after",
+        },
+        unused=(*_UNUSED, r"embeddings\.mask_token", r"decoder\..*"),
+    ),
+}

@@ -1,0 +1,133 @@
+"""Directories of Hugging Face into modules of `experiments.models.encoders`."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jaxsparse as js
+from experiments.huggingface.configuration import CONFIG, OURS, read_config, sizes_of
+from experiments.huggingface.layouts import LAYOUTS, Layout
+from experiments.models.encoders import Classifier, ImageEncoder, ImageSizes, TextEncoder, TextSizes
+from experiments.registry import near_misses
+from experiments.weight_files import from_torch, to_torch
+
+Encoder = TextEncoder | ImageEncoder
+Path = tuple[Any, ...]
+WEIGHTS = "model.safetensors"
+HEAD = {("kernel",): "classifier.weight", ("bias",): "classifier.bias"}
+
+
+def load(directory: str | pathlib.Path) -> Encoder:
+    """The encoder that a Hugging Face directory holds, in float32.
+
+    BERT, RoBERTa, DistilBERT and ViT, with or without a head, which is left out; also what
+    `save` wrote, in any of its layouts. Every parameter comes from the file, and every
+    tensor of the file is either used or of a part that is known to be left out (the pooler,
+    heads, position_ids).
+
+    Args:
+      directory: with config.json and model.safetensors.
+
+    Returns:
+      A `TextEncoder`, called as model(ids, mask), or an `ImageEncoder`, called as
+      model(images). Dropout rates of the config are not used.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: an unknown architecture, a size that makes no sense, a tensor that is
+        missing, of another shape, or not known; names the file and the key or tensor.
+    """
+    directory = pathlib.Path(directory)
+    config = read_config(directory)
+    sizes = sizes_of(config, directory / CONFIG)
+    layout = LAYOUTS[config["model_type"]]
+    tensors = read_tensors(directory, layout)
+
+    def build() -> Encoder:
+        if isinstance(sizes, ImageSizes):
+            return ImageEncoder(sizes, rngs=nnx.Rngs(0))
+        assert isinstance(sizes, TextSizes)
+        return TextEncoder(sizes, rngs=nnx.Rngs(0))
+
+    empty = nnx.eval_shape(build)
+    names = {path: layout.name_of(path) for path, _ in nnx.to_flat_state(nnx.state(empty))}
+    unknown = [
+        name for name in sorted(set(tensors) - {*names.values()}) if not layout.ignores(name)
+    ]
+    if unknown:
+        raise ValueError(
+            f"{directory / WEIGHTS}: {unknown[0]!r}, one of {len(unknown)}, is no tensor of a "
+            f"{config['model_type']} that can be loaded{near_misses(unknown[0], names.values())}"
+        )
+    return fill(empty, names, tensors, directory)
+
+
+def load_classifier(directory: str | pathlib.Path) -> Classifier:
+    """The encoder and the head that `save` wrote of a `Classifier`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`, and where there is no head of ours.
+    """
+    directory = pathlib.Path(directory)
+    encoder = load(directory)
+    config = read_config(directory)
+    pool = config.get(OURS, {}).get("pool")
+    tensors = read_tensors(directory, LAYOUTS[config["model_type"]])
+    head = {path: name for path, name in HEAD.items() if name in tensors}
+    if pool not in ("mean", "first") or len(head) < len(HEAD):
+        raise ValueError(
+            f"{directory / CONFIG}: {OURS}.pool = {pool!r}, and {WEIGHTS} has "
+            f"{sorted(head.values())} of {sorted(HEAD.values())}: no classifier that was saved "
+            "here; Classifier(load(directory), outputs, rngs=...) makes a new one"
+        )
+    outputs = tensors[HEAD[("bias",)]].shape[0]
+    model = Classifier(encoder, outputs, pool=pool, rngs=nnx.Rngs(0))
+    model.head = fill(model.head, head, tensors, directory)
+    return model
+
+
+def read_tensors(directory: pathlib.Path, layout: Layout) -> dict[str, Any]:
+    """All tensors of a directory, named as in a file of the bare encoder."""
+    file = directory / WEIGHTS
+    if not file.is_file():
+        others = sorted(path.name for path in directory.glob("*model*"))
+        raise FileNotFoundError(
+            f"{file} is not there{', but ' + ', '.join(others) if others else ''}; weights are "
+            "read from one safetensors file, and model.save_pretrained(directory, "
+            "safe_serialization=True, max_shard_size='100GB') of transformers writes it"
+        )
+    tensors = {}
+    for name, tensor in js.load_safetensors(file).items():
+        name = name.removeprefix(layout.prefix)
+        # Names of the layer norm's parameters in files that were converted from TensorFlow.
+        for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        tensors[name] = tensor
+    return tensors
+
+
+def fill(
+    module: Any, names: Mapping[Path, str], tensors: Mapping[str, Any], directory: pathlib.Path
+) -> Any:
+    """The module with its parameters taken from tensors in PyTorch's layout."""
+    file = directory / WEIGHTS
+    graph, state = nnx.split(module)
+    filled = []
+    for path, variable in nnx.to_flat_state(state):
+        name = names[path]
+        if name not in tensors:
+            raise ValueError(f"{file} has no tensor {name!r}{near_misses(name, tensors)}")
+        array = np.asarray(tensors[name])
+        turn = path[-1] == "kernel"
+        shape = to_torch(np.empty(variable.shape)).shape if turn else variable.shape
+        if array.shape != shape:
+            raise ValueError(
+                f"{file}: {name!r} has shape {array.shape}; by {CONFIG} it would have {shape}"
+            )
+        array = np.ascontiguousarray(from_torch(array) if turn else array)
+        filled.append((path, variable.replace(jnp.asarray(array, variable.dtype))))
+    return nnx.merge(graph, nnx.from_flat_state(filled))

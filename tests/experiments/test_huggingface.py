@@ -1,0 +1,162 @@
+"""Hugging Face's directories: what they compute there is what they compute here."""
+
+import json
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import huggingface
+from experiments.models.encoders import Classifier
+
+CASES = pathlib.Path(__file__).parents[1] / "cases" / "huggingface"
+NAMES = ("bert", "distilbert", "roberta", "vit")
+
+
+def case(name):
+    """Inputs of the encoder, its output and hidden states, as transformers computed them."""
+    expected = json.loads((CASES / name / "expected.json").read_text())
+    dtypes = {"images": np.float32, "mask": bool}
+    inputs = [np.array(x, dtypes.get(key, np.int32)) for key, x in expected["inputs"].items()]
+    real = inputs[1] if name != "vit" else np.ones(np.shape(expected["output"])[:2], bool)
+    return inputs, real, expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_encoder_computes_what_transformers_does(name):
+    inputs, real, expected = case(name)
+    model = huggingface.load(CASES / name)
+    output, hidden = nnx.jit(lambda *inputs: model(*inputs, return_hidden=True))(*inputs)
+    np.testing.assert_allclose(output[real], np.array(expected["output"])[real], atol=1e-5)
+    assert len(hidden) == len(expected["hidden"]) == 3
+    for ours, theirs in zip(hidden, expected["hidden"], strict=True):
+        np.testing.assert_allclose(ours[real], np.array(theirs)[real], atol=1e-5)
+
+
+def test_what_padding_holds_changes_nothing():
+    (ids, mask, types), real, _ = case("bert")
+    model = huggingface.load(CASES / "bert")
+    other = np.where(mask, ids, 7)
+    assert not np.array_equal(ids, other)
+    np.testing.assert_allclose(model(ids, mask, types)[real], model(other, mask, types)[real])
+
+
+@pytest.mark.parametrize("pool", ["mean", "first"])
+def test_a_classifier_pools_what_is_no_padding(pool):
+    (ids, mask, _), _, _ = case("bert")
+    encoder = huggingface.load(CASES / "bert")
+    model = Classifier(encoder, 2, pool=pool, rngs=nnx.Rngs(0))
+    logits, hidden = model(ids, mask, return_hidden=True)
+    assert logits.shape == (3, 2) and len(hidden) == 3
+    row = np.asarray(hidden[-1])[1]
+    pooled = row[:4].mean(axis=0) if pool == "mean" else row[0]
+    head = np.asarray(pooled @ model.head.kernel[...] + model.head.bias[...])
+    np.testing.assert_allclose(logits[1], head, atol=1e-6)
+
+
+# The vocabulary of the tokenizer that tests write: 40 ids, as the models have.
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", *map(str, range(10))]
+
+
+def directory(tmp_path, name="bert", padding="[PAD]", words=WORDS):
+    """A copy of a case that a test may spoil, and a tokenizer beside it."""
+    tokenizers = pytest.importorskip("tokenizers", reason="reads tokenizer.json")
+    folder = tmp_path / name
+    shutil.copytree(CASES / name, folder)
+    vocabulary = {word: index for index, word in enumerate(words)}
+    model = tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_padding(pad_id=vocabulary[padding], pad_token=padding)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_texts_become_rows_of_ids(tmp_path):
+    tokenizer = huggingface.Tokenizer(directory(tmp_path))
+    ids, mask = tokenizer.encode(["a b", "a b c d e", ""], 5)
+    assert ids.tolist() == [[2, 4, 5, 3, 0], [2, 4, 5, 6, 3], [2, 3, 0, 0, 0]]
+    assert ids.dtype == np.int32 and mask.dtype == bool
+    assert mask.sum(axis=1).tolist() == [4, 5, 2]
+    assert tokenizer.encode([], 5)[0].shape == (0, 5)
+    with pytest.raises(ValueError, match=r"length = 17 does not fit 1 to 16 positions"):
+        tokenizer.encode(["a"], 17)
+
+
+def edit(folder, **changes):
+    """Changes keys of config.json; None takes one out."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "bart"}, r"config.json: model_type 'bart' is no .* did you mean 'bert'"),
+        ({"model_type": None}, r"config.json: model_type None .* bert, distilbert, roberta, vit"),
+        ({"hidden_size": None}, r"config.json has no hidden_size"),
+        ({"hidden_size": "16"}, r"config.json: hidden_size = '16' is no int"),
+        ({"hidden_size": 18}, r"num_attention_heads = 4 does not divide hidden_size = 18"),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers = 0 must be at least 1"),
+        ({"num_hidden_layers": 3}, r"model.safetensors has no tensor 'encoder.layer.2"),
+        ({"num_hidden_layers": 1}, r"'encoder.layer.1.\S+, one of 16, is no tensor of a bert"),
+        ({"hidden_act": "gelu_"}, r"hidden_act = 'gelu_'; did you mean 'gelu'"),
+        ({"position_embedding_type": "relative_key"}, r"only 'absolute' can be loaded"),
+        (
+            {"intermediate_size": 25},
+            r"'encoder.layer.0.intermediate.dense.\S+ has shape .* would have \(25,",
+        ),
+        ({"pruned_heads": {"0": [0, 1, 2, 3]}}, r"pruned_heads\['0'\] = \[0, 1, 2, 3\] must be"),
+        (
+            {"jaxsparse": {"layout": "exact", "heads": [4]}},
+            r"heads = \[4\] must be 2 numbers",
+        ),
+    ],
+)
+def test_a_directory_that_does_not_fit_is_refused_by_file_and_key(tmp_path, changes, message):
+    folder = directory(tmp_path)
+    edit(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        huggingface.load(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_directory_without_a_file_is_refused_by_its_name(tmp_path, file):
+    folder = directory(tmp_path)
+    (folder / file).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{file} is not there"):
+        huggingface.load(folder)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
+    folder = directory(tmp_path, words=[*WORDS, "more"])
+    with pytest.raises(ValueError, match=r"token 'more' has id 40; \S+config.json has vocab_size"):
+        huggingface.Tokenizer(folder)
+    edit(folder, vocab_size=41, pad_token_id=1)
+    with pytest.raises(ValueError, match=r"pad_token_id = 1; \S+tokenizer.json pads with 0"):
+        huggingface.Tokenizer(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer"):
+        huggingface.Tokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer.json is not there"):
+        huggingface.Tokenizer(folder)
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    model = huggingface.load(CASES / "roberta")
+    with pytest.raises(ValueError, match=r"15 tokens each; the position embeddings are for 14"):
+        model(jnp.ones((1, 15), int), jnp.ones((1, 15), bool))
+    model = huggingface.load(CASES / "distilbert")
+    with pytest.raises(ValueError, match=r"no embeddings of token types"):
+        model(*[jnp.ones((1, 4), int)] * 3)
+    model = huggingface.load(CASES / "vit")
+    with pytest.raises(ValueError, match=r"\(1, 3, 12, 12\); the model takes .*, 12, 12, 3\)"):
+        model(jnp.ones((1, 3, 12, 12)))
