@@ -5,6 +5,7 @@ import typing
 
 from jaxsparse import activations, calibration, graph, nn
 from jaxsparse.export.safetensors import load_safetensors, save_safetensors
+from jaxsparse.export.stablehlo import export_stablehlo, load_stablehlo
 from jaxsparse.kernels import implementations
 from jaxsparse.packed.base import is_packed
 from jaxsparse.packed.block_sparse import BlockSparse
@@ -97,6 +98,7 @@ __all__ = [
     "cubic",
     "erk",
     "exponential",
+    "export_stablehlo",
     "given",
     "global_",
     "gradient",
@@ -108,6 +110,7 @@ __all__ = [
     "leaves_by_path",
     "linear",
     "load_safetensors",
+    "load_stablehlo",
     "magnitude",
     "mask_overlap",
     "mask_params",

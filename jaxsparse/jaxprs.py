@@ -1,10 +1,10 @@
 """Traced programs and a walk over them: what `sparsify`, `products` and the graph stand on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.extend import core
+from jax.extend import core, source_info_util
 
 Program = tuple[Any, Sequence[Any]]  # an open jaxpr and the values of its constants
 Visit = Callable[[Any, list[Any]], Sequence[Any]]
@@ -110,6 +110,19 @@ def programs(equation) -> list[Program]:
         held = equation.params.get(name, ())
         found += held if isinstance(held, tuple) else [held]
     return [opened(jaxpr) for jaxpr in found]
+
+
+def equations(jaxpr) -> Iterator[Any]:
+    """Every equation of a jaxpr, and after it those of the programs that it runs."""
+    for equation in opened(jaxpr)[0].eqns:
+        yield equation
+        for program, _ in programs(equation):
+            yield from equations(program)
+
+
+def where(equation) -> str:
+    """The place in the code that an equation comes from."""
+    return source_info_util.summarize(equation.source_info)
 
 
 def split_loop(equation, operands: Sequence[T]) -> tuple[list[T], list[T], list[T], list[T]]:

@@ -61,11 +61,17 @@ def save_safetensors(path: str | pathlib.Path, params: Tree) -> None:
       ...     js.load_safetensors(file)["kernel"]
       BlockSparse[4x4, 50.0%](shape=(8, 8), float32)
     """
-    plan = Plan()
+    file = plan(params)
+    tensorfile.write(path, file.tensors, file.metadata)
+
+
+def plan(params: Tree) -> Plan:
+    """What a file of a tree will hold; raises what `save_safetensors` does."""
+    found = Plan()
     leaves_by_path(params, is_packed)  # two leaves of one path are an error
     for keys, leaf in flatten_keys(params, lambda node: node is None or is_packed(node)):
-        plan.add(keys, leaf)
-    tensorfile.write(path, plan.tensors, plan.metadata)
+        found.add(keys, leaf)
+    return found
 
 
 def load_safetensors(path: str | pathlib.Path, like: Tree = None) -> Any:

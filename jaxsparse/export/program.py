@@ -1,0 +1,140 @@
+"""What is exported: a function or a module, its parameters, and inputs of any batch."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import export
+
+from jaxsparse.comparing import pure
+from jaxsparse.packed.base import is_packed
+from jaxsparse.products.sparsify import sparsify
+from jaxsparse.trees import leaves_by_path, names
+
+Tree = Any
+
+
+class ExportError(ValueError):
+    """Something cannot leave JAX in this format: says what, where, and what would."""
+
+
+def function_of(model: Callable[..., Any], params: Tree = None) -> Callable[..., Any]:
+    """A function of (params, *inputs) that may be packed; of (inputs) without `params`.
+
+    Raises:
+      TypeError: for what is not callable, and a module together with parameters.
+      ExportError: for a module whose dropout is active.
+    """
+    if not callable(model):
+        raise TypeError(f"{type(model).__name__} is neither a function nor a module")
+    if isinstance(model, nnx.Module):
+        if params is not None:
+            raise TypeError(
+                f"a {type(model).__name__} has its own parameters: without params=, or with a "
+                "function of (params, *inputs) such as "
+                "lambda p, x: nnx.merge(nnx.graphdef(model), p)(x), it would work"
+            )
+        _check_deterministic(model)
+        return pure(model)
+    if any(map(is_packed, leaves_by_path(params, is_packed).values())):
+        return sparsify(model)
+    return model
+
+
+def _check_deterministic(model: nnx.Module) -> None:
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Dropout) and not module.deterministic and module.rate > 0:
+            where = "/".join(map(str, path))
+            raise ExportError(f"the dropout {where!r} is active; model.eval() first would work")
+
+
+def shapes_of(inputs: Sequence[Any], batch: str | None) -> tuple[Any, ...]:
+    """The inputs as shapes, with one symbol for the first axis of all of them.
+
+    Args:
+      inputs: trees of arrays or `jax.ShapeDtypeStruct`. Those with symbolic sizes stay as
+        they are, and so do scalars.
+      batch: the symbol; None leaves all sizes as they are.
+
+    Raises:
+      ExportError: if first axes differ, so that they are not all the batch.
+
+    Example:
+      >>> shapes_of((np.zeros((8, 64), np.float32),), "b")
+      (ShapeDtypeStruct(shape=(b, 64), dtype=float32),)
+    """
+    shapes = jax.tree.map(_shape, tuple(inputs))
+    leaves = leaves_by_path(shapes)
+    if batch is None or any(map(_is_open, leaves.values())):
+        return shapes
+    first = {path: leaf.shape[0] for path, leaf in leaves.items() if leaf.shape}
+    if len(set(first.values())) > 1:
+        sizes = ", ".join(f"input {path} has {size}" for path, size in first.items())
+        raise ExportError(
+            f"batch={batch!r} is to be the first axis of every input, and these differ: {sizes}; "
+            "batch=None, with sizes of jax.export.symbolic_shape where they are open, would work"
+        )
+    (size,) = export.symbolic_shape(batch)
+
+    def opened(leaf):
+        return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) if leaf.shape else leaf
+
+    return jax.tree.map(opened, shapes)
+
+
+def _is_open(shape: jax.ShapeDtypeStruct) -> bool:
+    return not all(isinstance(size, int) for size in shape.shape)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    return jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def input_names(model: Callable[..., Any], inputs: Sequence[Any], skip: int) -> list[str]:
+    """Names for the leaves of the inputs, after the arguments of the model.
+
+    Args:
+      model: a function or a module.
+      inputs: trees.
+      skip: how many arguments come before them.
+
+    Example:
+      >>> input_names(lambda params, ids, mask: ids, (0, {"a": 1, "b": 2}), 1)
+      ['ids', 'mask.a', 'mask.b']
+    """
+    try:
+        kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = inspect.signature(model).parameters.values()
+        known = [p.name for p in parameters if p.kind in kinds][skip:]
+    except (TypeError, ValueError):  # code that is not Python
+        known = []
+    known += [f"input{i}" for i in range(len(known), len(inputs))]
+    found = []
+    for name, tree in zip(known, inputs, strict=False):
+        for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            found.append(".".join([name, *names(keys)]))
+    return found
+
+
+def output_names(outputs: Tree) -> list[str]:
+    """Names for the leaves of the outputs: their paths.
+
+    >>> output_names({"logits": 0, "hidden": [1, 2]}), output_names(0)
+    (['hidden.0', 'hidden.1', 'logits'], ['output'])
+    """
+    paths = [names(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(outputs)[0]]
+    return [
+        ".".join(path if path and not path[0].isdigit() else ("output", *path)) for path in paths
+    ]
+
+
+def closed_over(function: Callable[..., Any], params: Tree) -> Callable[..., Any]:
+    """A function of the inputs alone, with the parameters among its constants."""
+    return function if params is None else functools.partial(function, params)

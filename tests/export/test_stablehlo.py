@@ -1,0 +1,237 @@
+"""Programs in StableHLO: any batch, weights inside or beside, whole files, errors with a cure."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import export
+from safetensors.numpy import load_file
+
+import jaxsparse as js
+from jaxsparse.export import stablehlo
+from jaxsparse.export.program import ExportError
+
+X = jax.random.normal(jax.random.key(0), (6, 32))
+STORAGES = {
+    "blocks": (js.Block(4, 16), 0.5, None),
+    "int8 blocks": (js.Block(4, 16), 0.5, jnp.int8),
+    "2:4": (js.NM(2, 4), None, None),
+    "bitmap": (js.Unstructured(), 0.5, None),
+    "csc": (js.Unstructured(), 0.9, None),
+}
+
+
+def mlp(params, x):
+    return jnp.tanh(x @ params["up"]["kernel"] + params["up"]["bias"]) @ params["down"]
+
+
+@functools.cache
+def weights(seed=1):
+    up, down = jax.random.split(jax.random.key(seed))
+    kernel = jax.random.normal(up, (32, 48))
+    return {
+        "up": {"kernel": kernel, "bias": jnp.ones(48)},
+        "down": jax.random.normal(down, (48, 4)),
+    }
+
+
+def packed(name, params=None, masks=None):
+    pattern, sparsity, dtype = STORAGES[name]
+    rules, params = [js.Rule("up/kernel", pattern, sparsity)], params or weights()
+    return js.pack_params(params, masks or js.compute_masks(weights(), rules), rules, dtype=dtype)
+
+
+def through(path, model, *inputs, **options):
+    js.export_stablehlo(model, *inputs, path=path, **options)
+    return js.load_stablehlo(path)
+
+
+@pytest.mark.parametrize("where", ["inside", "beside"])
+@pytest.mark.parametrize("name", STORAGES)
+def test_packed_weights_leave_for_any_batch(name, where, tmp_path):
+    params = packed(name)
+    run = through(tmp_path / "model.bin", mlp, X, params=params, weights=where)
+    calls = re.findall(r"custom_call @(\w+)", run.exported.mlir_module())
+    assert set(calls) == {"shape_assertion"}  # of the batch; nothing that a machine might lack
+    expected = mlp(js.unpack_params(params), X)
+    for rows in (1, 5):
+        np.testing.assert_allclose(run(X[:rows]), expected[:rows], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_beside_are_the_arguments_by_the_names_in_their_file(tmp_path):
+    params = packed("blocks")
+    path = tmp_path / "model.bin"
+    js.export_stablehlo(mlp, X, path=path, params=params, weights="beside")
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert {"up/kernel.values", "up/kernel.indptr", "up/bias", "down"} <= set(tensors)
+    program = export.deserialize(bytearray(path.read_bytes()))  # nothing of ours
+    np.testing.assert_allclose(
+        program.call(X, weights=tensors), mlp(js.unpack_params(params), X), rtol=1e-4, atol=1e-5
+    )
+    assert js.is_packed(js.load_safetensors(tmp_path / "model.safetensors")["up"]["kernel"])
+
+
+def test_a_program_serves_other_weights_of_the_same_structure(tmp_path):
+    path = tmp_path / "model.bin"
+    js.export_stablehlo(mlp, X, path=path, params=packed("2:4"), weights="beside")
+    other = packed("2:4", weights(2))
+    run = js.load_stablehlo(path, other)
+    np.testing.assert_allclose(run(X), mlp(js.unpack_params(other), X), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {**p, "down": p["down"][:, :2]}, r"'down' is float32\[48, 2\].*takes float32\["),
+        (lambda p: {k: v for k, v in p.items() if k != "down"}, "has no 'down'"),
+        (lambda p: {**p, "left": jnp.ones(2)}, "has 'left' too many"),
+        (lambda p: weights(), r"has no 'up/kernel\.\w+'; did you mean 'up/kernel'"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(change, message, tmp_path):
+    path = tmp_path / "model.bin"
+    js.export_stablehlo(mlp, X, path=path, params=packed("2:4"), weights="beside")
+    with pytest.raises(ValueError, match=message):
+        js.load_stablehlo(path, change(packed("2:4")))
+
+
+@pytest.mark.parametrize("where", ["inside", "beside"])
+def test_integers_for_keys(where, tmp_path):
+    layers = [nnx.Linear(32, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 4, rngs=nnx.Rngs(1))]
+    model = nnx.Sequential(*layers)
+    graph, state = nnx.split(model)
+    pure = nnx.to_pure_dict(state)
+    assert set(pure["layers"]) == {0, 2}
+
+    def forward(params, x):
+        full = nnx.state(nnx.merge(graph, state))
+        nnx.replace_by_pure_dict(full, params)
+        return nnx.merge(graph, full)(x)
+
+    for params in (pure, state):
+        run = through(
+            tmp_path / "m.bin",
+            forward if params is pure else lambda p, x: nnx.merge(graph, p)(x),
+            X,
+            params=params,
+            weights=where,
+        )
+        np.testing.assert_allclose(run(X), model(X), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(through(tmp_path / "m.bin", model, X)(X), model(X), atol=1e-5)
+
+
+def test_what_shrink_returns(tmp_path):
+    masks = {
+        "up/kernel": np.broadcast_to(np.arange(48) < 20, (32, 48)),
+        "up/bias": np.arange(48) < 20,
+    }
+    small, run, _ = js.graph.shrink(mlp, weights(), masks, X)
+    smaller = through(tmp_path / "model.bin", run, X, params=small, weights="beside")
+    assert smaller.tensors["down"].shape == (20, 4)
+    expected = mlp(js.mask_params(weights(), masks), X)
+    np.testing.assert_allclose(smaller(X[:2]), expected[:2], rtol=1e-4, atol=1e-4)
+
+
+def test_platforms_and_sizes_of_ones_own(tmp_path):
+    rows, columns = export.symbolic_shape("rows, columns")
+    shape = jax.ShapeDtypeStruct((rows, columns), jnp.float32)
+    platforms = ("cpu", "cuda", "tpu")
+    run = through(tmp_path / "m.bin", lambda x: x.sum(0), shape, platforms=platforms)
+    assert run.exported.platforms == platforms
+    assert run(jnp.ones((3, 2))).tolist() == [3, 3]
+    fixed = through(tmp_path / "m.bin", lambda x: {"twice": 2 * x}, X, batch=None)
+    assert fixed(X)["twice"].shape == X.shape
+    with pytest.raises(ValueError, match="Shape mismatch"):
+        fixed(X[:2])
+
+
+def test_an_export_that_is_cut_off_leaves_no_pair_that_runs(tmp_path, monkeypatch):
+    path = tmp_path / "model.bin"
+    js.export_stablehlo(mlp, X, path=path, params=weights(1), weights="beside")
+
+    def killed(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(stablehlo, "replacing", killed)  # the weights are written by now
+    with pytest.raises(OSError, match=r"model\.bin"):
+        js.export_stablehlo(
+            lambda p, x: -mlp(p, x), X, path=path, params=weights(2), weights="beside"
+        )
+    with pytest.raises(ValueError, match=r"model\.safetensors belongs to another program"):
+        js.load_stablehlo(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.safetensors"]
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    path = tmp_path / "model.bin"
+    js.export_stablehlo(mlp, X, path=path, params=weights(), weights="beside")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is not there; params= would work"):
+        js.load_stablehlo(path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (b"", whole[:10], whole[: len(whole) // 2], whole[:-1], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.bin is no program that export_stablehlo"):
+            js.load_stablehlo(path)
+    js.export_stablehlo(lambda x: x, X, path=path)
+    with pytest.raises(ValueError, match="takes no params"):
+        js.load_stablehlo(path, weights())
+
+
+def callback(x):
+    return jax.jit(lambda x: jax.pure_callback(np.sin, x, x))(x)
+
+
+KERNEL = packed("blocks")["up"]["kernel"]
+
+
+def native(x):
+    return js.sparse_dot(x, KERNEL, implementation="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (callback, (X,), r"pure_callback in .*test_stablehlo\.py.*jax\.numpy would work"),
+        (native, (X,), r"sparse_product in .* the kernel 'cpu'.*implementation=None would work"),
+        (
+            lambda x: x if x.shape[0] > 4 else -x,
+            (X,),
+            r"'b' > '4' is inconclusive, asked for in .*test_stablehlo\.py.*batch=None would work",
+        ),
+        (lambda x: {1: x}, (X,), "dicts with strings as keys.*key 1"),
+        (lambda x: nnx.State({"x": nnx.Param(x)}), (X,), "dicts with strings as keys"),
+        (lambda x, y: x, (X, X[:2]), "input 0 has 6, input 1 has 2; batch=None"),
+        (nnx.Dropout(0.5, rngs=nnx.Rngs(0)), (X,), r"dropout '' is active; model\.eval\(\)"),
+    ],
+    ids=["callback", "native", "size", "key", "state", "first axes", "dropout"],
+)
+def test_what_cannot_leave_is_named_with_a_cure(model, inputs, message, tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(ExportError, match=message):
+        js.export_stablehlo(model, *inputs, path=path)
+    assert path.read_bytes() == b"old"
+
+
+def test_errors_of_the_model_are_its_own(tmp_path):
+    with pytest.raises(TypeError, match="contracting dimensions"):
+        js.export_stablehlo(lambda x: x @ x, X, path=tmp_path / "model.bin")
+
+
+def test_arguments_are_checked_first(tmp_path):
+    path = tmp_path / "model.bin"
+    with pytest.raises(ValueError, match="'within' is neither"):
+        js.export_stablehlo(mlp, X, path=path, params=weights(), weights="within")
+    with pytest.raises(ValueError, match="needs params="):
+        js.export_stablehlo(mlp, X, path=path, weights="beside")
+    with pytest.raises(TypeError, match="Linear has its own parameters"):
+        js.export_stablehlo(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), X, path=path, params=weights())
+    with pytest.raises(TypeError, match="dict is neither a function nor a module"):
+        js.export_stablehlo(weights(), X, path=path)
