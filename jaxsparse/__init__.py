@@ -55,7 +55,7 @@ from jaxsparse.pruning.scores import (
     saliency,
     saliency_momentum,
 )
-from jaxsparse.pruning.state import PruneState, masks
+from jaxsparse.pruning.state import PruneState, masks, replace_masks
 from jaxsparse.reports import LeafReport, Report, mask_picture, report
 from jaxsparse.trees import leaves_by_path
 
@@ -130,6 +130,7 @@ __all__ = [
     "read_axes",
     "regrow_gradient",
     "regrow_random",
+    "replace_masks",
     "report",
     "saliency",
     "saliency_momentum",

@@ -15,6 +15,9 @@ from jaxsparse.graph.picture.plot import plot
 from jaxsparse.graph.shrinking.modules import shrink_model
 from jaxsparse.graph.shrinking.shrink import shrink
 from jaxsparse.graph.shrinking.shrink_report import PinnedChannels, ShrinkReport, ShrunkGroup, Stay
+from jaxsparse.graph.structured.finding import structure
+from jaxsparse.graph.structured.resolving import KeptUnits, Structure, StructureReport
+from jaxsparse.graph.structured.units import Member, StructuredGroup
 
 __all__ = [
     "ASP",
@@ -22,6 +25,8 @@ __all__ = [
     "Channels",
     "Factor",
     "Group",
+    "KeptUnits",
+    "Member",
     "Op",
     "PermutationReport",
     "PermutationSearch",
@@ -34,6 +39,9 @@ __all__ = [
     "ShrinkReport",
     "ShrunkGroup",
     "Stay",
+    "Structure",
+    "StructureReport",
+    "StructuredGroup",
     "asp",
     "asp_rules",
     "channels",
@@ -42,4 +50,5 @@ __all__ = [
     "search_permutation",
     "shrink",
     "shrink_model",
+    "structure",
 ]

@@ -5,7 +5,6 @@ pruning is a choice handed to it: the score, the schedule, the distribution, the
 regrowth.
 """
 
-import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,7 +44,7 @@ from jaxsparse.pruning.scores import (
     leaves_of,
     pool_scores,
 )
-from jaxsparse.pruning.state import MAP_PARAMS, PruneState
+from jaxsparse.pruning.state import MAP_PARAMS, PruneState, pooled_mask
 from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
 
@@ -226,18 +225,7 @@ def _fit(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
     for path, spec in specs.items():
         if path not in given:
             raise ValueError(f"no mask given for leaf {path!r}; {near_misses(path, given)}")
-        traced = isinstance(given[path], Tracer)
-        # Masks that are there are checked in a `jax.jit` of `init`, too.
-        with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
-            mask = jnp.asarray(given[path], bool)
-            if mask.shape != spec.view.shape:
-                raise ValueError(
-                    f"the mask of {path!r} has shape {mask.shape}, the leaf {spec.view.shape}"
-                )
-            groups[path] = spec.pool(mask, "max") > 0
-            splits = (spec.expand(groups[path]) != mask).any()
-        if not traced and splits:
-            raise ValueError(f"the mask of {path!r} splits groups of {spec.pattern}")
+        groups[path] = pooled_mask(path, given[path], spec)
     for path in given:
         if path not in specs:
             raise ValueError(f"mask for {path!r}, but no rule for it; {near_misses(path, specs)}")

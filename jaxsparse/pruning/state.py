@@ -1,14 +1,22 @@
-"""The state of `prune`, and the masks that are read from it."""
+"""The state of `prune`, and the masks that are read from it and put there."""
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxsparse.patterns.base import GroupMask
-from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
+from jaxsparse.patterns.rules import LeafSpec
+from jaxsparse.trees import Tree, leaves_by_path, names, near_misses, replace_by_path
+
+NO_STATE = (
+    "no PruneState in the optimizer's state; a chain that begins with prune(...), or "
+    "pruned(optimizer, prune(...)), has one"
+)
 
 
 class PruneState(NamedTuple):
@@ -50,10 +58,7 @@ def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
     """
     found, states = {}, _prune_states(opt_state)
     if not states:
-        raise ValueError(
-            "no PruneState in the optimizer's state; a chain that begins with prune(...), or "
-            "pruned(optimizer, prune(...)), has one"
-        )
+        raise ValueError(NO_STATE)
     for state in states:
         for path, mask in nnx.as_pure(state.masks).items():
             if path in found:
@@ -63,6 +68,79 @@ def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
         return found
     everything = dict.fromkeys(leaves_by_path(params))
     return replace_by_path(params, everything | found)
+
+
+def replace_masks(opt_state: Tree, masks: Tree) -> Tree:
+    """Returns the optimizer's state with other masks in force.
+
+    What training chose gives way to what was made of it, such as the whole heads of
+    `graph.Structure.resolve`; scores, counts and the state of the optimizer stay. It runs
+    inside `jit`. The masks stay in force until the schedule chooses again, so after
+    its `end` for good: then only the weights that they keep are trained.
+
+    Args:
+      opt_state: as in `masks`.
+      masks: by path or as a tree like the parameters, in the shapes of the weights; leaves
+        that are not named keep theirs. Each has to be a union of the groups of its rule.
+        Where one is not, `prune(masks=masks)` in the pruner's place holds any: the state of
+        its chain is `(prune(masks=masks).init(params), *opt_state[1:])`.
+
+    Returns:
+      A state like the one given.
+
+    Raises:
+      ValueError: without a PruneState, for a mask of another shape and, where values are at
+        hand (outside `jit`), one that splits groups.
+      KeyError: for the mask of a leaf that is not pruned.
+
+    >>> import jaxsparse as js, optax
+    >>> params = {"w": jnp.ones((2, 2))}
+    >>> tx = optax.chain(js.prune([js.Rule("w", js.Channel(0))], schedule=0.5), optax.sgd(1.0))
+    >>> state = replace_masks(tx.init(params), {"w": jnp.array([[False], [True]]).repeat(2, 1)})
+    >>> js.masks(state)["w"].tolist()
+    [[False, False], [True, True]]
+    """
+    is_state = lambda node: isinstance(node, PruneState)  # noqa: E731
+    nodes = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=is_state)[0]
+    states = [(names(keys), node) for keys, node in nodes if is_state(node)]
+    if not states:
+        raise ValueError(NO_STATE)
+    given, new = leaves_by_path(masks), {}
+    held = {
+        path: ("/".join((*prefix, "masks", path, "groups")), mask)
+        for prefix, state in states
+        for path, mask in nnx.as_pure(state.masks).items()
+    }
+    for path, mask in given.items():
+        if path not in held:
+            raise KeyError(f"mask for {path!r}, which is not pruned; {near_misses(path, held)}")
+        place, old = held[path]
+        new[place] = pooled_mask(path, mask, LeafSpec(path, old.pattern, old.view, None))
+    return replace_by_path(opt_state, new)
+
+
+def pooled_mask(path: str, given: Any, spec: LeafSpec) -> Array:
+    """One bit a group of a mask in the shape of the weight.
+
+    Raises:
+      ValueError: for another shape, and for a mask at hand that splits groups.
+    """
+    traced = isinstance(given, Tracer)
+    # Masks that are there are checked inside `jax.jit`, too.
+    with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+        mask = jnp.asarray(given, bool)
+        if mask.shape != spec.view.shape:
+            raise ValueError(
+                f"the mask of {path!r} has shape {mask.shape}, the leaf {spec.view.shape}"
+            )
+        groups = spec.pool(mask, "max") > 0
+        splits = (spec.expand(groups) != mask).any()
+    if not traced and splits:
+        raise ValueError(
+            f"the mask of {path!r} splits groups of {spec.pattern}; one of whole groups would "
+            "work, so would prune(masks=...) without rules, whose groups are single weights"
+        )
+    return groups
 
 
 def has_masks(tree: Tree) -> bool:

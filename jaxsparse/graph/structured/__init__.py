@@ -1,0 +1,1 @@
+"""Heads and neurons: what a mask keeps of them, resolved to whole ones."""

@@ -1,0 +1,221 @@
+"""`structure`: heads and neurons, found in the channel graph of a traced model."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxsparse.graph.analysis.channels import Channels, Group, Place, summarize
+from jaxsparse.graph.analysis.pieces import Piece
+from jaxsparse.graph.analysis.trace import Analysis
+from jaxsparse.graph.analysis.values import Op, Walked
+from jaxsparse.graph.shrinking.folding import MOVES
+from jaxsparse.graph.structured.resolving import Structure
+from jaxsparse.graph.structured.units import Member, Role, StructuredGroup
+from jaxsparse.trees import Tree
+
+# What may stand between a product and the bias that is added to it: the head axes split off,
+# and a residual that is added first.
+BEFORE_A_BIAS = (*MOVES, "add", "add_any")
+
+
+def structure(
+    fn: Callable[..., Any],
+    params: Tree,
+    *inputs: Any,
+    blocks: Mapping[str, tuple[int, int]] | None = None,
+) -> Structure:
+    """Finds the heads and neurons of a model, from its trace.
+
+    A group of channels (`channels`) is one of units if some weights write it, others read it
+    (sum over it), and no reader comes before a writer: what is read, worked on and added to
+    again is a residual stream, which no layer owns. Where an axis is made of several groups,
+    heads and head_dim, the major one is meant: a head goes as a whole. With grouped queries
+    that is a key head with all its query heads.
+
+    Args:
+      fn, params, inputs, blocks: the model, as in `channels`; shapes are enough.
+
+    Returns:
+      A static, hashable `Structure`, in the order in which units are read. Its `resolve`
+      makes masks of whole heads and neurons.
+
+    Raises:
+      ValueError: for blocks that no leaf has.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def mlp(params, x):
+      ...     return x + jnp.tanh(x @ params["up"] + params["bias"]) @ params["down"]
+      >>> params = {"up": jnp.ones((2, 8)), "bias": jnp.ones(8), "down": jnp.ones((8, 2))}
+      >>> print(structure(mlp, params, jnp.ones((5, 2))))
+      down, up: 8 neurons, written by up[1], read by down[0]
+
+    References:
+      NNCF's structured masking, which knows its architectures by name.
+    """
+    analysis = Analysis(fn, params, inputs, blocks, removal=True)
+    return _Finder(analysis, summarize(analysis)).structure()
+
+
+class _Finder:
+    def __init__(self, analysis: Analysis, channels: Channels):
+        self.analysis, self.channels, self.ops = analysis, channels, channels.ops
+        met = [product for products in analysis.products.values() for product in products]
+        self.read = {(p.path, axis) for p in met for axis in p.in_axis}
+        self.written = {(p.path, axis) for p in met for axis in p.out_axis}
+        self.convolved = {p.path for p in met if p.primitive == "conv_general_dilated"}
+        self.outputs = {p.path: p.out_axis for p in met}
+        # By bias, the weight whose product it is added to.
+        self.layers = dict(self._biases())
+
+    def structure(self) -> Structure:
+        found = [(group, self._members(group)) for group in self.channels.groups]
+        units = [
+            (group, members)
+            for group, members in found
+            if {"writes", "reads"} <= {member.role for member in members}
+            and not self._is_inner(group)
+            and not self._is_stream(members)
+        ]
+        units.sort(key=lambda pair: self._first_read(pair[1]))
+        heads = self._heads()
+        return Structure(tuple(self._group(*pair, pair[0].id in heads) for pair in units))
+
+    def _group(self, group: Group, members: tuple[Member, ...], heads: bool) -> StructuredGroup:
+        weights = [member for member in members if member.role != "beside"]
+        convolved = any(m.path in self.convolved for m in weights if m.role == "writes")
+        kind = "heads" if heads else "channels" if convolved else "neurons"
+        inside = {member.path for member in members}
+        readers = {member.path for member in weights if member.role == "reads"}
+        outputs = [p for p, at in self.layers.items() if at in readers and p not in inside]
+        name = _name(list(dict.fromkeys(member.path for member in weights)))
+        return StructuredGroup(name, kind, group.size, members, tuple(outputs))
+
+    def _members(self, group: Group) -> tuple[Member, ...]:
+        members = []
+        for place in group.places:
+            at, role = (place.path, place.axis), "beside"
+            if at in self.read:
+                role = "reads"
+            elif at in self.written:
+                role = "writes"
+            layer = self.layers.get(place.path) if role == "beside" else None
+            members.append(self._member(group, place, role, layer))
+        return tuple(members)
+
+    def _member(self, group: Group, place: Place, role: Role, layer: str | None) -> Member:
+        piece = self._piece(group, place)
+        repeats = [(f.size, f.stride) for f in piece.factors if f.group != group.id]
+        return Member(
+            *(place.path, place.axis, place.axis_size, role),
+            *(place.offset, place.stride, tuple(repeats), layer),
+        )
+
+    def _piece(self, group: Group, place: Place) -> Piece:
+        pieces = self.channels.axes[place.path][place.axis]
+        return next(
+            piece
+            for piece in pieces
+            if piece.offset == place.offset
+            and any(f.group == group.id and f.stride == place.stride for f in piece.factors)
+        )
+
+    def _is_inner(self, group: Group) -> bool:
+        """Whether the channels lie inside of larger units wherever weights write them."""
+        return all(
+            group.id != self._major(place)
+            for place in group.places
+            if (place.path, place.axis) in self.written
+        )
+
+    def _major(self, place: Place) -> int | None:
+        """The group of the first free factor of all that a weight ends in, at a place of it."""
+        for axis in self.outputs[place.path]:
+            for piece in self.channels.axes[place.path][axis]:
+                if axis == place.axis and piece.offset != place.offset:
+                    continue
+                for factor in piece.factors:
+                    if factor.group is not None and factor.size > 1:
+                        return factor.group
+        return None
+
+    def _is_stream(self, members: Sequence[Member]) -> bool:
+        """Whether what is read is added to later."""
+        writers = {member.path for member in members if member.role == "writes"}
+        readers = {member.path for member in members if member.role == "reads"}
+        if writers & readers:
+            return True
+        reading = sum(1 << op.id for op in self._products(readers))
+        return any(self._before[op.id] & reading for op in self._products(writers))
+
+    def _products(self, paths: set[str]) -> list[Op]:
+        return [op for op in self.ops if op.kernel is not None and paths & set(op.weights)]
+
+    @functools.cached_property
+    def _before(self) -> list[int]:
+        """By op a number whose bits are the ops that it depends on."""
+        before: list[int] = []
+        for op in self.ops:
+            before.append(0)
+            for other in op.inputs:
+                before[-1] |= before[other] | 1 << other
+        return before
+
+    def _first_read(self, members: Sequence[Member]) -> int:
+        readers = {member.path for member in members if member.role == "reads"}
+        return min(op.id for op in self._products(readers))
+
+    def _biases(self) -> Iterator[tuple[str, str]]:
+        for op in self.ops:
+            if op.primitive not in ("add", "add_any") or len(op.weights) != 1:
+                continue
+            (path,), product = op.weights, self._product_before(op)
+            if product is None or path in self.outputs or len(product.weights) != 1:
+                continue
+            (weight,), shapes = product.weights, self.channels.shapes
+            ends = [shapes[weight][axis] for axis in self.outputs.get(weight, ())]
+            if sorted(n for n in shapes[path] if n != 1) == sorted(n for n in ends if n != 1):
+                yield path, weight
+
+    def _product_before(self, op: Op) -> Op | None:
+        """The last product with a weight of which an op gets the sum with something."""
+        waiting, found = list(op.inputs), None
+        while waiting:
+            before = self.ops[waiting.pop()]
+            if before.kernel is not None:
+                found = before if found is None or before.id > found.id else found
+            elif before.primitive in BEFORE_A_BIAS:
+                waiting.extend(before.inputs)
+        return found
+
+    def _heads(self) -> set[int]:
+        """Groups along which a product of two activations is a batch of products."""
+        terms = self.analysis.terms
+        axes = (term for value in self.analysis.leaves.values() for term in value.axes)
+        free = dict.fromkeys(f.atom for f in terms.factors(axes) if f.cause is None)
+        numbers = {atom: id for id, atom in enumerate(free)}
+        batches = (factor.atom for factor in terms.factors(_batches(self.analysis.walked)))
+        return {numbers[atom] for atom in batches if atom in numbers}
+
+
+def _batches(walked: Walked) -> Iterator[int]:
+    """Terms of the batch axes of products of what depends on the inputs."""
+    for record in walked.records:
+        for inner in record.inner:
+            yield from _batches(inner)
+        if record.equation.primitive.name != "dot_general":
+            continue
+        if all(value.ops for value in record.operands):
+            _, (batch, _) = record.equation.params["dimension_numbers"]
+            yield from (record.operands[0].axes[i] for i in batch)
+
+
+def _name(paths: Sequence[str]) -> str:
+    """The folder that all paths share; the paths themselves where there is none."""
+    parts = [path.split("/")[:-1] for path in paths]
+    shared = []
+    for names in zip(*parts, strict=False):
+        if len(set(names)) != 1:
+            break
+        shared.append(names[0])
+    return "/".join(shared) or ", ".join(paths)
