@@ -3,7 +3,7 @@
 import importlib
 import typing
 
-from jaxsparse import activations, calibration, graph, nn
+from jaxsparse import activations, calibration, graph, nn, recipes
 from jaxsparse.export.safetensors import load_safetensors, save_safetensors
 from jaxsparse.export.stablehlo import export_stablehlo, load_stablehlo
 from jaxsparse.kernels import implementations
@@ -128,6 +128,7 @@ __all__ = [
     "pruned",
     "random",
     "read_axes",
+    "recipes",
     "regrow_gradient",
     "regrow_random",
     "replace_masks",

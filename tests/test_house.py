@@ -26,10 +26,12 @@ MAY_IMPORT = {
     "calibration": ABOVE,
     "activations": ABOVE,
     "nn": ABOVE | {"activations", "graph"},
+    "recipes": ABOVE | {"graph"},
     "tools": ABOVE | {"graph", "export"},
-    "jaxsparse": ABOVE | {"activations", "calibration", "export", "graph", "nn", "tools"},
+    "jaxsparse": ABOVE
+    | {"activations", "calibration", "export", "graph", "nn", "recipes", "tools"},
     "experiments": ABOVE
-    | {"activations", "calibration", "export", "graph", "nn", "tools"}
+    | {"activations", "calibration", "export", "graph", "nn", "recipes", "tools"}
     | {"jaxsparse"},
 }
 TOOLS = {"reports", "checkpoint"}

@@ -56,7 +56,7 @@ def masks(opt_state: Tree, params: Tree | None = None) -> Tree:
     Raises:
       ValueError: without a PruneState, and on a leaf in two of them.
     """
-    found, states = {}, _prune_states(opt_state)
+    found, states = {}, prune_states(opt_state)
     if not states:
         raise ValueError(NO_STATE)
     for state in states:
@@ -145,9 +145,10 @@ def pooled_mask(path: str, given: Any, spec: LeafSpec) -> Array:
 
 def has_masks(tree: Tree) -> bool:
     """Whether `masks` finds something to read in a tree."""
-    return bool(_prune_states(tree))
+    return bool(prune_states(tree))
 
 
-def _prune_states(tree: Tree) -> list[PruneState]:
+def prune_states(tree: Tree) -> list[PruneState]:
+    """Every PruneState in an optimizer's state, however deep."""
     nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, PruneState))
     return [node for node in nodes if isinstance(node, PruneState)]

@@ -14,7 +14,7 @@ import jaxsparse as js
 TRACES = {
     case["id"]: case
     for case in json.loads(
-        (pathlib.Path(__file__).parent / "cases/movement_trace.json").read_text()
+        (pathlib.Path(__file__).parents[1] / "cases/movement_trace.json").read_text()
     )["cases"]
 }
 
@@ -34,22 +34,17 @@ def leaves(state):
     }
 
 
-def rules_of(trace):
-    rules = []
-    for layer, (rows, columns) in trace["sparse_factors"].items():
-        rules.append(js.Rule(f"{layer}/kernel", js.Block(columns, rows)))
-        rules.append(js.Rule(f"{layer}/bias", js.Block(1, rows)))
-    return rules
-
-
-def schedule_of(trace):
-    params = trace["params"]
-    epoch = params["steps_per_epoch"]
-    return js.importance_threshold(
-        begin=params["warmup_start_epoch"] * epoch,
-        end=params["warmup_end_epoch"] * epoch,
-        initial=params.get("init_importance_threshold"),
-    )
+def recipe_of(trace, params):
+    structure = [
+        entry | {"target_scopes": layer}
+        for entry, layer in zip(trace["structure"], ("a", "b"), strict=True)
+    ]
+    config = {
+        "algorithm": "movement_sparsity",
+        "params": trace["params"],
+        "sparse_structure_by_scopes": structure,
+    }
+    return js.recipes.movement.from_config(config, params)
 
 
 def loss(params, x, y):
@@ -69,13 +64,10 @@ def regularizer(state, trace):
 
 @pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
 def test_runs_equal_theirs(trace):
-    schedule, factor = schedule_of(trace), trace["params"]["importance_regularization_factor"]
-    score = js.movement(optax.sgd(trace["scores_lr"]), factor)
-    pruner = js.prune(rules_of(trace), score=score, schedule=schedule)
-    tx, params = (
-        optax.chain(pruner, optax.sgd(trace["weights_lr"])),
-        leaves(trace["weights_before"]),
-    )
+    params = leaves(trace["weights_before"])
+    recipe = recipe_of(trace, params)
+    pruner = recipe.prune(optax.sgd(trace["scores_lr"]))
+    tx, schedule = optax.chain(pruner, optax.sgd(trace["weights_lr"])), recipe.schedule
     state = tx.init(params)
 
     @jax.jit
@@ -84,30 +76,31 @@ def test_runs_equal_theirs(trace):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
+    statistics = jax.jit(recipe.statistics)
     last = trace["empties_at"]  # from there on ours keeps a group where theirs keeps none
     for facts in trace["steps"][:last]:
-        t, masks = facts["t"], js.masks(state)
+        t, masks, said = facts["t"], js.masks(state), statistics(state)
         for layer, kept in facts["kept"].items():
             found = [int(masks[f"{layer}/{name}"].sum()) for name in ("kernel", "bias")]
             assert found == kept, (t, layer)
+            told = [said.leaves[f"{layer}/{name}"] for name in ("kernel", "bias")]
+            np.testing.assert_allclose([(1 - x.sparsity) * x.size for x in told], kept, rtol=1e-5)
         for layer, theirs in facts.get("masks", {}).items():
             np.testing.assert_array_equal(masks[f"{layer}/kernel"].T, theirs["weight"], str(t))
             np.testing.assert_array_equal(masks[f"{layer}/bias"], theirs["bias"], str(t))
-        threshold = schedule.threshold(t, state[0].threshold)
-        np.testing.assert_allclose(threshold, float(facts["threshold"]), rtol=0, atol=1e-6)
-        penalty = factor * float(schedule.ramp(t)) * regularizer(state[0], trace)
+        np.testing.assert_allclose(said.threshold, float(facts["threshold"]), rtol=0, atol=1e-6)
+        assert said.step == t
+        np.testing.assert_allclose(said.epoch, t / 5, rtol=1e-6)
+        penalty = recipe.regularization * float(schedule.ramp(t)) * regularizer(state[0], trace)
         np.testing.assert_allclose(penalty, facts["reg_loss"], rtol=1e-6, atol=1e-6)
         params, state, value = step(params, state, numbers(trace["x"][t]), numbers(trace["y"][t]))
         np.testing.assert_allclose(value, facts["task_loss"], rtol=0, atol=1e-6)
         # Theirs stop learning once masks are frozen; ours go on, and nothing asks them.
         for layer, theirs in facts.get("scores_after", {}).items() if t < schedule.end else ():
             ours = state[0].score.scores
-            np.testing.assert_allclose(
-                ours[f"{layer}/kernel"].T, numbers(theirs["weight"]), rtol=0, atol=1e-6
-            )
-            np.testing.assert_allclose(
-                np.ravel(ours[f"{layer}/bias"]), np.ravel(theirs["bias"]), rtol=0, atol=1e-6
-            )
+            for name, scores in (("kernel", theirs["weight"]), ("bias", theirs["bias"])):
+                found = np.ravel(ours[f"{layer}/{name}"].T)
+                np.testing.assert_allclose(found, np.ravel(scores), rtol=0, atol=1e-6)
     if last is None:
         for path, theirs in js.leaves_by_path(leaves(trace["weights_after"])).items():
             np.testing.assert_allclose(js.leaves_by_path(params)[path], theirs, rtol=0, atol=2e-6)

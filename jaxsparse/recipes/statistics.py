@@ -1,0 +1,115 @@
+"""How far sparsification has come: what NNCF's `statistics()` says, and what is to be expected."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxsparse.patterns.rules import LeafSpec
+from jaxsparse.pruning.choosers import ChoiceContext
+from jaxsparse.pruning.movement import ImportanceThreshold
+from jaxsparse.pruning.state import prune_states
+from jaxsparse.recipes.configuration import RecipeError
+from jaxsparse.text import columned
+from jaxsparse.trees import Tree, near_misses
+
+
+class LeafStatistics(NamedTuple):
+    """One leaf.
+
+    Attributes:
+      size: its entries.
+      sparsity: share of them that is masked.
+      expected: share that would be masked at the end of the warm-up, did scores stay as
+        they are; from the end on what is masked.
+      near: share of its groups whose score is near the threshold, so that a step or two
+        decide.
+    """
+
+    size: int
+    sparsity: Float[Array, ""]
+    expected: Float[Array, ""]
+    near: Float[Array, ""]
+
+
+class MovementStatistics(NamedTuple):
+    """What the masks of a step leave, by leaf; `str` is a table.
+
+    Attributes:
+      step: the step that comes next, from 0, which the masks are for.
+      epoch: step / steps per epoch; NaN while these are unknown.
+      threshold: tau(step), -inf before the warm-up.
+      strength: lambda(step) as a share of the leaf's regularization factor.
+      leaves: by slash path.
+    """
+
+    step: Int[Array, ""]
+    epoch: Float[Array, ""]
+    threshold: Float[Array, ""]
+    strength: Float[Array, ""]
+    leaves: dict[str, LeafStatistics]
+
+    @property
+    def sparsity(self) -> Float[Array, ""]:
+        """Share masked of all leaves that get sparse (NNCF: relative sparsity)."""
+        return self._overall("sparsity")
+
+    @property
+    def expected(self) -> Float[Array, ""]:
+        """Share of them that would be masked at the end, did scores stay as they are."""
+        return self._overall("expected")
+
+    def _overall(self, name: str) -> Float[Array, ""]:
+        size = sum(leaf.size for leaf in self.leaves.values())
+        shares = (leaf.size / size * getattr(leaf, name) for leaf in self.leaves.values())
+        return sum(shares, jnp.zeros(()))
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("leaf", "entries", "sparsity", "expected", "near")]
+        for path, leaf in self.leaves.items():
+            shares = (leaf.sparsity, leaf.expected, leaf.near)
+            rows.append((path, f"{leaf.size:,}", *(f"{float(share):.2%}" for share in shares)))
+        size = sum(leaf.size for leaf in self.leaves.values())
+        overall = (f"{float(share):.2%}" for share in (self.sparsity, self.expected))
+        rows.append(("all", f"{size:,}", *overall, ""))
+        return (
+            f"step {int(self.step)}, epoch {float(self.epoch):.2f}, threshold "
+            f"{float(self.threshold):.4g}, regularization at {float(self.strength):.1%}\n"
+        ) + "\n".join(columned(rows, {0}))
+
+
+def statistics_of(
+    schedule: ImportanceThreshold,
+    steps_per_epoch: int | None,
+    paths: list[str],
+    opt_state: Tree,
+    margin: float,
+) -> MovementStatistics:
+    """See `MovementRecipe.statistics`."""
+    states = [nnx.as_pure(state) for state in prune_states(opt_state)]
+    masks = {path: mask for state in states for path, mask in state.masks.items()}
+    for path in paths:
+        if path not in masks:
+            raise RecipeError(
+                f"the optimizer's state has no mask of {path!r}, which the recipe sparsifies; "
+                f"{near_misses(path, masks)}"
+            )
+    scores = {path: score for state in states for path, score in state.score.scores.items()}
+    step, initial = states[0].count, states[0].threshold
+    threshold = schedule.threshold(step, initial)
+    specs = {path: LeafSpec(path, masks[path].pattern, masks[path].view, None) for path in paths}
+    # The last choice; a tau_0 that is still to be found hardly matters that late.
+    last = ChoiceContext(jnp.asarray(schedule.end - 2), {}, specs, {}, {})
+    late = jnp.where(jnp.isnan(initial), schedule.final, initial)
+    groups, _ = schedule.choose({path: scores[path] for path in paths}, late, last)
+    frozen = step >= schedule.end
+    leaves = {}
+    for path in paths:
+        masked = 1 - jnp.mean(masks[path].expand(), dtype=jnp.float32)
+        then = 1 - jnp.mean(specs[path].expand(groups[path]), dtype=jnp.float32)
+        near = jnp.mean(jnp.abs(scores[path] - threshold) <= margin, dtype=jnp.float32)
+        size = masks[path].expand().size
+        leaves[path] = LeafStatistics(size, masked, jnp.where(frozen, masked, then), near)
+    epoch = step / (jnp.nan if steps_per_epoch is None else steps_per_epoch)
+    return MovementStatistics(step, epoch, threshold, schedule.ramp(step), leaves)
