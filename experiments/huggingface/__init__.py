@@ -2,5 +2,6 @@
 
 from experiments.huggingface.reading import load, load_classifier
 from experiments.huggingface.tokens import Tokenizer
+from experiments.huggingface.writing import save
 
-__all__ = ["Tokenizer", "load", "load_classifier"]
+__all__ = ["Tokenizer", "load", "load_classifier", "save"]

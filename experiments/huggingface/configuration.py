@@ -3,7 +3,7 @@
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from experiments.huggingface.layouts import LAYOUTS
 from experiments.models.encoders import ACTIVATIONS, ImageSizes, Sizes, TextSizes
@@ -12,6 +12,8 @@ from experiments.registry import near_misses
 CONFIG = "config.json"
 # Our own key: how the weights are laid out, and the head that we saved with them.
 OURS = "jaxsparse"
+Form = Literal["dense", "pruned_heads", "exact"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 # What a config.json may leave out, as Hugging Face fills it in.
 _DEFAULTS: dict[str, Any] = {
@@ -58,6 +60,9 @@ def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
     for key, allowed in _REFUSED.items():
         if config.get(key) not in allowed:
             raise ValueError(f"{file}: {key} = {config[key]!r}; only {allowed[0]!r} can be loaded")
+    ours = config.get(OURS, {"form": "dense"})
+    if not isinstance(ours, dict) or ours.get("form") not in FORMS:
+        raise ValueError(f"{file}: {OURS} = {ours!r} has no form that is one of {', '.join(FORMS)}")
     return config
 
 
@@ -136,7 +141,7 @@ class _Reader:
     def layers(self, heads: int, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Heads and neurons of every layer."""
         ours = self.config.get(OURS, {})
-        if ours.get("layout") == "exact":
+        if ours.get("form") == "exact":
             return self._per_layer(ours, "heads", depth), self._per_layer(ours, "hidden", depth)
         pruned = self.config.get("pruned_heads") or {}
         kept = [heads] * depth

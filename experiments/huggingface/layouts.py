@@ -22,12 +22,16 @@ class Layout:
       tensors: path of a module, or of a parameter in no module -> its name in the file, with
         {} for the number of a layer. A module's parameters follow as `.weight` and `.bias`.
       unused: patterns of the tensors that no module of ours takes.
+      encoder: transformers' class of the encoder alone.
+      classifier: its class of encoder, first token and linear head, if it has just that.
     """
 
     prefix: str
     keys: Mapping[str, str]
     tensors: Mapping[str, str]
     unused: tuple[str, ...]
+    encoder: str
+    classifier: str | None = None
 
     def name_of(self, path: tuple[Any, ...]) -> str:
         """The tensor of a parameter: ("layers", 0, "output", "kernel") and so on."""
@@ -43,8 +47,12 @@ class Layout:
         return any(re.fullmatch(pattern, name) for pattern in self.unused)
 
 
-# position_ids count 0, 1, 2; older versions saved them among the weights.
-_UNUSED = (r"(.*\.)?position_ids", r"pooler\..*", r"cls\..*", r"lm_head\..*", r"classifier\..*")
+_UNUSED = (
+    # They count 0, 1, 2; older versions saved them among the weights.
+    r"(.*\.)?position_ids",
+    # Heads: theirs and ours.
+    *(rf"{head}\..*" for head in ("pooler", "cls", "lm_head", "classifier", "head")),
+)
 _SIZES = {
     "width": "hidden_size",
     "heads": "num_attention_heads",
@@ -78,12 +86,16 @@ _BERT = Layout(
     },
     tensors=_EMBEDDINGS | {"token_type": "embeddings.token_type_embeddings"} | _LAYER,
     unused=_UNUSED,
+    encoder="BertModel",
 )
 
 LAYOUTS: dict[str, Layout] = {
     "bert": _BERT,
     "roberta": dataclasses.replace(
-        _BERT, prefix="roberta.", keys={**_BERT.keys, "padding": "pad_token_id"}
+        _BERT,
+        prefix="roberta.",
+        keys={**_BERT.keys, "padding": "pad_token_id"},
+        encoder="RobertaModel",
     ),
     "distilbert": Layout(
         prefix="distilbert.",
@@ -108,6 +120,7 @@ LAYOUTS: dict[str, Layout] = {
             "layers/{}/output_norm": "transformer.layer.{}.output_layer_norm",
         },
         unused=(*_UNUSED, r"vocab_.*", r"pre_classifier\..*"),
+        encoder="DistilBertModel",
     ),
     "vit": Layout(
         prefix="vit.",
@@ -133,5 +146,7 @@ LAYOUTS: dict[str, Layout] = {
             "layers/{}/output_norm": "encoder.layer.{}.layernorm_after",
         },
         unused=(*_UNUSED, r"embeddings\.mask_token", r"decoder\..*"),
+        encoder="ViTModel",
+        classifier="ViTForImageClassification",
     ),
 }

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +11,22 @@ from flax import nnx
 import jaxsparse as js
 from experiments.huggingface.configuration import CONFIG, OURS, read_config, sizes_of
 from experiments.huggingface.layouts import LAYOUTS, Layout
-from experiments.models.encoders import Classifier, ImageEncoder, ImageSizes, TextEncoder, TextSizes
+from experiments.models.encoders import (
+    Classifier,
+    ImageEncoder,
+    ImageSizes,
+    Pool,
+    TextEncoder,
+    TextSizes,
+)
 from experiments.registry import near_misses
 from experiments.weight_files import from_torch, to_torch
 
 Encoder = TextEncoder | ImageEncoder
 Path = tuple[Any, ...]
 WEIGHTS = "model.safetensors"
-HEAD = {("kernel",): "classifier.weight", ("bias",): "classifier.bias"}
+# Tensors of a head of ours, and of a head in transformers that is the same.
+HEAD, THEIR_HEAD = "head", "classifier"
 
 
 def load(directory: str | pathlib.Path) -> Encoder:
@@ -67,24 +75,29 @@ def load(directory: str | pathlib.Path) -> Encoder:
 
 
 def load_classifier(directory: str | pathlib.Path) -> Classifier:
-    """The encoder and the head that `save` wrote of a `Classifier`.
+    """The encoder and the head that `save` wrote of a `Classifier`, or a ViTForImageClassification.
 
     Raises:
-      FileNotFoundError, ValueError: as `load`, and where there is no head of ours.
+      FileNotFoundError: as `load`.
+      ValueError: as `load`, and where there is no such head. Those of transformers' text
+        classifiers read a pooler, which ours have not.
     """
     directory = pathlib.Path(directory)
-    encoder = load(directory)
-    config = read_config(directory)
-    pool = config.get(OURS, {}).get("pool")
-    tensors = read_tensors(directory, LAYOUTS[config["model_type"]])
-    head = {path: name for path, name in HEAD.items() if name in tensors}
-    if pool not in ("mean", "first") or len(head) < len(HEAD):
+    encoder, config = load(directory), read_config(directory)
+    table = LAYOUTS[config["model_type"]]
+    tensors = read_tensors(directory, table)
+    theirs = table.classifier in config.get("architectures", ())
+    pool = "first" if theirs else config.get(OURS, {}).get("pool")
+    name = THEIR_HEAD if theirs else HEAD
+    head = {("kernel",): f"{name}.weight", ("bias",): f"{name}.bias"}
+    if pool not in get_args(Pool) or not set(head.values()) <= set(tensors):
         raise ValueError(
             f"{directory / CONFIG}: {OURS}.pool = {pool!r}, and {WEIGHTS} has "
-            f"{sorted(head.values())} of {sorted(HEAD.values())}: no classifier that was saved "
-            "here; Classifier(load(directory), outputs, rngs=...) makes a new one"
+            f"{sorted(set(head.values()) & set(tensors))} of {sorted(head.values())}: no "
+            "classifier that was saved here; Classifier(load(directory), outputs, rngs=...) "
+            "makes a new one"
         )
-    outputs = tensors[HEAD[("bias",)]].shape[0]
+    outputs = tensors[head["bias",]].shape[0]
     model = Classifier(encoder, outputs, pool=pool, rngs=nnx.Rngs(0))
     model.head = fill(model.head, head, tensors, directory)
     return model

@@ -115,7 +115,7 @@ def edit(folder, **changes):
         ),
         ({"pruned_heads": {"0": [0, 1, 2, 3]}}, r"pruned_heads\['0'\] = \[0, 1, 2, 3\] must be"),
         (
-            {"jaxsparse": {"layout": "exact", "heads": [4]}},
+            {"jaxsparse": {"form": "exact", "heads": [4]}},
             r"heads = \[4\] must be 2 numbers",
         ),
     ],

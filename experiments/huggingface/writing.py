@@ -1,0 +1,200 @@
+"""Modules of `experiments.models.encoders` into directories that others read."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+import jaxsparse as js
+from experiments.huggingface.configuration import CONFIG, FORMS, OURS, Form, read_config, sizes_of
+from experiments.huggingface.layouts import LAYOUTS, Layout
+from experiments.huggingface.reading import HEAD, THEIR_HEAD, WEIGHTS, Encoder, read_tensors
+from experiments.models.encoders import Classifier, Sizes, TextEncoder
+from experiments.weight_files import to_torch
+from jaxsparse.export import tensorfile
+from jaxsparse.files import replacing
+
+# What goes along unchanged, where the source has it.
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+)
+
+
+class _Widths(NamedTuple):
+    """Heads and neurons of every layer."""
+
+    heads: list[int]
+    hidden: list[int]
+
+
+def save(
+    model: Encoder | Classifier,
+    directory: str | pathlib.Path,
+    source: str | pathlib.Path,
+    form: Form = "dense",
+) -> None:
+    """Writes config.json, model.safetensors in float32, and the tokenizer.
+
+    Layers of a model that `graph.shrink_model` made differ in size, which a config.json of
+    Hugging Face cannot say. `form` chooses how they are stored; what the model computes is
+    the same in all three, up to rounding:
+
+    - "dense": every layer has all heads, and as many neurons as the widest; what is gone is
+      zeros. transformers 4 and 5 read it, and multiply by the zeros of the heads.
+    - "pruned_heads": heads that are gone are not stored, and `pruned_heads` counts them; neurons
+      are as for "dense". transformers up to 4.57 read it, 5 refuses the shapes.
+    - "exact": every layer as it is, but for a head that is narrower, which gets zeros. `load`
+      alone reads it.
+
+    config.json says which, in `jaxsparse.form`, beside the heads and neurons of every layer. Heads
+    that are left come first, so their numbers are not those of the source. The head of a
+    `Classifier` becomes `head.weight` and `head.bias`: `load_classifier` reads it, transformers,
+    which has none like it, says that it does not. A ViT that pools the first token is
+    transformers' ViTForImageClassification, and is stored as that.
+
+    Args:
+      model: an encoder, or a classifier; packed weights in it are stored dense.
+      directory: where to; made if it is not there.
+      source: the directory that the model was loaded from. Its config.json and tokenizer go
+        along, and the pooler, which no module of ours has, with an encoder alone.
+      form: of the layers.
+
+    Raises:
+      FileNotFoundError: `source` has no config.json or no weights.
+      ValueError: no such form; `source` is of another model, or is `directory` itself. Nothing
+        is written then.
+      OSError: a file cannot be written.
+    """
+    directory, source = pathlib.Path(directory), pathlib.Path(source)
+    if form not in FORMS:
+        raise ValueError(f"form = {form!r} is none of {', '.join(FORMS)}")
+    if directory.resolve() == source.resolve():
+        raise ValueError(f"{directory} is the source itself; another directory would work")
+    config = read_config(source)
+    table = LAYOUTS[config["model_type"]]
+    sizes = sizes_of(config, source / CONFIG)
+    encoder = model.encoder if isinstance(model, Classifier) else model
+    _check(encoder, sizes, source / CONFIG)
+
+    left = _widths(encoder, sizes)
+    full = [sizes.width // sizes.head_dim] * len(left.heads)
+    widest = max(left.hidden)
+    stored = left
+    if form != "exact":
+        heads = full if form == "dense" else left.heads
+        stored = _Widths(heads, [widest] * len(heads))
+    tensors = {}
+    for path, array in _arrays(encoder):
+        array = _filled_up(path, array, left, stored, sizes.head_dim)
+        tensors[table.name_of(path)] = to_torch(array) if path[-1] == "kernel" else array
+    config["architectures"] = [table.encoder]
+    config[OURS] = {"form": form, **left._asdict()}
+    config[table.keys["hidden"]] = widest
+    config.pop("pruned_heads", None)
+    if form == "pruned_heads":
+        config["pruned_heads"] = {
+            str(layer): [*range(left.heads[layer], count)]
+            for layer, count in enumerate(full)
+            if left.heads[layer] < count
+        }
+    for key in {"dtype", "torch_dtype"} & set(config):
+        config[key] = "float32"
+    if isinstance(model, Classifier):
+        tensors = _with_head(model, table, tensors, config)
+    else:
+        others = read_tensors(source, table).items()
+        tensors |= {name: np.asarray(x) for name, x in others if name.startswith("pooler.")}
+
+    directory.mkdir(parents=True, exist_ok=True)
+    # transformers reads no file that does not state this format.
+    tensorfile.write(directory / WEIGHTS, tensors, {"format": "pt"})
+    for file in COPIED:
+        if (source / file).is_file():
+            shutil.copyfile(source / file, directory / file)
+    with replacing(directory / CONFIG) as file:
+        file.write(json.dumps(config, indent=2).encode() + b"\n")
+
+
+def _check(encoder: Encoder, sizes: Sizes, file: pathlib.Path) -> None:
+    """Raises ValueError unless a config.json states the sizes that shrinking leaves alone."""
+    found: dict[str, Any] = {
+        "width": encoder.norm.num_features,
+        "head_dim": encoder.layers[0].attention.head_dim,
+        "layers": len(encoder.layers),
+    }
+    stated = {"width": sizes.width, "head_dim": sizes.head_dim, "layers": len(sizes.heads)}
+    if isinstance(encoder, TextEncoder):
+        types = encoder.token_type
+        found["vocabulary"] = encoder.word.num_embeddings
+        found["positions"] = encoder.position.num_embeddings
+        found["token_types"] = types.num_embeddings if types is not None else 0
+        found["padding"] = encoder.padding
+    else:
+        found["image"], _, found["channels"] = encoder.expected
+        found["patch"] = encoder.patch.kernel_size[0]
+    stated |= {name: getattr(sizes, name, None) for name in found if name not in stated}
+    if found != stated:
+        raise ValueError(f"{file} is of another model: it states {stated}, the model has {found}")
+
+
+def _widths(encoder: Encoder, sizes: Sizes) -> _Widths:
+    queries = [layer.attention.query.kernel.shape[-1] for layer in encoder.layers]
+    return _Widths(
+        # What is left of empty attention is a part of one head.
+        [-(-width // sizes.head_dim) for width in queries],
+        [layer.intermediate.kernel.shape[-1] for layer in encoder.layers],
+    )
+
+
+def _arrays(module: Any) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
+    params = js.unpack_params(nnx.state(module, nnx.Param))
+    for path, variable in nnx.to_flat_state(params):
+        yield path, np.asarray(variable.get_value(), np.float32)
+
+
+def _filled_up(
+    path: tuple[Any, ...], array: np.ndarray, left: _Widths, stored: _Widths, head_dim: int
+) -> np.ndarray:
+    """A parameter of a layer with zeros where heads, parts of heads and neurons are gone."""
+    if path[0] != "layers" or "norm" in path[-2] or path[-2:] == ("output", "bias"):
+        return array
+    layer, axis = path[1], 0 if path[-2] == "output" else array.ndim - 1
+    if path[2] == "attention":
+        count, wanted = left.heads[layer], (stored.heads[layer], head_dim)
+    else:
+        count, wanted = left.hidden[layer], (stored.hidden[layer], 1)
+    apart = array.reshape(*array.shape[:axis], count, -1, *array.shape[axis + 1 :])
+    missing = [(0, 0)] * apart.ndim
+    for at, size in enumerate(wanted, start=axis):
+        missing[at] = (0, size - apart.shape[at])
+    whole = np.pad(apart, missing)
+    return whole.reshape(*array.shape[:axis], -1, *array.shape[axis + 1 :])
+
+
+def _with_head(
+    model: Classifier, table: Layout, tensors: dict[str, np.ndarray], config: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Tensors of encoder and head; the config says what pools, and what the outputs are."""
+    outputs = model.head.kernel.shape[-1]
+    config[OURS]["pool"] = model.pool
+    if len(config.get("id2label", ())) != outputs:
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(outputs)}
+        config["label2id"] = {f"LABEL_{i}": i for i in range(outputs)}
+    name = HEAD
+    if model.pool == "first" and table.classifier:
+        config["architectures"], name = [table.classifier], THEIR_HEAD
+        # Beside a head, names of the encoder have its prefix.
+        tensors = {table.prefix + key: tensor for key, tensor in tensors.items()}
+    head = {path[-1]: array for path, array in _arrays(model.head)}
+    return tensors | {f"{name}.weight": to_torch(head["kernel"]), f"{name}.bias": head["bias"]}

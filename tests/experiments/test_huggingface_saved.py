@@ -1,0 +1,152 @@
+"""Directories that are written: read back exactly, and laid out as transformers reads them."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_huggingface import CASES, NAMES, case, directory
+
+import jaxsparse as js
+from experiments import huggingface
+from experiments.huggingface.configuration import FORMS
+from experiments.models.encoders import Classifier
+
+# Of 4 heads of 4 in both layers, and 24 neurons.
+HEADS, HIDDEN = (3, 1), (20, 7)
+
+
+def cut(linear, rows, columns):
+    linear.kernel = nnx.Param(linear.kernel[...][rows, columns])
+    linear.bias = nnx.Param(linear.bias[...][columns])
+    linear.in_features, linear.out_features = linear.kernel.shape
+
+
+def smaller(name):
+    """A case with sizes as `shrink_model` leaves them: 3 heads, and a head that is empty."""
+    model, whole = huggingface.load(CASES / name), slice(None)
+    for layer, width, hidden in zip(model.layers, (3 * 4, 1), HIDDEN, strict=True):
+        for part in (layer.attention.query, layer.attention.key, layer.attention.value):
+            cut(part, whole, slice(width))
+        cut(layer.attention.output, slice(width), whole)
+        cut(layer.intermediate, whole, slice(hidden))
+        cut(layer.output, slice(hidden), whole)
+    return model
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shrunk_model_comes_back_from_every_form(tmp_path, name, form):
+    inputs, real, _ = case(name)
+    model = smaller(name)
+    huggingface.save(model, tmp_path / "out", CASES / name, form)
+    back = huggingface.load(tmp_path / "out")
+    np.testing.assert_allclose(back(*inputs)[real], model(*inputs)[real], atol=1e-5)
+    config = config_of(tmp_path / "out")
+    assert config["jaxsparse"] == {"form": form, "heads": [*HEADS], "hidden": [*HIDDEN]}
+    heads = [4, 4] if form == "dense" else HEADS
+    hidden = HIDDEN if form == "exact" else [20, 20]
+    for layer, count, neurons in zip(back.layers, heads, hidden, strict=True):
+        assert layer.attention.query.kernel.shape == (16, 4 * count)
+        assert layer.intermediate.kernel.shape == (16, neurons)
+    gone = {"0": [3], "1": [1, 2, 3]}
+    assert config.get("pruned_heads") == (gone if form == "pruned_heads" else None)
+    assert config["hidden_dim" if name == "distilbert" else "intermediate_size"] == 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_whole_model_comes_back_as_it_was(tmp_path, name):
+    model = huggingface.load(CASES / name)
+    huggingface.save(model, tmp_path, CASES / name)
+    tensors = js.load_safetensors(tmp_path / "model.safetensors")
+    source = js.load_safetensors(CASES / name / "model.safetensors")
+    for key, tensor in tensors.items():
+        theirs = source.get(key, source.get(f"{name}.{key}"))
+        np.testing.assert_array_equal(tensor, theirs, key)
+    assert ("pooler.dense.weight" in tensors) == (name == "bert")
+    back = huggingface.load(tmp_path)
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        again = dict(nnx.to_flat_state(nnx.state(back)))[path]
+        np.testing.assert_array_equal(leaf[...], again[...])
+
+
+@pytest.mark.parametrize(("name", "pool"), [("bert", "mean"), ("vit", "mean"), ("vit", "first")])
+def test_a_classifier_comes_back_with_its_head(tmp_path, name, pool):
+    inputs = case(name)[0][:2]
+    model = Classifier(huggingface.load(CASES / name), 5, pool=pool, rngs=nnx.Rngs(0))
+    huggingface.save(model, tmp_path, CASES / name)
+    back = huggingface.load_classifier(tmp_path)
+    np.testing.assert_allclose(back(*inputs), model(*inputs), atol=1e-6)
+    assert len(config_of(tmp_path)["id2label"]) == 5
+    theirs = (name, pool) == ("vit", "first")
+    tensors = js.load_safetensors(tmp_path / "model.safetensors")
+    assert ("classifier.weight" in tensors) == ("vit.layernorm.bias" in tensors) == theirs
+    assert ("head.weight" in tensors) == (not theirs)
+
+
+def test_an_image_classifier_computes_what_transformers_does():
+    (images,), _, expected = case("vit")
+    logits = huggingface.load_classifier(CASES / "vit")(images)
+    np.testing.assert_allclose(logits, expected["logits"], atol=1e-5)
+
+
+def test_packed_weights_are_stored_dense(tmp_path):
+    model = huggingface.load(CASES / "bert")
+    rules = [js.Rule(r"layers/\d/output/kernel", js.Block(4, 8), 0.5)]
+    params = nnx.state(model)
+    masks = js.compute_masks(params, rules)
+    masked = js.mask_params(params, masks)["layers"][0]["output"]["kernel"][...]
+    nnx.update(model, js.pack_params(params, masks, rules))
+    huggingface.save(model, tmp_path, CASES / "bert")
+    found = huggingface.load(tmp_path).layers[0].output.kernel[...]
+    assert 0.4 < (found == 0).mean() < 0.6
+    np.testing.assert_array_equal(found, masked)
+
+
+def test_what_stands_beside_the_weights_goes_along(tmp_path):
+    source = directory(tmp_path)
+    huggingface.save(huggingface.load(source), tmp_path / "out", source)
+    ids, _ = huggingface.Tokenizer(tmp_path / "out").encode(["a b"], 4)
+    assert ids.tolist() == [[2, 4, 5, 3]]
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
+    model, source = huggingface.load(CASES / "bert"), directory(tmp_path)
+    with pytest.raises(ValueError, match=r"form = 'thin' is none of dense, pruned_heads, exact"):
+        huggingface.save(model, tmp_path / "out", source, "thin")
+    with pytest.raises(ValueError, match=r"bert is the source itself; another directory"):
+        huggingface.save(model, source, source)
+    for other in ("vit", "distilbert"):
+        with pytest.raises(ValueError, match=r"config.json is of another model: it states"):
+            huggingface.save(huggingface.load(CASES / other), tmp_path / "out", source)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_without_a_head_of_ours_says_so():
+    with pytest.raises(ValueError, match=r"roberta/config.json: jaxsparse.pool = None, and model"):
+        huggingface.load_classifier(CASES / "roberta")
+
+
+def test_a_model_that_was_shrunk_is_saved(tmp_path):
+    """Rows of position embeddings that the example does not reach stay, empty layers are whole."""
+    (ids, mask, _), _, _ = case("bert")
+    model = huggingface.load(CASES / "bert")
+    masks = {}
+    for layer, kept in enumerate(((1, 1, 0, 1), (0, 0, 0, 0))):
+        columns = np.repeat(np.array(kept, bool), 4)
+        for part in ("query", "key", "value"):
+            at = f"layers/{layer}/attention/{part}"
+            masks |= {f"{at}/kernel": np.tile(columns, (16, 1)), f"{at}/bias": columns}
+    small, _ = js.graph.shrink_model(model, masks, jnp.asarray(ids), jnp.asarray(mask))
+    assert small.layers[0].attention.query.kernel.shape == (16, 12)
+    assert small.layers[1].attention.query.kernel.shape == (16, 1)
+    assert small.position.embedding.shape == (16, 16)
+    huggingface.save(small, tmp_path, CASES / "bert", "exact")
+    back = huggingface.load(tmp_path)
+    assert back.layers[1].attention.query.kernel.shape == (16, 4)
+    np.testing.assert_allclose(back(ids, mask), small(ids, mask), atol=1e-5)
