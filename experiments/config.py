@@ -27,7 +27,7 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """The config of a file, with some keys changed.
 
     Args:
-      path: a Python file with ``get_config()``.
+      path: a Python file with ``get_config()``; behind a colon what that is given.
       overrides: dotted key -> value.
 
     Raises:
@@ -42,11 +42,12 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
 
 def read(path: str) -> Config:
-    """What ``get_config()`` of a file returns.
+    """What ``get_config()`` of a file returns, or of ``file.py:arm`` ``get_config("arm")``.
 
     Raises:
       ValueError: no such file, or one that fails; with the line.
     """
+    path, colon, argument = path.partition(":")
     if not pathlib.Path(path).is_file():
         folder = pathlib.Path(path) if pathlib.Path(path).is_dir() else pathlib.Path(path).parent
         siblings = [str(file) for file in folder.glob("*.py")]
@@ -55,7 +56,7 @@ def read(path: str) -> Config:
         made = runpy.run_path(path).get("get_config")
         if made is None:
             raise ValueError("no function get_config(); configs/base.py shows one")
-        return made()
+        return made(argument) if colon else made()
     except Exception as error:
         own = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,22 @@ import numpy as np
 import optax
 
 import jaxsparse as js
-from experiments import data, models, optimizers, permutation, recipes, rules, tasks
+from experiments import (
+    data,
+    distillation,
+    models,
+    optimizers,
+    permutation,
+    recipes,
+    rules,
+    starting,
+    tasks,
+)
 from experiments.config import Config
+from jaxsparse.trees import leaves_by_path, replace_by_path
 
-_EVAL_BATCH = 1024
+# Examples a batch where nothing is trained; of sequences, which take much more room, fewer.
+_EVAL_BATCH, _EVAL_SEQUENCES = 1024, 128
 
 
 class TrainState(NamedTuple):
@@ -67,17 +79,34 @@ class Experiment:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the masked model on the held-out split, as ``test_<name>``."""
-        split = self.dataset.test
-        size = min(_EVAL_BATCH, len(split))
-        outputs = []
-        for begin in range(0, len(split), size):
-            # The last batch is filled up with repetitions: one shape, one compilation.
-            rows = np.minimum(np.arange(begin, begin + size), len(split) - 1)
-            outputs.append(np.asarray(self.predict(state, split.take(rows).inputs)))
+        dataset = self.dataset
+        validation = None
+        if dataset.validation is not None:
+            validation = self.outputs(state, dataset.validation), dataset.validation.labels
         found = tasks.evaluate(
-            self.dataset.task, np.concatenate(outputs)[: len(split)], split.labels
+            dataset.task,
+            self.outputs(state, dataset.test),
+            dataset.test.labels,
+            dataset.class_weights,
+            validation,
         )
         return {f"test_{name}": value for name, value in found.items()}
+
+    def outputs(self, state: TrainState, split: data.Split) -> np.ndarray:
+        """Outputs of the masked model for all examples of a split."""
+        return outputs_of(functools.partial(self.predict, state), split, self.dataset.buckets)
+
+
+def outputs_of(
+    predict: Callable[[Any], jax.Array], split: data.Split, buckets: Sequence[int]
+) -> np.ndarray:
+    """What a function of a batch of inputs returns for all examples of a split, in order."""
+    size = _EVAL_SEQUENCES if buckets else _EVAL_BATCH
+    rows, outputs = [], []
+    for part, inputs in data.in_order(split, size, buckets):
+        rows.append(part)
+        outputs.append(np.asarray(predict(inputs))[: len(part)])
+    return np.concatenate(outputs)[np.argsort(np.concatenate(rows))]
 
 
 def build(config: Config) -> Experiment:
@@ -91,6 +120,10 @@ def build(config: Config) -> Experiment:
     # Streams apart: weights must not change when a model gains dropout.
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     shapes, extra_shapes = jax.eval_shape(model.init, init_key)
+
+    first = dict(model.pretrained)
+    if config.init_from:
+        first |= starting.weights_of("init_from", config.init_from, leaves_by_path(shapes))
 
     def forward(params, extra, inputs):
         return model.apply(params, extra, inputs, None)[0]
@@ -109,17 +142,21 @@ def build(config: Config) -> Experiment:
     )
     recipe = recipes.create(setup=setup, **config.recipe)
     targets = js.targets(parsed, shapes, config.sparsity, distribution)
-    loss_of = tasks.loss_fn(dataset.task)
+    loss_of = tasks.loss_fn(dataset.task, dataset.class_weights)
     progress_name, progress_of = tasks.progress_metric(dataset.task)
+    train = dataset.train
+    if config.distillation.teacher:
+        loss_of = distillation.loss_fn(loss_of, dataset.task, config.distillation)
+        train = _taught(config.distillation.teacher, model, dataset, init_key)
 
     def masked(state: TrainState):
         masks = recipe.masks(state.opt_state)
         return js.mask_params(state.params, masks) if masks else state.params
 
-    @jax.jit
     def init() -> TrainState:
-        params, extra = model.init(init_key)
-        return TrainState(params, extra, recipe.tx.init(params))
+        # Weights that are read are no part of a program.
+        params, extra = (_started(tree, first) for tree in jax.jit(model.init)(init_key))
+        return TrainState(params, extra, jax.jit(recipe.tx.init)(params))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, inputs, labels, number):
@@ -134,7 +171,10 @@ def build(config: Config) -> Experiment:
         options = {"masks": recipe.masks(state.opt_state)} if recipe.wants_masks else {}
         updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params, **options)
         params = optax.apply_updates(state.params, updates)
-        measured = {"loss": value, progress_name: progress_of(outputs, labels)}
+        measured = {
+            "loss": value,
+            progress_name: progress_of(outputs, distillation.labels_of(labels)),
+        }
         return TrainState(params, extra, opt_state), measured
 
     @jax.jit
@@ -155,7 +195,7 @@ def build(config: Config) -> Experiment:
     return Experiment(
         config=config,
         dataset=dataset,
-        batches=data.Batches(dataset.train, config.batch_size, config.seed),
+        batches=data.Batches(train, config.batch_size, config.seed, dataset.buckets),
         recipe=recipe,
         progress_metric=progress_name,
         rules=parsed,
@@ -167,6 +207,26 @@ def build(config: Config) -> Experiment:
         sparsity=sparsity,
         permute=None if recipe.permutation is None else permute,
     )
+
+
+def _taught(folder: str, model: models.Model, dataset: data.Dataset, key: jax.Array) -> data.Split:
+    """The training examples with the logits of a finished run of the same model."""
+    shapes, _ = jax.eval_shape(model.init, key)
+    weights = starting.weights_of("distillation.teacher", folder, leaves_by_path(shapes))
+
+    def outputs(split: data.Split) -> np.ndarray:
+        first = {**model.pretrained, **weights}
+        params, extra = (_started(tree, first) for tree in jax.jit(model.init)(key))
+        predict = jax.jit(lambda params, extra, x: model.apply(params, extra, x, None)[0])
+        return outputs_of(functools.partial(predict, params, extra), split, dataset.buckets)
+
+    return distillation.taught(dataset.train, outputs, folder)
+
+
+def _started(tree: Any, first: Mapping[str, Any]) -> Any:
+    """A tree with those of its leaves that start as they are given."""
+    known = leaves_by_path(tree)
+    return replace_by_path(tree, {p: jnp.asarray(first[p]) for p in known if p in first})
 
 
 def _optimizer(config: Config, restarts):

@@ -13,7 +13,8 @@ import jaxsparse as js
 from experiments.experiment import Experiment, TrainState
 from experiments.timing import interleave
 
-_EXAMPLES, _SECONDS = 1024, 1.0
+# A sequence is as much work as many a digit.
+_EXAMPLES, _SEQUENCES, _SECONDS = 1024, 32, 1.0
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -37,7 +38,8 @@ def measure(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     params = js.mask_params(state.params, masks)
     packed = js.pack_params(params, masks, experiment.rules)
     split = experiment.dataset.test
-    inputs = jax.tree.map(jnp.asarray, split.take(slice(0, _EXAMPLES)).inputs)
+    examples = min(_SEQUENCES if experiment.dataset.buckets else _EXAMPLES, len(split))
+    inputs = jax.tree.map(jnp.asarray, split.take(slice(0, examples)).inputs)
     dense = jax.jit(experiment.forward)
     sparse = jax.jit(js.sparsify(experiment.forward))
     runs = {
@@ -57,7 +59,7 @@ def measure(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     }
     pairs = zip(times["dense"], times["sparse"], strict=True)
     return {
-        "latency_examples": min(_EXAMPLES, len(split)),
+        "latency_examples": examples,
         "dense_ms": percentiles["dense_percentiles_ms"][2],
         "sparse_ms": percentiles["sparse_percentiles_ms"][2],
         "speedup": statistics.median(dense / sparse for dense, sparse in pairs),

@@ -51,6 +51,15 @@ def minilm() -> pathlib.Path:
     return download.fetch(MINILM)
 
 
+def directory(name: str) -> pathlib.Path:
+    """The Hugging Face directory at a path, or "minilm", which is downloaded once.
+
+    Raises:
+      DownloadError: it could not be fetched, or is not the file that was pinned.
+    """
+    return minilm() if name == "minilm" else pathlib.Path(name).expanduser()
+
+
 def efficientnet_lite0() -> Params:
     """Weights of EfficientNet-lite0, trained on ImageNet."""
     file = download.fetch(EFFICIENTNET) / "efficientnet-lite0-57934424.pth"

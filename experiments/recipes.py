@@ -95,6 +95,9 @@ class Recipe(NamedTuple):
       has_target: whether the sparsity was asked for, or is what came out.
       permutation: options of the search with which channels are permuted after
         ``dense_until`` steps; None permutes nothing.
+      structure: how masks are made to agree about heads and neurons after
+        ``structure_at`` steps, see ``experiments.structure``; None leaves them.
+      structure_at: from there on masks stay.
     """
 
     tx: optax.GradientTransformationExtraArgs
@@ -104,6 +107,8 @@ class Recipe(NamedTuple):
     wants_masks: bool = False
     has_target: bool = True
     permutation: Mapping[str, Any] | None = None
+    structure: Mapping[str, Any] | None = None
+    structure_at: int = 0
 
 
 RECIPES: Registry[Recipe] = Registry("recipe", given=1)
@@ -289,6 +294,58 @@ def movement(
         regrowth=js.straight_through("masked"),
     )
     return Recipe(optax.chain(pruner, optimizer), rate, dense_until=start)
+
+
+@RECIPES.register("structured_movement")
+def structured_movement(
+    setup: Setup,
+    begin: float,
+    end: float,
+    factors: Sequence[tuple[str, float]] = ((".*", 0.0),),
+    score_rate: float = 1e-2,
+    initial: float | None = None,
+    final: float = 0.0,
+    power: float = 3.0,
+    resolve: str = "union",
+    refill: bool = True,
+) -> Recipe:
+    """Movement sparsity as NNCF trains it (Sanh et al., 2020; Lagunas et al., 2021): a
+    threshold on the scores rises between ``begin`` and ``end``, how much it removes is up
+    to a regularizer; then whole heads and neurons go and the rest is fine-tuned.
+
+    Args:
+      setup: see ``Setup``; of the patterns, blocks for attention and channels for the
+        feed-forward parts. No target plays a part.
+      begin: first masks; the scores learn from the first step.
+      end: masks stay from there on.
+      factors: (path regex, weight of the regularizer there). A group counts by its size:
+        what empties a block of 1,024 weights hardly moves a neuron.
+      score_rate: learning rate of the scores' Adam.
+      initial: the threshold at ``begin``; None finds one under which few scores lie.
+      final: the threshold at ``end``.
+      power: of its rise.
+      resolve: "union" keeps a head or neuron that any of its weights keeps,
+        "intersection" one that all do.
+      refill: makes what is kept dense again, as NNCF does. False leaves the zeros in it.
+    """
+    start, stop = setup.at(begin=begin, end=end)
+    optimizer, rate = setup.optimizer((start,) if start else ())
+    score = js.movement(optimizer=optax.adam(score_rate), regularization=dict(factors))
+    # Masks of step `start` would be there after `start` steps, where the model is still dense.
+    threshold = js.importance_threshold(
+        begin=start + 1, end=stop, initial=initial, final=final, power=power
+    )
+    pruner = js.prune(
+        setup.rules, score=score, schedule=threshold, regrowth=js.straight_through("masked")
+    )
+    return Recipe(
+        optax.chain(pruner, optimizer),
+        rate,
+        dense_until=start,
+        has_target=False,
+        structure={"resolve": resolve, "refill": refill},
+        structure_at=stop,
+    )
 
 
 @RECIPES.register("group_lasso")

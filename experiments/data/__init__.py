@@ -1,7 +1,7 @@
 """Data sets by name: ``load(name, **options)`` gives a :class:`Dataset`."""
 
-from experiments.data import digits, movielens, npz, reviews
-from experiments.data.base import DATASETS, Batches, Dataset, Split, hold_out, load
+from experiments.data import digits, movielens, npz, reviews, titled_reviews
+from experiments.data.base import DATASETS, Batches, Dataset, Split, hold_out, in_order, load
 
 __all__ = [
     "DATASETS",
@@ -10,8 +10,10 @@ __all__ = [
     "Split",
     "digits",
     "hold_out",
+    "in_order",
     "load",
     "movielens",
     "npz",
     "reviews",
+    "titled_reviews",
 ]

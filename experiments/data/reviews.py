@@ -12,7 +12,7 @@ from experiments.registry import near_misses
 
 PADDING, UNKNOWN = 0, 1
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[!?]")
-_LABELS = {"recommended": "Recommended IND", "rating": "Rating"}
+LABELS = {"recommended": "Recommended IND", "rating": "Rating"}
 
 
 @DATASETS.register("reviews")
@@ -38,13 +38,13 @@ def reviews(
     Returns:
       Inputs (n, length) int32; ``sizes["tokens"]`` is the vocabulary's size.
     """
-    if label not in _LABELS:
-        raise ValueError(f"reviews: unknown label {label!r}{near_misses(label, _LABELS)}")
+    if label not in LABELS:
+        raise ValueError(f"reviews: unknown label {label!r}{near_misses(label, LABELS)}")
     file = tables.folder(path)
     file = file / tables.REVIEWS if file.is_dir() else file
-    columns = tables.read(file, ["Review Text", _LABELS[label]])
+    columns = tables.read(file, ["Review Text", LABELS[label]])
     # A text that occurs twice could sit on both sides of the split.
-    label_of = dict(zip(columns["Review Text"], columns[_LABELS[label]], strict=True))
+    label_of = dict(zip(columns["Review Text"], columns[LABELS[label]], strict=True))
     label_of.pop(None, None)
     words = np.empty(len(label_of), object)
     words[:] = [_WORD.findall(text.lower()) for text in label_of]
@@ -53,7 +53,7 @@ def reviews(
     train, test = hold_out(Split(words, labels), test_fraction, seed=0)
     ids = build_vocabulary(train.inputs, vocabulary)
     train, test = (
-        Split(encode(part.inputs, ids, length), _as_labels(part.labels, label))
+        Split(encode(part.inputs, ids, length), as_labels(part.labels, label))
         for part in (train, test)
     )
     return Dataset(
@@ -83,5 +83,6 @@ def encode(texts: Iterable[list[str]], ids: Mapping[str, int], length: int) -> n
     return tokens
 
 
-def _as_labels(labels: np.ndarray, label: str) -> np.ndarray:
+def as_labels(labels: np.ndarray, label: str) -> np.ndarray:
+    """A column of the table as a task wants it: float32 0/1, or int32 classes from 0."""
     return labels.astype(np.float32) if label == "recommended" else labels - 1

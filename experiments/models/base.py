@@ -1,6 +1,7 @@
 """A model as two pure functions, whichever Flax it is written in."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +23,16 @@ class Model(NamedTuple):
       apply: ``(params, extra, inputs, key) -> (outputs, extra)``. With a key it is
         in training mode (dropout, batch statistics), with None in evaluation mode.
         Outputs are (n, classes), or (n,) where the data set wants one number.
+      pretrained: by slash path, the parameters and entries of ``extra`` that do not start
+        as ``init`` says.
+      module: ``(params, extra) -> `` the module itself, to shrink and export; None where
+        it is no nnx module.
     """
 
     init: Callable[[jax.Array], tuple[Params, Extra]]
     apply: Callable[[Params, Extra, Any, jax.Array | None], tuple[jax.Array, Extra]]
+    pretrained: Mapping[str, Any] = {}
+    module: Callable[[Params, Extra], nnx.Module] | None = None
 
 
 MODELS: Registry[Model] = Registry("model", given=1)
@@ -44,27 +51,54 @@ def create(name: str, dataset: Dataset, **options: Any) -> Model:
     return MODELS.create(name, dataset, **options)
 
 
-def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+def from_nnx(
+    build: Callable[[nnx.Rngs], nnx.Module],
+    *,
+    call: Callable[..., jax.Array] | None = None,
+    frozen: str = "",
+    pretrained: Mapping[str, Any] | None = None,
+) -> Model:
     """Splits an nnx module into a graph definition, parameters and the rest.
 
     Args:
-      build: makes the module from its random streams. The module is called as
-        ``module(inputs, rngs=None)``; ``rngs`` is given in training only.
+      build: makes the module from its random streams.
+      call: ``(module, inputs, rngs) -> outputs``, by default ``module(inputs, rngs=rngs)``;
+        ``rngs`` is given in training only.
+      frozen: expression of the slash paths of parameters that do not train: they are with
+        the rest.
+      pretrained: see ``Model``.
+
+    Raises:
+      ValueError: an expression that matches no parameter.
     """
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    whole = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    graphdef = nnx.graphdef(whole)
+
+    def is_frozen(path):
+        return re.fullmatch(frozen, "/".join(map(str, path))) is not None
+
+    def trains(path, variable):
+        return isinstance(variable, nnx.Param) and not is_frozen(path)
+
+    if frozen and not any(is_frozen(path) for path, _ in nnx.to_flat_state(nnx.state(whole))):
+        raise ValueError(f"model.frozen = {frozen!r} matches no parameter; '' freezes none")
 
     def init(key):
-        _, params, extra = nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)
+        _, params, extra = nnx.split(build(nnx.Rngs(key)), trains, ...)
         return params, extra
 
     def apply(params, extra, inputs, key):
         # Copied, because a module may write to its variables (running means) only at
         # the trace level that made them.
-        module = nnx.merge(graphdef, params, extra, copy=True)
-        outputs = module(inputs, rngs=None if key is None else nnx.Rngs(key))
-        return outputs, nnx.state(module, nnx.Not(nnx.Param))
+        module: Any = nnx.merge(graphdef, params, extra, copy=True)
+        rngs = None if key is None else nnx.Rngs(key)
+        outputs = module(inputs, rngs=rngs) if call is None else call(module, inputs, rngs)
+        return outputs, nnx.state(module, nnx.Not(trains))
 
-    return Model(init, apply)
+    def module(params, extra):
+        return nnx.merge(graphdef, params, extra, copy=True)
+
+    return Model(init, apply, pretrained or {}, module)
 
 
 def from_linen(module: linen.Module, example: Any) -> Model:

@@ -23,6 +23,7 @@ OPTIONS = {
     "rigl": {"end": 16, "every": 4},
     "set": {"end": 16, "every": 4},
     "movement": {"begin": 6, "end": 16},
+    "structured_movement": {"begin": 6, "end": 16, "factors": ((".*", 2.0),)},
     "group_lasso": {"begin": 6, "end": 16, "alpha": 22.0},
 }
 
@@ -80,7 +81,7 @@ def test_a_recipe_reaches_its_sparsity(name):
     begin = run.experiment.recipe.dense_until
     assert begin == OPTIONS[name].get("begin", 0)
     assert run.sparsities[:begin] == [0.0] * begin
-    if name == "group_lasso":
+    if name in ("group_lasso", "structured_movement"):
         assert 0.0 < run.sparsities[-1] < 1.0 and run.experiment.targets == {}
     else:
         target = run.experiment.targets["layers_0/kernel"]
@@ -107,13 +108,13 @@ def test_levels_of_iterative_pruning():
     assert found == [0.0] * 6 + [0.375] * 6 + [0.625] * 6 + [0.75] * 6
 
 
-@pytest.mark.parametrize("name", ["rigl", "set", "movement", "nm"])
+@pytest.mark.parametrize("name", ["rigl", "set", "movement", "structured_movement", "nm"])
 def test_masks_rest_after_the_end(name):
     masks = train(name).masks
     changed = [np.any(new != old) for old, new in itertools.pairwise(masks)]
     grown = [np.any(new & ~old) for old, new in itertools.pairwise(masks)]
     assert any(changed[:16]) and not any(changed[16:])
-    assert name in ("movement", "nm") or any(grown[:16])
+    assert name in ("movement", "structured_movement", "nm") or any(grown[:16])
 
 
 @pytest.mark.parametrize(

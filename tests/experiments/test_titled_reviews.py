@@ -1,0 +1,109 @@
+import json
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tokenizers
+
+from experiments import data
+from experiments.data import tables
+from experiments.data.titled_reviews import share_of
+
+WORDS = ("[PAD]", "[UNK]", "love", "it", "no", "dress", ".")
+CONFIG = {
+    "model_type": "bert",
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 16,
+    "hidden_act": "gelu",
+    "vocab_size": len(WORDS),
+    "max_position_embeddings": 8,
+    "pad_token_id": 0,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = tokenizers.models.WordLevel(dict(zip(WORDS, range(7), strict=True)), unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    texts = [f"love {'it ' * (i % 5)}{i}" for i in range(60)]
+    columns = {
+        "Title": ["no dress" if i % 2 else None for i in range(62)],
+        "Review Text": [*texts, None, texts[0]],
+        "Recommended IND": [int(i % 4 > 0) for i in range(62)],
+        "Rating": [1 + i % 5 for i in range(62)],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / tables.REVIEWS)
+    return tmp_path
+
+
+def load(folder, **options):
+    options = {
+        "path": str(folder),
+        "tokenizer": str(folder),
+        "length": 8,
+        "held_out": 0.2,
+    } | options
+    return data.load("titled_reviews", **options)
+
+
+def rows(split):
+    return {tuple(row) for row in split.inputs["ids"][:, :3]}
+
+
+def test_titles_come_first_and_parts_follow_from_the_text(folder):
+    loaded = load(folder)
+    parts = (loaded.train, loaded.validation, loaded.test)
+    assert sum(map(len, parts)) == 61 and loaded.outputs == 1
+    found = np.concatenate([part.inputs["ids"] for part in parts])
+    no, dress, dot, love = (WORDS.index(word) for word in ("no", "dress", ".", "love"))
+    starts = {tuple(row[:4]) for row in found}
+    assert (no, dress, dot, love) in starts and {row[0] for row in starts} == {no, love}
+    expected = [share_of(f"love {'it ' * (i % 5)}{i}") for i in (*range(60), 0)]
+    assert len(loaded.test) == np.sum(np.array(expected) < 0.2)
+    assert len(loaded.validation) == np.sum(
+        (np.array(expected) >= 0.2) & (np.array(expected) < 0.4)
+    )
+    np.testing.assert_array_equal(load(folder).test.inputs["ids"], loaded.test.inputs["ids"])
+
+
+def test_classes_weigh_the_same(folder):
+    for label, classes in (("recommended", 2), ("rating", 5)):
+        loaded = load(folder, label=label)
+        counts = np.bincount(loaded.train.labels.astype(int), minlength=classes)
+        weights = np.array(loaded.class_weights)
+        np.testing.assert_allclose(weights * counts, len(loaded.train) / classes)
+
+
+def test_batches_are_as_long_as_they_must(folder):
+    train = load(folder).train
+    batches = data.Batches(train, 4, seed=0, buckets=(4, 6, 8))
+    shapes, seen = set(), 0
+    for step in range(batches.steps_per_epoch):
+        inputs, labels = batches(step)
+        longest, width = inputs["mask"].sum(axis=1).max(), inputs["ids"].shape[1]
+        assert width == next(b for b in (4, 6, 8) if b >= longest)
+        shapes.add(width)
+        seen += len(labels)
+    assert len(shapes) > 1 and seen == len(train) // 4 * 4
+    inputs, _ = data.Batches(train, 4, seed=0, buckets=(4, 6, 8))(2)
+    np.testing.assert_array_equal(inputs["ids"], batches(2)[0]["ids"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label": "recomended"}, "unknown label 'recomended'; did you mean 'recommended'"),
+        ({"held_out": 0.5}, r"held_out is a share in \(0, 0.5\), not 0.5"),
+        ({"length": 9}, "length = 9 does not fit 1 to 8 positions"),
+        ({"path": "nowhere"}, "no such file: 'nowhere'"),
+    ],
+)
+def test_wrong_options(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(folder, **options)
