@@ -97,9 +97,8 @@ def movement(
             # Of complex weights: the change of the loss with dW' = W is Re(dL/dW' W).
             moved = jnp.real(widen(grads[path]) * widen(weights[path]))
             moved = spec.pool(moved, "sum")
-            size = spec.pattern.group_size(spec.view)
             slope = jax.nn.sigmoid(score) * jax.nn.sigmoid(-score)
-            weight = factors[path] * 0.5 * size / max(1, score.size * layers)
+            weight = factors[path] * penalty_weight(spec, layers)
             return moved + (context.ramp * weight).astype(score.dtype) * slope
 
         steps, learned = learner.update(
@@ -109,6 +108,12 @@ def movement(
         return scores, MovementState(scores, learned)
 
     return Score(init, update)
+
+
+def penalty_weight(spec: LeafSpec, layers: int) -> float:
+    """What sigmoid(S) of one group weighs in the regularizer, at a factor of 1."""
+    groups = math.prod(spec.group_shape)
+    return 0.5 * spec.pattern.group_size(spec.view) / max(1, groups * layers)
 
 
 def _by_expression(regularization: float | Mapping[str, float]) -> Mapping[str, float]:

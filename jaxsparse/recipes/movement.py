@@ -101,8 +101,8 @@ class MovementRecipe:
         Raises:
           RecipeError: if the state is none of this recipe's.
         """
-        paths = [path for layer in self.layers for path in layer.leaves]
-        return statistics_of(self.schedule, self.steps_per_epoch, paths, opt_state, margin)
+        factors = {p: layer.regularization for layer in self.layers for p in layer.leaves}
+        return statistics_of(self.schedule, self.steps_per_epoch, factors, opt_state, margin)
 
     def infer_steps_per_epoch(self, opt_state: Tree) -> "MovementRecipe":
         """The recipe with the steps of an epoch, as counted in the state after the first one.

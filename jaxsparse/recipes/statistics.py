@@ -1,5 +1,7 @@
 """How far sparsification has come: what NNCF's `statistics()` says, and what is to be expected."""
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxsparse.patterns.rules import LeafSpec
 from jaxsparse.pruning.choosers import ChoiceContext
-from jaxsparse.pruning.movement import ImportanceThreshold
+from jaxsparse.pruning.movement import ImportanceThreshold, penalty_weight
 from jaxsparse.pruning.state import prune_states
 from jaxsparse.recipes.configuration import RecipeError
+from jaxsparse.recipes.scopes import layer_of
 from jaxsparse.text import columned
 from jaxsparse.trees import Tree, near_misses
 
@@ -25,12 +28,15 @@ class LeafStatistics(NamedTuple):
         they are; from the end on what is masked.
       near: share of its groups whose score is near the threshold, so that a step or two
         decide.
+      pull: slope of the regularizer at full strength for a score of 0. The scores' own
+        slopes, sum of dL/dW' W over a group, are what it should be measured against.
     """
 
     size: int
     sparsity: Float[Array, ""]
     expected: Float[Array, ""]
     near: Float[Array, ""]
+    pull: float
 
 
 class MovementStatistics(NamedTuple):
@@ -66,13 +72,14 @@ class MovementStatistics(NamedTuple):
         return sum(shares, jnp.zeros(()))
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("leaf", "entries", "sparsity", "expected", "near")]
+        rows: list[tuple[str, ...]] = [("leaf", "entries", "sparsity", "expected", "near", "pull")]
         for path, leaf in self.leaves.items():
             shares = (leaf.sparsity, leaf.expected, leaf.near)
-            rows.append((path, f"{leaf.size:,}", *(f"{float(share):.2%}" for share in shares)))
+            shown = (f"{float(share):.2%}" for share in shares)
+            rows.append((path, f"{leaf.size:,}", *shown, f"{float(leaf.pull):.2g}"))
         size = sum(leaf.size for leaf in self.leaves.values())
         overall = (f"{float(share):.2%}" for share in (self.sparsity, self.expected))
-        rows.append(("all", f"{size:,}", *overall, ""))
+        rows.append(("all", f"{size:,}", *overall, "", ""))
         return (
             f"step {int(self.step)}, epoch {float(self.epoch):.2f}, threshold "
             f"{float(self.threshold):.4g}, regularization at {float(self.strength):.1%}\n"
@@ -82,14 +89,14 @@ class MovementStatistics(NamedTuple):
 def statistics_of(
     schedule: ImportanceThreshold,
     steps_per_epoch: int | None,
-    paths: list[str],
+    factors: Mapping[str, float],
     opt_state: Tree,
     margin: float,
 ) -> MovementStatistics:
     """See `MovementRecipe.statistics`."""
     states = [nnx.as_pure(state) for state in prune_states(opt_state)]
     masks = {path: mask for state in states for path, mask in state.masks.items()}
-    for path in paths:
+    for path in factors:
         if path not in masks:
             raise RecipeError(
                 f"the optimizer's state has no mask of {path!r}, which the recipe sparsifies; "
@@ -98,18 +105,19 @@ def statistics_of(
     scores = {path: score for state in states for path, score in state.score.scores.items()}
     step, initial = states[0].count, states[0].threshold
     threshold = schedule.threshold(step, initial)
-    specs = {path: LeafSpec(path, masks[path].pattern, masks[path].view, None) for path in paths}
+    specs = {path: LeafSpec(path, masks[path].pattern, masks[path].view, None) for path in factors}
     # The last choice; a tau_0 that is still to be found hardly matters that late.
     last = ChoiceContext(jnp.asarray(schedule.end - 2), {}, specs, {}, {})
     late = jnp.where(jnp.isnan(initial), schedule.final, initial)
-    groups, _ = schedule.choose({path: scores[path] for path in paths}, late, last)
+    groups, _ = schedule.choose({path: scores[path] for path in factors}, late, last)
     frozen = step >= schedule.end
-    leaves = {}
-    for path in paths:
+    leaves, layers = {}, len({layer_of(path) for path in factors})
+    for path, factor in factors.items():
         masked = 1 - jnp.mean(masks[path].expand(), dtype=jnp.float32)
         then = 1 - jnp.mean(specs[path].expand(groups[path]), dtype=jnp.float32)
         near = jnp.mean(jnp.abs(scores[path] - threshold) <= margin, dtype=jnp.float32)
-        size = masks[path].expand().size
-        leaves[path] = LeafStatistics(size, masked, jnp.where(frozen, masked, then), near)
+        size = math.prod(masks[path].view.shape)
+        pull = factor * penalty_weight(specs[path], layers) / 4  # the slope of a sigmoid at 0
+        leaves[path] = LeafStatistics(size, masked, jnp.where(frozen, masked, then), near, pull)
     epoch = step / (jnp.nan if steps_per_epoch is None else steps_per_epoch)
     return MovementStatistics(step, epoch, threshold, schedule.ramp(step), leaves)

@@ -63,6 +63,18 @@ def test_shares_by_leaf_and_over_all():
         np.testing.assert_allclose(s.expected, (8 * a.expected + 3 * b.expected) / 11, rtol=1e-6)
 
 
+def test_the_pull_is_the_slope_of_the_regularizer_at_a_score_of_zero():
+    entry = {"mode": "per_dim", "axis": 0, "target_scopes": "a"}
+    entry["importance_regularization_factor"] = 0.5
+    recipe = from_config(CONFIG | {"sparse_structure_by_scopes": [entry]}, PARAMS)
+    pruner = recipe.prune(optax.sgd(1.0))
+    state = pruner.init(PARAMS)._replace(count=jnp.asarray(5))  # 63/64 of the factor
+    _, after = pruner.update(jax.tree.map(jnp.zeros_like, PARAMS), state, PARAMS)
+    for path, leaf in recipe.statistics(state).leaves.items():
+        np.testing.assert_allclose(after.score.scores[path], -leaf.pull * 63 / 64, rtol=1e-5)
+        assert leaf.pull > 0
+
+
 def test_what_is_near_is_within_the_margin():
     recipe = from_config(CONFIG, PARAMS)
     state = run(recipe, [jnp.array([4.0, 3.9, -1, 0, 4, 4, 4])] * 2)[-1]
