@@ -16,7 +16,8 @@ from jaxsparse.graph.analysis.blocks import declare
 from jaxsparse.graph.analysis.pieces import Cause
 from jaxsparse.graph.analysis.registry import CHANNELS, sizes
 from jaxsparse.graph.analysis.symbolic import StandIns
-from jaxsparse.graph.analysis.values import Op, Record, Value, Walked, uniform_axes
+from jaxsparse.graph.analysis.uniform import still_uniform, uniform_axes
+from jaxsparse.graph.analysis.values import Op, Record, Value, Walked
 from jaxsparse.products.reading import Product, Reader, evaluate
 from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 
@@ -131,7 +132,7 @@ class Analysis:
 
         def visit(equation, operands):
             numbered = self._stand_ins.equation(equation)
-            values = tuple(self._value(operand) for operand in operands)
+            values = tuple(self._used(self._value(operand)) for operand in operands)
             results, inner = self._visit(numbered, values, self.products.get(id(equation), ()))
             records.append(Record(numbered, values, tuple(results), tuple(inner)))
             return results
@@ -152,7 +153,8 @@ class Analysis:
             found = self.unknown(equation, axes, "is not understood")
         weights = frozenset().union(*(value.weights for value in operands if not value.ops))
         if not data:
-            return [Value(tuple(axes), frozenset(), weights) for axes in found], ()
+            uniform = () if weights else still_uniform(equation, operands)
+            return [Value(tuple(axes), frozenset(), weights, uniform) for axes in found], ()
         results = [Value(tuple(axes), frozenset([len(self.ops)])) for axes in found]
         self.ops.append(self._op(equation, operands, results, products))
         return results, ()
@@ -191,6 +193,9 @@ class Analysis:
             return inner[number].results
 
         self._now = _Now(equation, None)
+        if equation.primitive.name in jaxprs.CONTROL:
+            # What is the same everywhere at first may be told apart in another turn.
+            operands = [dataclasses.replace(value, uniform=()) for value in operands]
         results = control.interpret(equation, operands, run, self)
         if equation.primitive.name == "cond":
             ops = operands[0].ops
@@ -272,11 +277,19 @@ class Analysis:
 
     def _constant(self, constant):
         axes = tuple(self.terms.atom(size) for size in np.shape(constant))
-        if axes:
-            for axis, uniform in zip(axes, uniform_axes(constant), strict=True):
-                if not uniform and not self.removal:
-                    self.terms.pin(axis, Cause("constant", "is told apart by a constant"))
-        return Value(axes)
+        uniform = tuple(uniform_axes(constant)) if axes else ()
+        for axis, same in zip(axes, uniform, strict=True):
+            if not same and not self.removal:
+                self.terms.pin(axis, Cause("constant", "is told apart by a constant"))
+        return Value(axes, uniform=uniform)
+
+    def _used(self, value):
+        """The value as one equation takes it: axes that tell nothing apart are new ones."""
+        if not any(value.uniform):
+            return value
+        fresh = zip(value.axes, value.uniform, strict=True)
+        axes = tuple(self.terms.atom(self.terms.size(a)) if u else a for a, u in fresh)
+        return dataclasses.replace(value, axes=axes)
 
     def _cause(self, reason):
         return Cause(self._now.equation.primitive.name, reason, self._now.op)

@@ -3,10 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 
 @dataclasses.dataclass(frozen=True)
 class Value:
@@ -18,11 +14,14 @@ class Value:
         input of the function, which is parameters, constants and what is made of
         them.
       weights: paths of the leaves in it, where `ops` is empty.
+      uniform: of constants, for every axis whether all its slices are equal; empty for
+        what is no constant. Such an axis is nobody's channels.
     """
 
     axes: tuple[int, ...]
     ops: frozenset[int] = frozenset()
     weights: frozenset[str] = frozenset()
+    uniform: tuple[bool, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,22 +79,3 @@ class Walked:
 
     results: tuple[Value, ...]
     records: tuple[Record, ...]
-
-
-def uniform_axes(constant: Any) -> list[bool]:
-    """For every axis of a constant whether all its slices are equal."""
-    if jnp.issubdtype(getattr(constant, "dtype", float), jax.dtypes.extended):
-        return [False] * np.ndim(constant)  # keys of random numbers
-    array = np.asarray(constant)
-    if array.dtype.kind == "V" or array.dtype.hasobject:
-        return [False] * array.ndim
-    numbers = array.reshape(array.shape)
-    return [
-        size == 1 or bool(np.all(_same(numbers, np.take(numbers, [0], axis=i)))) if size else False
-        for i, size in enumerate(array.shape)
-    ]
-
-
-def _same(a, b):
-    # A NaN is as good as another: masks are often made of them.
-    return (a == b) | ((a != a) & (b != b))
