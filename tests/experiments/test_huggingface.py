@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import huggingface
+import jaxsparse as js
+from experiments import huggingface, pretrained
+from experiments.data.download import DownloadError
 from experiments.models.encoders import Classifier
 
 CASES = pathlib.Path(__file__).parents[1] / "cases" / "huggingface"
@@ -160,3 +162,48 @@ def test_inputs_that_do_not_fit_are_refused():
     model = huggingface.load(CASES / "vit")
     with pytest.raises(ValueError, match=r"\(1, 3, 12, 12\); the model takes .*, 12, 12, 3\)"):
         model(jnp.ones((1, 3, 12, 12)))
+
+
+def test_a_tokenizer_may_pad_with_another_id(tmp_path):
+    words = ["[UNK]", "[PAD]", *WORDS[2:]]
+    folder = directory(tmp_path, "roberta", words=words)
+    ids, mask = huggingface.Tokenizer(folder).encode(["a b", "c d e f"], 6)
+    assert ids.tolist() == [[2, 4, 5, 3, 1, 1], [2, 6, 7, 8, 9, 3]]
+    model = huggingface.load(folder)
+    longer = huggingface.Tokenizer(folder).encode(["a b"], 9)
+    np.testing.assert_allclose(model(ids, mask)[0, :4], model(*longer)[0, :4], atol=1e-5)
+
+
+def test_older_names_and_half_precision_are_read(tmp_path):
+    file = directory(tmp_path) / "model.safetensors"
+    older = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = {}
+    for name, tensor in js.load_safetensors(file).items():
+        for new, old in older.items():
+            name = name.replace(new, old)
+        tensors[f"bert.{name}"] = tensor.astype(jnp.float16)
+    tensors["bert.embeddings.position_ids"] = jnp.arange(16)[None]
+    js.save_safetensors(file, tensors)
+    model, whole = huggingface.load(file.parent), huggingface.load(CASES / "bert")
+    for scale, expected in [
+        (model.norm.scale, whole.norm.scale),
+        (model.layers[1].output_norm.bias, whole.layers[1].output_norm.bias),
+    ]:
+        assert scale.dtype == jnp.float32
+        np.testing.assert_allclose(scale[...], expected[...], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_minilm_computes_what_transformers_does():
+    pytest.importorskip("tokenizers", reason="reads tokenizer.json")
+    try:
+        folder = pretrained.minilm()
+    except DownloadError as error:
+        pytest.skip(f"needs the weights once: {error}")
+    expected = json.loads((CASES / "minilm.json").read_text())
+    ids, mask = huggingface.Tokenizer(folder).encode(expected["texts"], 24)
+    assert ids.tolist() == expected["ids"]
+    assert mask.astype(int).tolist() == expected["mask"]
+    hidden = np.asarray(huggingface.load(folder)(ids, mask)) * mask[..., None]
+    mean = hidden.sum(1) / mask.sum(1, keepdims=True)
+    np.testing.assert_allclose(mean, expected["mean"], atol=1e-5)

@@ -1,19 +1,22 @@
 """Writes the cases beside it: tiny models of transformers, and what they compute.
 
-    python tests/cases/huggingface/write.py
+    python tests/cases/huggingface/write.py MINILM
 
-Run with transformers 4.57.6 and torch 2.4.1. Every parameter is random, biases and norms too,
-and models with heads are among them, whose tensors have a prefix.
+MINILM is the directory of all-MiniLM-L6-v2, of which `minilm.json` holds embeddings. Run with
+transformers 4.57.6 and torch 2.4.1. Every parameter of the tiny ones is random, biases and
+norms too, and models with heads are among them, whose tensors have a prefix.
 """
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 import torch
 import transformers as hf
 
 HERE = pathlib.Path(__file__).parent
+VERSIONS = {"transformers": hf.__version__, "torch": torch.__version__.split("+")[0]}
 TEXT = {"vocab_size": 40, "max_position_embeddings": 16, "attn_implementation": "eager"}
 SIZES = {
     "hidden_size": 16,
@@ -58,6 +61,30 @@ def inputs_of(name):
     return theirs, ours
 
 
+TEXTS = (
+    "Love this dress! It's sooo pretty.",
+    "Too small, returned it: the fabric is scratchy and thin; 2 buttons were missing. " * 3,
+    "naïve café — 東京",
+    "",
+)
+
+
+def minilm(directory):
+    """Mean embeddings of texts, cut and padded to 24 tokens."""
+    tokens = hf.AutoTokenizer.from_pretrained(directory)(
+        list(TEXTS), padding="max_length", max_length=24, truncation=True, return_tensors="pt"
+    )
+    model = hf.AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
+    mask = tokens["attention_mask"]
+    hidden = model(**tokens).last_hidden_state * mask[..., None]
+    return {
+        "texts": TEXTS,
+        "ids": tokens["input_ids"].tolist(),
+        "mask": mask.tolist(),
+        "mean": numbers(hidden.sum(1) / mask.sum(1, keepdim=True)),
+    }
+
+
 def numbers(tensor):
     return np.asarray(tensor.numpy(), np.float64).round(6).tolist()
 
@@ -74,9 +101,7 @@ def main():
         theirs, ours = inputs_of(name)
         encoder = getattr(model, model.base_model_prefix, model)
         found = encoder(**theirs, output_hidden_states=True)
-        expected = {
-            "transformers": hf.__version__,
-            "torch": torch.__version__.split("+")[0],
+        expected = VERSIONS | {
             "inputs": ours,
             "output": numbers(found.last_hidden_state),
             "hidden": [numbers(hidden) for hidden in found.hidden_states],
@@ -85,6 +110,8 @@ def main():
             expected["logits"] = numbers(model(**theirs).logits)
         model.save_pretrained(HERE / name)
         (HERE / name / "expected.json").write_text(json.dumps(expected) + "\n")
+    expected = VERSIONS | minilm(sys.argv[1])
+    (HERE / "minilm.json").write_text(json.dumps(expected) + "\n")
 
 
 if __name__ == "__main__":
