@@ -84,11 +84,8 @@ def load_classifier(directory: str | pathlib.Path) -> Classifier:
     """
     directory = pathlib.Path(directory)
     encoder, config = load(directory), read_config(directory)
-    table = LAYOUTS[config["model_type"]]
-    tensors = read_tensors(directory, table)
-    theirs = table.classifier in config.get("architectures", ())
-    pool = "first" if theirs else config.get(OURS, {}).get("pool")
-    name = THEIR_HEAD if theirs else HEAD
+    tensors = read_tensors(directory, LAYOUTS[config["model_type"]])
+    pool, name = head_of(config)
     head = {("kernel",): f"{name}.weight", ("bias",): f"{name}.bias"}
     if pool not in get_args(Pool) or not set(head.values()) <= set(tensors):
         raise ValueError(
@@ -101,6 +98,14 @@ def load_classifier(directory: str | pathlib.Path) -> Classifier:
     model = Classifier(encoder, outputs, pool=pool, rngs=nnx.Rngs(0))
     model.head = fill(model.head, head, tensors, directory)
     return model
+
+
+def head_of(config: Mapping[str, Any]) -> tuple[Any, str]:
+    """What the head of a directory pools, None where there is none of ours, and its name."""
+    theirs = LAYOUTS[config["model_type"]].classifier
+    if theirs in config.get("architectures", ()):
+        return "first", THEIR_HEAD
+    return config.get(OURS, {}).get("pool"), HEAD
 
 
 def read_tensors(directory: pathlib.Path, layout: Layout) -> dict[str, Any]:
