@@ -1,8 +1,4 @@
-"""A second target beside the labels: what a finished run says of the training examples.
-
-Hinton et al., 2015, "Distilling the Knowledge in a Neural Network",
-https://arxiv.org/abs/1503.02531.
-"""
+"""A second target beside the labels: what a finished run says of the training examples."""
 
 import hashlib
 import logging
@@ -11,14 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments import tasks
 from experiments.data import Split
 from experiments.data.base import Task
 from jaxsparse.files import naming, replacing
+from jaxsparse.recipes.distillation import distill_logits
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,12 +56,12 @@ def taught(split: Split, outputs: Callable[[Split], np.ndarray], folder: str) ->
 def loss_fn(
     hard: tasks.Loss, task: Task, options: Mapping[str, Any]
 ) -> Callable[[jax.Array, Taught], jax.Array]:
-    """``(1 - weight) * hard + weight * T^2 * H(teacher / T, student / T)``, H the cross-entropy.
+    """``(1 - weight) * hard + weight * distill_logits``.
 
     Args:
       hard: the loss of the labels.
       task: with logits: classification or binary.
-      options: ``weight`` and the ``temperature`` T.
+      options: ``weight``, and ``temperature`` of ``jaxsparse.recipes.distillation``.
 
     Raises:
       ValueError: a task without logits, or numbers without meaning.
@@ -79,14 +74,8 @@ def loss_fn(
     if not temperature > 0:
         raise ValueError(f"config.distillation.temperature = {temperature} must be above 0")
 
-    def soft(student, teacher):
-        student, teacher = student / temperature, teacher / temperature
-        if task == "binary":
-            return optax.sigmoid_binary_cross_entropy(student, jax.nn.sigmoid(teacher))
-        return optax.softmax_cross_entropy(student, jax.nn.softmax(teacher))
-
     def loss(outputs, targets: Taught):
-        learned = temperature**2 * jnp.mean(soft(outputs, targets.logits))
+        learned = distill_logits(outputs, targets.logits, temperature, binary=task == "binary")
         return (1 - weight) * hard(outputs, targets.labels) + weight * learned
 
     return loss

@@ -20,6 +20,7 @@ from experiments import (
     recipes,
     rules,
     starting,
+    structure,
     tasks,
 )
 from experiments.config import Config
@@ -57,6 +58,9 @@ class Experiment:
       sparsity: state -> fraction of zeros in the pruned leaves.
       permute: state -> (state with channels permuted, report); None where the recipe
         permutes nothing. Runs on the host.
+      resolve: state -> (state with masks of whole heads and neurons, report); None where
+        the recipe leaves masks as they are. Runs on the host.
+      module: (params, extra) -> the nnx module itself; None where there is none.
     """
 
     config: Config
@@ -72,6 +76,8 @@ class Experiment:
     predict: Callable[[TrainState, Any], jax.Array]
     sparsity: Callable[[TrainState], jax.Array]
     permute: Callable[[TrainState], tuple[TrainState, js.graph.PermutationReport]] | None
+    resolve: Callable[[TrainState], tuple[TrainState, js.graph.StructureReport]] | None
+    module: Callable[[Any, Any], Any] | None
 
     def masks(self, state: TrainState) -> recipes.Masks:
         """Masks in force, by path."""
@@ -192,6 +198,16 @@ def build(config: Config) -> Experiment:
         trees, report = permutation.permute(model.apply, parsed, example, state, **options)
         return TrainState(*trees), report
 
+    def resolve(state: TrainState):
+        opt_state, report = structure.resolve(
+            lambda params, inputs: forward(params, state.extra, inputs),
+            state.params,
+            state.opt_state,
+            example,
+            **recipe.structure or {},
+        )
+        return state._replace(opt_state=opt_state), report
+
     return Experiment(
         config=config,
         dataset=dataset,
@@ -206,6 +222,8 @@ def build(config: Config) -> Experiment:
         predict=predict,
         sparsity=sparsity,
         permute=None if recipe.permutation is None else permute,
+        resolve=None if recipe.structure is None else resolve,
+        module=model.module,
     )
 
 

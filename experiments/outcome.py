@@ -14,10 +14,12 @@ import numpy as np
 
 import jaxsparse as js
 from experiments import config as configs
-from experiments import latency, permutation, tasks, timing, workdir
+from experiments import latency, permutation, smaller, structure, tasks, timing, workdir
 from experiments.experiment import Experiment, TrainState
 from jaxsparse.files import replacing
 from jaxsparse.trees import leaves_by_path
+
+_AGAIN = "start the run again with --overwrite"
 
 
 def write(
@@ -33,7 +35,7 @@ def write(
     ``sparse_<metric>`` at the end, on the held-out split (dense ones only where the
     recipe has a dense phase), ``sparsity`` of the pruned leaves, ``total_sparsity``
     of all, bytes, ``seconds``, a record per leaf and, of a masked model, what
-    ``latency.measure`` finds.
+    ``latency.measure`` finds, or ``smaller.measure`` where whole heads and neurons go.
     """
     masks = experiment.masks(state)
     params = js.mask_params(state.params, masks) if masks else state.params
@@ -45,12 +47,13 @@ def write(
     sparse = {"rules": experiment.rules, "targets": experiment.targets} if masks else {}
     table = js.report(params, masks, **sparse)
     report = _report(experiment, history, table)
-    if masks:
+    if experiment.resolve is not None:
+        report |= smaller.measure(experiment, state)
+        report["structure"] = workdir.read_json(folder / structure.NUMBERS, _AGAIN, list)
+    elif masks:
         report |= latency.measure(experiment, state)
     if experiment.permute is not None:
-        report["permutation"] = workdir.read_json(
-            folder / permutation.NUMBERS, "start the run again with --overwrite", list
-        )
+        report["permutation"] = workdir.read_json(folder / permutation.NUMBERS, _AGAIN, list)
     if with_html:
         from experiments import page  # late: matplotlib, which only this needs
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 import jaxsparse as js
 from experiments import config as configs
 from experiments import experiment as experiments
-from experiments import lock, outcome, permutation, workdir
+from experiments import lock, outcome, permutation, structure, workdir
 from experiments.metrics import MetricWriter
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Cloc
     """Runs the steps that are left; returns the last state and all records."""
     config, steps = experiment.config, experiment.config.steps
     # The last step before the masks begin is where the dense model is measured.
-    milestones = (steps, experiment.recipe.dense_until)
+    milestones = (steps, experiment.recipe.dense_until, experiment.recipe.structure_at)
     shown = ("loss", experiment.progress_metric, "sparsity", "step_ms")
     state, begin = experiment.init(), 0
     with contextlib.ExitStack() as stack:
@@ -86,6 +86,11 @@ def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Cloc
             if done == experiment.recipe.dense_until and experiment.permute is not None:
                 state, report = experiment.permute(state)
                 permutation.write(report, folder)
+                clock.start_lap(done)
+            if done == experiment.recipe.structure_at and experiment.resolve is not None:
+                state, report = experiment.resolve(state)
+                structure.write(report, folder)
+                _LOG.info("%s", report)
                 clock.start_lap(done)
             # After the records of this step, so that a checkpoint never outruns them.
             if done < steps:

@@ -71,7 +71,6 @@ def test_a_teacher_is_asked_once(finished, tmp_path, monkeypatch):
 
 
 def test_the_loss_of_a_taught_model():
-    """A student that says what its teacher says pays the entropy of that, and no more."""
 
     def hard(outputs, labels):
         return 7.0
@@ -82,7 +81,7 @@ def test_the_loss_of_a_taught_model():
     options = {"weight": 0.25, "temperature": 2.0}
     found = distillation.loss_fn(hard, "binary", options)(student, targets)
     p, q = 1 / (1 + np.exp(-teacher / 2)), 1 / (1 + np.exp(-student / 2))
-    soft = 4 * np.mean(-p * np.log(q) - (1 - p) * np.log(1 - q))
+    soft = 4 * np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
     np.testing.assert_allclose(found, 0.75 * 7 + 0.25 * soft, rtol=1e-6)
 
 

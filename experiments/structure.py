@@ -1,0 +1,55 @@
+"""Masks of a run made those of whole heads and neurons, at the end of its sparsification."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+import jaxsparse as js
+from experiments import workdir
+from jaxsparse.graph import StructureReport
+
+NUMBERS = "structure.json"
+
+
+def resolve(
+    forward: Callable[[Any, Any], jax.Array],
+    params: Any,
+    opt_state: Any,
+    inputs: Any,
+    **options: Any,
+) -> tuple[Any, StructureReport]:
+    """The optimizer's state with masks that keep heads and neurons as a whole or not at all.
+
+    Args:
+      forward: (params, inputs) -> outputs in evaluation mode.
+      params: of the model.
+      opt_state: that has its masks.
+      inputs: an example batch.
+      options: of ``jaxsparse.graph.Structure.resolve``.
+
+    Returns:
+      The state, and what is kept of every group.
+
+    Raises:
+      ValueError: a model without such groups, options without meaning.
+    """
+    found = js.graph.structure(forward, params, inputs)
+    masks = found.resolve(js.masks(opt_state), **options)
+    return js.replace_masks(opt_state, masks), found.report(masks)
+
+
+def write(report: StructureReport, folder: pathlib.Path) -> None:
+    """Writes which heads and neurons are kept."""
+    rows = [
+        {
+            "group": row.group.name,
+            "kind": row.group.kind,
+            "units": row.group.units,
+            "kept": row.kept.tolist(),
+            "lacking": list(row.lacking),
+        }
+        for row in report.groups
+    ]
+    workdir.write_json(folder / NUMBERS, rows)
