@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist worksteal -q
 
 .NOTPARALLEL:
-.PHONY: demo test test-fast test-types test-wheel fuzz test-accelerators docs bench gpu tune tpu lint clean
+.PHONY: demo test test-fast test-types test-wheel test-onnx fuzz test-accelerators docs bench gpu tune tpu lint clean
 
 demo: $(DEMO)  ## train dense, prune to 90 % in 4x16 blocks, print the table
 	@$(BIN)/python -m experiments.run --config experiments/configs/demo.py --workdir runs/demo --overwrite
@@ -47,6 +47,20 @@ $(VENV)/.cuda: $(READY)
 	  && $(BIN)/python -m pip install -q $(TRITON) nvidia-cusparselt-cu13 nvidia-cuda-runtime nvidia-cuda-crt \
 	  && $(BIN)/python -m pip install -q --no-deps "jax-cuda13-plugin==$$version" && touch $@ \
 	  || echo "not all of this can be installed here: the tests say what they skip"
+
+# An environment above the usual one, since jax2onnx wants an older orbax-checkpoint. A line
+# of a .pth file adds a folder whose packages pip counts as there.
+ONNX := .venv-onnx
+$(ONNX)/.ready: $(READY)
+	$(BIN)/python -m venv $(ONNX)
+	for each in $(VENV) $(ONNX); do \
+	  $$each/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; done \
+	  | { read below; read above; echo "$$below" > "$$above/packages.pth"; }
+	$(ONNX)/bin/python -m pip install -q --disable-pip-version-check \
+	  $(shell sed -n 's/^onnx = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,) openvino && touch $@
+
+test-onnx: $(ONNX)/.ready  ## files of ONNX, in ONNX Runtime and in OpenVINO
+	$(ONNX)/bin/python -m pytest -q tests/export/test_onnx.py
 
 docs: $(READY)  ## the API reference, from docstrings, in build/docs
 	$(BIN)/python docs/reference.py build/docs

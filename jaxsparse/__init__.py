@@ -4,6 +4,7 @@ import importlib
 import typing
 
 from jaxsparse import activations, calibration, graph, nn, recipes
+from jaxsparse.export.onnx import export_onnx
 from jaxsparse.export.safetensors import load_safetensors, save_safetensors
 from jaxsparse.export.stablehlo import export_stablehlo, load_stablehlo
 from jaxsparse.kernels import implementations
@@ -98,6 +99,7 @@ __all__ = [
     "cubic",
     "erk",
     "exponential",
+    "export_onnx",
     "export_stablehlo",
     "given",
     "global_",

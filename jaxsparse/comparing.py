@@ -19,6 +19,7 @@ def compare(
     what: str,
     advice: tuple[str, str],
     dtypes: Iterable[DTypeLike] = (),
+    other: str = "the masked one",
 ) -> None:
     """Raises ValueError unless two functions give the same, up to rounding.
 
@@ -29,6 +30,7 @@ def compare(
       advice: the end of the error where `new` does not run, and where it differs: what may be
         the cause, and what would work.
       dtypes: what the functions compute in.
+      other: what `reference` is, in the error.
     """
     tolerance = max([TOLERANCE, *(8 * float(jnp.finfo(dtype).eps) for dtype in dtypes)])
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs))
@@ -43,12 +45,12 @@ def compare(
         raise ValueError(f"{what} does not run: {advice[0]} ({error})") from error
     shapes = [jax.tree.map(jnp.shape, outputs) for outputs in (actual, expected)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"{what} returns shapes {shapes[0]}, the masked one {shapes[1]}")
+        raise ValueError(f"{what} returns shapes {shapes[0]}, {other} {shapes[1]}")
     if abstract:
         return
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         if jnp.issubdtype(jnp.result_type(b), jnp.inexact):
-            _compare(jnp.asarray(a), jnp.asarray(b), what, advice[1], tolerance)
+            _compare(jnp.asarray(a), jnp.asarray(b), (what, other), advice[1], tolerance)
 
 
 def pure(model: nnx.Module) -> Callable[..., Any]:
@@ -69,7 +71,7 @@ def pure(model: nnx.Module) -> Callable[..., Any]:
     return call_pure
 
 
-def _compare(actual, expected, what, cure, tolerance):
+def _compare(actual, expected, names, cure, tolerance):
     wide = jnp.promote_types(expected.dtype, jnp.float32)
     a, b = np.asarray(actual.astype(wide)), np.asarray(expected.astype(wide))
     differ = (a != b) & ~(np.isnan(a) & np.isnan(b))
@@ -79,6 +81,6 @@ def _compare(actual, expected, what, cure, tolerance):
     scale = float(np.max(np.abs(b), where=np.isfinite(b), initial=0))
     if not error <= tolerance * scale:
         raise ValueError(
-            f"{what} computes something else than the masked one: outputs differ by {error:.3g} of "
+            f"{names[0]} computes something else than {names[1]}: outputs differ by {error:.3g} of "
             f"{scale:.3g}; {cure}"
         )

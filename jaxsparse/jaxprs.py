@@ -1,5 +1,6 @@
 """Traced programs and a walk over them: what `sparsify`, `products` and the graph stand on."""
 
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ Program = tuple[Any, Sequence[Any]]  # an open jaxpr and the values of its const
 Visit = Callable[[Any, list[Any]], Sequence[Any]]
 T = TypeVar("T")
 
+# Folders of code that a user did not write.
+LIBRARIES = tuple(str(pathlib.Path(file).parent) for file in (jax.__file__, __file__))
 CONTROL = ("scan", "while", "cond")
 # By primitive the parameters that hold the programs which it runs. All but CONTROL run one
 # program once, on the operands they have.
@@ -121,7 +124,11 @@ def equations(jaxpr) -> Iterator[Any]:
 
 
 def where(equation) -> str:
-    """The place in the code that an equation comes from."""
+    """The place that an equation comes from, in code that is neither JAX's nor ours."""
+    stack = equation.source_info.traceback
+    for frame in stack.frames if stack else ():
+        if not frame.file_name.startswith(LIBRARIES):
+            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return source_info_util.summarize(equation.source_info)
 
 

@@ -1,8 +1,10 @@
 """What is exported: a function or a module, its parameters, and inputs of any batch."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax import export
 
+from jaxsparse import jaxprs
 from jaxsparse.comparing import pure
 from jaxsparse.packed.base import is_packed
 from jaxsparse.products.sparsify import sparsify
@@ -138,3 +141,28 @@ def output_names(outputs: Tree) -> list[str]:
 def closed_over(function: Callable[..., Any], params: Tree) -> Callable[..., Any]:
     """A function of the inputs alone, with the parameters among its constants."""
     return function if params is None else functools.partial(function, params)
+
+
+@contextlib.contextmanager
+def of_any_batch() -> Iterator[None]:
+    """Has a block in which a model is traced name the place that must know the batch.
+
+    Raises:
+      ExportError: the model compares symbolic sizes that may be either.
+    """
+    try:
+        yield
+    except jax.errors.InconclusiveDimensionOperation as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ExportError(
+            f"{reason}, asked for in {_asked_in(error)}; batch=None would work, for the sizes of "
+            "these inputs"
+        ) from error
+
+
+def _asked_in(error: Exception) -> str:
+    """The last place on the way to an error that is neither JAX's code nor ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(jaxprs.LIBRARIES)]
+    last = (theirs or frames)[-1]
+    return f"{last.filename}:{last.lineno} ({last.name})"

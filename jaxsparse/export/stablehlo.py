@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,11 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from jax.errors import InconclusiveDimensionOperation
 
 from jaxsparse import jaxprs
 from jaxsparse.export import tensorfile
-from jaxsparse.export.program import ExportError, closed_over, function_of, shapes_of
+from jaxsparse.export.program import (
+    ExportError,
+    closed_over,
+    function_of,
+    of_any_batch,
+    shapes_of,
+)
 from jaxsparse.export.safetensors import load_safetensors, plan
 from jaxsparse.files import replacing
 from jaxsparse.packed.base import is_packed
@@ -166,14 +170,10 @@ def _program(function, inputs, weights, platforms) -> bytes:
     """The bytes of a program."""
     jitted = jax.jit(function)
     try:
-        _check_portable(jitted.trace(*inputs, **weights).jaxpr)
-        return bytes(export.export(jitted, platforms=platforms)(*inputs, **weights).serialize())
-    except InconclusiveDimensionOperation as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ExportError(
-            f"{reason}, asked for in {_asked_in(error)}; batch=None would work, for the sizes of "
-            "these inputs"
-        ) from error
+        with of_any_batch():
+            _check_portable(jitted.trace(*inputs, **weights).jaxpr)
+            exported = export.export(jitted, platforms=platforms)(*inputs, **weights)
+        return bytes(exported.serialize())
     except (TypeError, ValueError) as error:
         if "serializ" not in str(error).lower():
             raise
@@ -197,15 +197,6 @@ def _check_portable(jaxpr) -> None:
                 f"{name} in {jaxprs.where(equation)} asks for the kernel {kernel!r}, a library "
                 "that is not there when the program runs; implementation=None would work"
             )
-
-
-def _asked_in(error: Exception) -> str:
-    """The last place on the way to an error that is neither JAX's code nor ours."""
-    frames = traceback.extract_tb(error.__traceback__)
-    libraries = str(pathlib.Path(export.__file__).parent), str(pathlib.Path(__file__).parents[1])
-    theirs = [frame for frame in frames if not frame.filename.startswith(libraries)]
-    last = (theirs or frames)[-1]
-    return f"{last.filename}:{last.lineno} ({last.name})"
 
 
 def _tensors(params: Tree) -> dict[str, jax.Array]:

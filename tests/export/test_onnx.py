@@ -1,0 +1,191 @@
+"""Files of ONNX, in ONNX Runtime and OpenVINO: `make test-onnx` has both, and jax2onnx."""
+
+import importlib.util
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxsparse as js
+from jaxsparse.export.program import ExportError
+
+NEEDED = ("jax2onnx", "onnxruntime", "openvino")
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+converted = pytest.mark.skipif(
+    bool(MISSING), reason=f"{' and '.join(MISSING)} missing: make test-onnx has an environment"
+)
+# Libraries of others, which warn of Flax and of forks.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
+
+X = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
+STORAGES = {
+    "blocks": (js.Block(4, 16), 0.5, None),
+    "int8 blocks": (js.Block(4, 16), 0.5, jnp.int8),
+    "2:4": (js.NM(2, 4), None, None),
+    "bitmap": (js.Unstructured(), 0.5, None),
+    "csc": (js.Unstructured(), 0.9, None),
+}
+
+
+class Attention(nnx.Module):
+    """What runtimes fuse, and whose heads `shrink_model` removes."""
+
+    def __init__(self, rngs):
+        self.query, self.key, self.value, self.out = (nnx.Linear(32, 32, rngs=rngs) for _ in "qkvo")
+        self.norm = nnx.LayerNorm(32, rngs=rngs)
+
+    def __call__(self, x, mask):
+        def heads(y):
+            return y.reshape(*y.shape[:-1], -1, 8)
+
+        q, k, v = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None, :], scores, -1e9))
+        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return {"hidden": self.norm(x + self.out(y.reshape(*y.shape[:2], -1)))}
+
+
+def mlp(params, x):
+    return jnp.tanh(x @ params["up"] + params["bias"]) @ params["down"]
+
+
+def weights():
+    up, down = jax.random.split(jax.random.key(1))
+    return {
+        "up": jax.random.normal(up, (32, 48)),
+        "bias": jnp.ones(48),
+        "down": jax.random.normal(down, (48, 4)),
+    }
+
+
+def packed(name):
+    pattern, sparsity, dtype = STORAGES[name]
+    rules = [js.Rule("up", pattern, sparsity)]
+    return js.pack_params(weights(), js.compute_masks(weights(), rules), rules, dtype=dtype)
+
+
+def assert_runs(path, expected, **inputs):
+    """Both runtimes give these outputs, for all rows and for the first two."""
+    import onnxruntime
+    import openvino
+
+    session = onnxruntime.InferenceSession(path)
+    single = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert {value.name for value in session.get_inputs()} == set(inputs)
+    names = [value.name for value in session.get_outputs()]
+    assert set(names) == set(expected)
+    for rows in (slice(None), slice(2)):
+        given = {name: value[rows] for name, value in inputs.items()}
+        for results in (session.run(None, given), [single(given)[name] for name in names]):
+            for name, result in zip(names, results, strict=True):
+                np.testing.assert_allclose(result, expected[name][rows], rtol=1e-4, atol=1e-4)
+
+
+def operators(path):
+    import onnx
+
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@converted
+@pytest.mark.parametrize("name", STORAGES)
+def test_packed_weights_leave_as_dense_products(name, tmp_path):
+    params, path = packed(name), tmp_path / "model.onnx"
+    expected = {"output": mlp(js.unpack_params(params), X)}
+    js.export_onnx(mlp, X, path=path, params=params)
+    assert_runs(path, expected, x=X)
+    js.export_onnx(lambda x: js.sparsify(mlp)(params, x), X, path=path)
+    assert_runs(path, expected, x=X)
+    assert set(operators(path)) <= {"MatMul", "Gemm", "Add", "Tanh", "Reshape"}
+
+
+@converted
+def test_modules_leave_whole_and_shrunk_ones_smaller(tmp_path):
+    model, x = Attention(nnx.Rngs(0)), X.reshape(3, 2, 32).repeat(2, 0)
+    x, mask = x[:6], np.array([[True, True], [True, False]] * 3)
+    keep = np.arange(32) % 16 < 8  # two heads of four
+    masks = {
+        f"{name}/kernel": np.broadcast_to(keep, (32, 32)) for name in ("query", "key", "value")
+    }
+    masks |= {f"{name}/bias": keep for name in ("query", "key", "value")}
+    small, _ = js.graph.shrink_model(model, masks, x, mask)
+    assert small.query.out_features == 16
+    for each in (model, small):
+        js.export_onnx(each, x, mask, path=tmp_path / "model.onnx")
+        assert_runs(tmp_path / "model.onnx", {"hidden": each(x, mask)["hidden"]}, x=x, mask=mask)
+
+
+@converted
+def test_what_shrink_returns(tmp_path):
+    gone = np.arange(48) < 20
+    masks = {"up": np.broadcast_to(gone, (32, 48)), "bias": gone}
+    small, run, _ = js.graph.shrink(mlp, weights(), masks, X)
+    js.export_onnx(run, X, path=tmp_path / "model.onnx", params=small)
+    expected = mlp(js.mask_params(weights(), masks), X)
+    assert_runs(tmp_path / "model.onnx", {"output": expected}, input0=X)
+
+
+@converted
+def test_layers_that_surgery_packed(tmp_path):
+    model = nnx.Sequential(nnx.Linear(32, 16, rngs=nnx.Rngs(0)), nnx.relu)
+    rules = [js.Rule("layers/0/kernel", js.Block(4, 16), 0.5)]
+    sparse, _ = js.nn.replace(model, rules)
+    js.export_onnx(sparse, X, path=tmp_path / "model.onnx")
+    assert_runs(tmp_path / "model.onnx", {"output": sparse(X)}, input0=X)
+
+
+@converted
+def test_results_that_are_inputs_or_each_other(tmp_path):
+    def model(x, scale):
+        y = x * scale
+        return {"x": x, "y": y, "again": [y]}
+
+    js.export_onnx(model, X, X, path=tmp_path / "model.onnx")
+    expected = {"output.x": X, "y": 2 * X, "again.0": 2 * X}
+    assert_runs(tmp_path / "model.onnx", expected, x=X, scale=np.full_like(X, 2))
+
+
+@converted
+def test_jax_is_left_as_it_was(tmp_path):
+    transposed = jax.jit(lambda x: jnp.transpose(x) @ x)
+    before = transposed(X)
+    js.export_onnx(transposed, X, path=tmp_path / "model.onnx")
+    np.testing.assert_array_equal(transposed(X), before)
+
+
+@converted
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda x: jax.pure_callback(np.sin, x, x),
+            r"pure_callback, in .*test_onnx\.py.* has no form.*export_stablehlo",
+        ),
+        (lambda x: jnp.fft.fft(x).real, r"ONNX Runtime refuses .* export_stablehlo, would work"),
+        (
+            nnx.Sequential(lambda x: nnx.max_pool(x[..., None], (2,), strides=(2,))),
+            r"jax2onnx fails with TypeError: .* as a function, lambda \*inputs",
+        ),
+        (lambda x: x if x.shape[0] > 4 else -x, r"'b' > '4' is inconclusive.*batch=None"),
+        (nnx.Dropout(0.5, rngs=nnx.Rngs(0)), r"dropout '' is active"),
+    ],
+    ids=["callback", "fft", "module", "size", "dropout"],
+)
+def test_what_cannot_leave_is_named_with_a_cure(model, message, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+    with pytest.raises(ExportError, match=message):
+        js.export_onnx(model, X, path=path)
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["jax2onnx", "onnxruntime"])
+def test_a_missing_package_is_named_with_its_extra(name, tmp_path, monkeypatch):
+    if name == "onnxruntime" and MISSING:
+        monkeypatch.setitem(sys.modules, "jax2onnx", pytest)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxsparse\[onnx\]'"):
+        js.export_onnx(jnp.tanh, X, path=tmp_path / "model.onnx")
