@@ -1,13 +1,13 @@
 """`structure`: heads and neurons, found in the channel graph of a traced model."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxsparse.graph.analysis.channels import Channels, Group, Place, summarize
 from jaxsparse.graph.analysis.pieces import Piece
 from jaxsparse.graph.analysis.trace import Analysis
-from jaxsparse.graph.analysis.values import Op, Walked
+from jaxsparse.graph.analysis.values import Op, Record, Walked
 from jaxsparse.graph.shrinking.folding import MOVES
 from jaxsparse.graph.structured.resolving import Structure
 from jaxsparse.graph.structured.units import Member, Role, StructuredGroup
@@ -28,9 +28,10 @@ def structure(
 
     A group of channels (`channels`) is one of units if some weights write it, others read it
     (sum over it), and no reader comes before a writer: what is read, worked on and added to
-    again is a residual stream, which no layer owns. Where an axis is made of several groups,
-    heads and head_dim, the major one is meant: a head goes as a whole. With grouped queries
-    that is a key head with all its query heads.
+    again is a residual stream, which no layer owns. What a norm or a mean runs over counts
+    all its channels, so these are none either. Where an axis is made of several groups, heads
+    and head_dim, the major one is meant: a head goes as a whole. With grouped queries that is
+    a key head with all its query heads.
 
     Args:
       fn, params, inputs, blocks: the model, as in `channels`; shapes are enough.
@@ -48,7 +49,7 @@ def structure(
       ...     return x + jnp.tanh(x @ params["up"] + params["bias"]) @ params["down"]
       >>> params = {"up": jnp.ones((2, 8)), "bias": jnp.ones(8), "down": jnp.ones((8, 2))}
       >>> print(structure(mlp, params, jnp.ones((5, 2))))
-      down, up: 8 neurons, written by up[1], read by down[0]
+      up, down: 8 neurons, written by up[1], read by down[0]
 
     References:
       NNCF's structured masking, which knows its architectures by name.
@@ -70,15 +71,16 @@ class _Finder:
 
     def structure(self) -> Structure:
         found = [(group, self._members(group)) for group in self.channels.groups]
+        counted, heads = self._numbers(_reduced), self._numbers(_batches)
         units = [
             (group, members)
             for group, members in found
             if {"writes", "reads"} <= {member.role for member in members}
+            and group.id not in counted
             and not self._is_inner(group)
             and not self._is_stream(members)
         ]
         units.sort(key=lambda pair: self._first_read(pair[1]))
-        heads = self._heads()
         return Structure(tuple(self._group(*pair, pair[0].id in heads) for pair in units))
 
     def _group(self, group: Group, members: tuple[Member, ...], heads: bool) -> StructuredGroup:
@@ -88,6 +90,7 @@ class _Finder:
         inside = {member.path for member in members}
         readers = {member.path for member in weights if member.role == "reads"}
         outputs = [p for p, at in self.layers.items() if at in readers and p not in inside]
+        weights.sort(key=lambda member: member.role == "reads")
         name = _name(list(dict.fromkeys(member.path for member in weights)))
         return StructuredGroup(name, kind, group.size, members, tuple(outputs))
 
@@ -188,26 +191,39 @@ class _Finder:
                 waiting.extend(before.inputs)
         return found
 
-    def _heads(self) -> set[int]:
-        """Groups along which a product of two activations is a batch of products."""
+    def _numbers(self, terms_of: Callable[[Record], Iterable[int]]) -> set[int]:
+        """The groups that some terms of equations on activations are made of."""
         terms = self.analysis.terms
         axes = (term for value in self.analysis.leaves.values() for term in value.axes)
         free = dict.fromkeys(f.atom for f in terms.factors(axes) if f.cause is None)
         numbers = {atom: id for id, atom in enumerate(free)}
-        batches = (factor.atom for factor in terms.factors(_batches(self.analysis.walked)))
-        return {numbers[atom] for atom in batches if atom in numbers}
+        wanted = (term for record in _records(self.analysis.walked) for term in terms_of(record))
+        return {numbers[f.atom] for f in terms.factors(wanted) if f.atom in numbers}
 
 
-def _batches(walked: Walked) -> Iterator[int]:
-    """Terms of the batch axes of products of what depends on the inputs."""
+def _records(walked: Walked) -> Iterator[Record]:
+    """The equations all of whose operands depend on the inputs, those of inner programs too."""
     for record in walked.records:
         for inner in record.inner:
-            yield from _batches(inner)
-        if record.equation.primitive.name != "dot_general":
-            continue
-        if all(value.ops for value in record.operands):
-            _, (batch, _) = record.equation.params["dimension_numbers"]
-            yield from (record.operands[0].axes[i] for i in batch)
+            yield from _records(inner)
+        if record.operands and all(value.ops for value in record.operands):
+            yield record
+
+
+def _batches(record: Record) -> Iterable[int]:
+    """Along what a product of two activations is a batch of products: heads."""
+    if record.equation.primitive.name != "dot_general":
+        return ()
+    _, (batch, _) = record.equation.params["dimension_numbers"]
+    return [record.operands[0].axes[i] for i in batch]
+
+
+def _reduced(record: Record) -> Iterable[int]:
+    """What a norm, a mean or a softmax runs over, and would miss if it went."""
+    if not record.equation.primitive.name.startswith(("reduce_", "arg")):
+        return ()
+    axes = record.equation.params.get("axes", ())
+    return [record.operands[0].axes[i] for i in axes]
 
 
 def _name(paths: Sequence[str]) -> str:
