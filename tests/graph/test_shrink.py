@@ -314,3 +314,27 @@ def test_keys_that_are_closed_over():
     small, run, _ = js.graph.shrink(noisy, params, masks, numbers(5, 3))
     assert small["up"].shape == (3, 3)
     assert_same(run(small, numbers(5, 3)), noisy(js.mask_params(params, masks), numbers(5, 3)))
+
+
+def test_leaves_that_are_to_be_kept_keep_their_shape():
+    def fn(params, x):
+        """Five of eight positions are read."""
+        x = x + params["position"][: x.shape[0]]
+        return jnp.tanh(x @ params["up"]) @ params["down"]
+
+    params = {"position": numbers(8, 3), "up": numbers(3, 6), "down": numbers(6, 2)}
+    x = numbers(5, 3)
+    masks = {"position": jnp.arange(8)[:, None] < jnp.full(3, 5)}
+    masks["down"] = jnp.broadcast_to(jnp.arange(6)[:, None] < 4, (6, 2))
+    small, _, _ = js.graph.shrink(fn, params, masks, x)
+    assert (small["position"].shape, small["up"].shape) == ((6, 3), (3, 4))  # one always stays
+    small, run, report = js.graph.shrink(fn, params, masks, x, keep=("pos.*",))
+    assert (small["position"].shape, small["up"].shape) == ((8, 3), (3, 4))
+    assert "3 masked channels stay; pinned: 8 channels in position[0]: is kept" in str(report)
+    masked = js.mask_params(params, masks)
+    for length in 5, 4:  # another length is another analysis
+        assert_same(run(small, x[:length]), fn(masked, x[:length]))
+    with pytest.raises(ValueError, match="keep: 'potision' matches no leaf; did you mean 'pos"):
+        js.graph.shrink(fn, params, masks, x, keep=("potision",))
+    with pytest.raises(TypeError, match=r"keep='pos.\*' is no list"):
+        js.graph.shrink(fn, params, masks, x, keep="pos.*")

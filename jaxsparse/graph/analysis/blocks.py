@@ -1,7 +1,7 @@
-"""Channels that somebody says go together, such as those of a head."""
+"""Channels that somebody says go together, such as those of a head, or stay."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from jaxsparse.graph.analysis.axes import Terms
 from jaxsparse.graph.analysis.pieces import Cause
@@ -21,10 +21,7 @@ def declare(
       ValueError: for blocks that no leaf has.
     """
     for pattern, (axis, size) in blocks.items():
-        paths = [path for path in leaves if re.fullmatch(pattern, path)]
-        if not paths:
-            raise ValueError(f"blocks: {pattern!r} matches no leaf; {near_misses(pattern, leaves)}")
-        for path in paths:
+        for path in _matched("blocks", pattern, leaves):
             shape = shapes[path]
             if not -len(shape) <= axis < len(shape) or size < 1 or shape[axis] % size:
                 raise ValueError(
@@ -36,3 +33,22 @@ def declare(
             terms.pin(inner, cause)
             block = terms.product([terms.atom(shape[axis] // size), inner])
             terms.unify(leaves[path].axes[axis], block, cause)
+
+
+def hold(patterns: Iterable[str], leaves: Mapping[str, Value], terms: Terms) -> None:
+    """Pins all axes of the leaves that match, as `shrink` takes `keep`.
+
+    Raises:
+      ValueError: for an expression that matches no leaf.
+    """
+    for pattern in patterns:
+        for path in _matched("keep", pattern, leaves):
+            for axis in leaves[path].axes:
+                terms.pin(axis, Cause("keep", f"is kept in {path}, as asked"))
+
+
+def _matched(argument: str, pattern: str, leaves: Mapping[str, Value]) -> list[str]:
+    paths = [path for path in leaves if re.fullmatch(pattern, path)]
+    if not paths:
+        raise ValueError(f"{argument}: {pattern!r} matches no leaf; {near_misses(pattern, leaves)}")
+    return paths

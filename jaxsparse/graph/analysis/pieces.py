@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
+_NO_PRIMITIVES = ("input", "output", "constant", "block", "keep", "unused", "empty")
+
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
@@ -14,7 +16,7 @@ class Cause:
 
     Attributes:
       primitive: name of the JAX primitive, or "input", "output",
-        "constant", "block", "unused", "empty".
+        "constant", "block", "keep", "unused", "empty".
       reason: what it does to the axis.
       op: number of the op in `Channels.ops`, None for what is none of them.
     """
@@ -24,8 +26,9 @@ class Cause:
     op: int | None = None
 
     def __str__(self) -> str:
-        named = self.primitive not in ("input", "output", "constant", "block", "unused", "empty")
-        return f"{self.primitive} {self.reason}" if named else self.reason
+        return (
+            self.reason if self.primitive in _NO_PRIMITIVES else f"{self.primitive} {self.reason}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jax.interpreters import partial_eval
 from jaxsparse import control, jaxprs
 from jaxsparse.graph.analysis import rules  # noqa: F401  enters the rules of all primitives
 from jaxsparse.graph.analysis.axes import Terms
-from jaxsparse.graph.analysis.blocks import declare
+from jaxsparse.graph.analysis.blocks import declare, hold
 from jaxsparse.graph.analysis.pieces import Cause
 from jaxsparse.graph.analysis.registry import CHANNELS, sizes
 from jaxsparse.graph.analysis.symbolic import StandIns
@@ -41,6 +41,7 @@ class Analysis:
       removal: whether channels are to go, rather than to change places. What tells them
         apart by a number of its own (a constant, a random number) can be cut, but not
         permuted: it stays where it is, and is pinned, unless this is True.
+      keep: as in `shrink`.
 
     Attributes:
       terms: of all axes.
@@ -61,6 +62,7 @@ class Analysis:
         inputs: Sequence[Any],
         blocks: Mapping[str, tuple[int, int]] | None = None,
         removal: bool = False,
+        keep: Iterable[str] = (),
     ):
         self.removal = removal
         leaves = arrays_by_path(params)
@@ -84,6 +86,7 @@ class Analysis:
         }
         self.leaves = {path: self._leaf(path, shape) for path, shape in self.shapes.items()}
         declare(blocks or {}, self.shapes, self.leaves, self.terms)
+        hold(keep, self.leaves, self.terms)
         self._pin_unused()
         self.inputs = [sizes(variable) for variable in arguments[len(leaves) :]]
         self.products = self._products()

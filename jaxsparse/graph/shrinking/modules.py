@@ -1,7 +1,7 @@
 """`shrink_model`: a smaller `nnx` model, its modules resized to what is left of them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ def shrink_model(
     *inputs: Any,
     resolve: Resolve = "union",
     blocks: Mapping[str, tuple[int, int]] | None = None,
+    keep: Sequence[str] = (),
 ) -> tuple[nnx.Module, ShrinkReport]:
     """Removes what masks leave empty from an `nnx` model: see `shrink`.
 
@@ -42,7 +43,7 @@ def shrink_model(
 
     Args:
       model: in evaluation mode; called as model(*inputs). It is left as it is.
-      masks, resolve, blocks: as in `shrink`.
+      masks, resolve, blocks, keep: as in `shrink`.
       inputs: arrays; with shapes only, no more than that the new model runs is checked.
 
     Returns:
@@ -74,7 +75,9 @@ def shrink_model(
         # A copy: what the model counts as it draws random numbers is not to be ours.
         return nnx.merge(graph, random, params, copy=True)(*inputs)
 
-    smaller, run, report = shrink(fn, params, masks, *inputs, resolve=resolve, blocks=blocks)
+    smaller, run, report = shrink(
+        fn, params, masks, *inputs, resolve=resolve, blocks=blocks, keep=keep
+    )
     found = nnx.merge(graph, random, smaller)
     for path, module in nnx.iter_modules(found):
         prefix = "".join(f"{part}/" for part in path)

@@ -1,6 +1,7 @@
 """`shrink`: what masks leave empty is removed, and the model is really smaller."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ def shrink(
     *inputs: Any,
     resolve: Resolve = "union",
     blocks: Mapping[str, tuple[int, int]] | None = None,
+    keep: Sequence[str] = (),
 ) -> tuple[Tree, Callable[..., Any], ShrinkReport]:
     """Removes the channels, neurons and heads that masks leave empty, with all tied to them.
 
@@ -55,6 +57,9 @@ def shrink(
       resolve: "union" or "intersection".
       blocks: channels that go together, as in `channels`: a head that the trace does
         not show is declared here, and goes as a whole or not at all.
+      keep: regular expressions of the paths of leaves that keep their shape, whatever masks
+        leave of them: `(r".*position/embedding",)` keeps the rows beyond the length that was
+        traced, which this program does not read.
 
     Returns:
       - the masked parameters without what was removed, a tree as before;
@@ -65,8 +70,10 @@ def shrink(
         what took over a constant.
 
     Raises:
-      ValueError: for another `resolve`, and masks of other shapes.
-      TypeError: for parameters of which only the shapes are given.
+      ValueError: for another `resolve`, masks of other shapes, and an expression of `keep`
+        or `blocks` that no leaf has.
+      TypeError: for parameters of which only the shapes are given, and one `keep` that is
+        no list.
       KeyError: for masks of leaves that are not there.
 
     Example:
@@ -90,7 +97,10 @@ def shrink(
                 "would work; channels(...) takes shapes"
             )
     masked = mask_params(params, masks)
-    analysis = Analysis(fn, params, inputs, blocks, removal=True)
+    if isinstance(keep, str):
+        raise TypeError(f"keep={keep!r} is no list; keep=({keep!r},) would work")
+    analyse = functools.partial(Analysis, fn, blocks=blocks, removal=True, keep=tuple(keep))
+    analysis = analyse(params, inputs)
     choice = Choice(analysis, masked, leaves_by_path(masks))
     choice.resolve(resolve)
     report = report_of(choice, summarize(analysis))
@@ -107,7 +117,7 @@ def shrink(
     def shrunk(params: Tree, *inputs: Any) -> Any:
         """Runs the smaller model."""
         known = _signature(inputs) == first
-        program = analysis if known else Analysis(fn, shapes, _shapes(inputs), blocks, removal=True)
+        program = analysis if known else analyse(shapes, _shapes(inputs))
         left = choice.kept if known else _kept_of(program, kept)
         leaves = arrays_by_path(params)
         _check(leaves, kept)
