@@ -14,7 +14,13 @@ from jaxsparse.graph.permutation.search import PermutationSearch, search_permuta
 from jaxsparse.graph.picture.plot import plot
 from jaxsparse.graph.shrinking.modules import shrink_model
 from jaxsparse.graph.shrinking.shrink import shrink
-from jaxsparse.graph.shrinking.shrink_report import PinnedChannels, ShrinkReport, ShrunkGroup, Stay
+from jaxsparse.graph.shrinking.shrink_report import (
+    Crossing,
+    PinnedChannels,
+    ShrinkReport,
+    ShrunkGroup,
+    Stay,
+)
 from jaxsparse.graph.structured.finding import structure
 from jaxsparse.graph.structured.resolving import KeptUnits, Structure, StructureReport
 from jaxsparse.graph.structured.units import Member, StructuredGroup
@@ -23,6 +29,7 @@ __all__ = [
     "ASP",
     "Cause",
     "Channels",
+    "Crossing",
     "Factor",
     "Group",
     "KeptUnits",

@@ -210,6 +210,24 @@ def test_key_heads_go_with_all_their_query_heads():
     assert found["o"].any(axis=1).tolist() == [False] * 8 + [True] * 8
 
 
+def test_a_query_head_alone_stays_and_is_named():
+    params = {"q": numbers(16, 16), "o": numbers(16, 16, seed=2)}
+    params |= {"k": numbers(16, 8, seed=3), "v": numbers(16, 8, seed=4)}
+    masks = {"o": jnp.broadcast_to((jnp.arange(16) // 4 != 2)[:, None], (16, 16))}
+    small, run, report = js.graph.shrink(grouped, params, masks, X)
+    assert small["q"].shape == (16, 16)
+    (crossing,) = report.crossings
+    assert (crossing.path, crossing.axis, crossing.channels.tolist()) == ("o", 0, [[1, 0]])
+    assert "o[0] is empty where channels (1, 0) of groups" in str(report)
+    assert "2 channels) meet: these stay, one alone cannot go" in str(report)
+    masks["o"] &= (jnp.arange(16) // 4 != 3)[:, None]  # and the other one of its key head
+    small, run, report = js.graph.shrink(grouped, params, masks, X)
+    assert small["q"].shape == (16, 8) and small["k"].shape == (16, 4) and not report.crossings
+    assert "2 -> 1 channels [0]" in str(report)
+    masked = grouped(js.mask_params(params, masks), X)
+    np.testing.assert_allclose(run(small, X), masked, atol=1e-5, rtol=1e-5)
+
+
 def test_a_layer_between_two_others_has_neurons_on_both_axes():
     def mlp(params, x):
         return jnp.tanh(jnp.tanh(x @ params["a"]) @ params["b"]) @ params["c"]

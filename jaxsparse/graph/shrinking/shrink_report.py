@@ -1,7 +1,7 @@
 """What `shrink` removed, what it did not and why, and what would let it go."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,10 +9,13 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxsparse.graph.analysis.channels import Channels, Group, Pinned
+from jaxsparse.graph.analysis.pieces import others, outer
 from jaxsparse.graph.shrinking.choice import Choice
 
 # Of a longer list the report shows no more.
 SHOWN = 4
+# The numbers of no more channels than these are written out.
+NAMED = 32
 
 Indices = Int[np.ndarray, "_"]
 
@@ -65,7 +68,11 @@ class ShrunkGroup:
     def __str__(self) -> str:
         wrong = f", {len(self.inexact)} of the removed did add something" * bool(len(self.inexact))
         where = ", ".join(map(str, self.group.places))
-        lines = [f"{self.group.size} -> {len(self.kept)} channels{wrong}: {where}"]
+        # Channels of many positions each, such as heads, are few: they are told by number.
+        few = self.group.size - len(self.kept) > 0 and self.group.size <= NAMED
+        named = few and any(place.repeats > 1 for place in self.group.places)
+        kept = f"{len(self.kept)} channels" + f" {self.kept.tolist()}" * named
+        lines = [f"{self.group.size} -> {kept}{wrong}: {where}"]
         for path, channels in self.folded.items():
             lines.append(f"  {len(channels)} removed were constant: {path} took that over")
         return "\n".join([*lines, *(f"  {stay}" for stay in self.stays)])
@@ -88,6 +95,33 @@ class PinnedChannels:
 
 
 @dataclasses.dataclass(frozen=True)
+class Crossing:
+    """Positions that a mask leaves empty where channels of several groups meet, and which stay.
+
+    With grouped queries a query head is one of its key head and of its place there: it goes
+    with all of the one or with all of the other, never alone.
+
+    Attributes:
+      path, axis: of the leaf.
+      groups: whose channels meet, major to minor.
+      channels: one row for every empty one, its channel in each of the groups.
+    """
+
+    path: str
+    axis: int
+    groups: tuple[Group, ...]
+    channels: Int[np.ndarray, "_ _"]
+
+    def __str__(self) -> str:
+        ids = " and ".join(f"{group.id} ({group.size} channels)" for group in self.groups)
+        some = _listed([str(tuple(map(int, row))) for row in self.channels], ", ")
+        return (
+            f"{self.path}[{self.axis}] is empty where channels {some} of groups {ids} meet: these "
+            "stay, one alone cannot go; all that share a channel with it would have to be masked"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ShrinkReport:
     """What `shrink` removed, and what not; `str(report)` is a table.
 
@@ -98,6 +132,8 @@ class ShrinkReport:
       masks: by path, the masks of the smaller leaves.
       before, after: numbers in the parameters.
       channels: the analysis of the model as it was, with what may be removed.
+      crossings: what is empty at the crossing of groups only, single query heads of a key
+        head, and stays.
     """
 
     groups: tuple[ShrunkGroup, ...]
@@ -107,11 +143,13 @@ class ShrinkReport:
     before: int
     after: int
     channels: Channels
+    crossings: tuple[Crossing, ...] = ()
 
     def __str__(self) -> str:
         share = self.after / self.before if self.before else 1.0
         total = f"{self.before} -> {self.after} parameters ({share:.1%})"
-        return "\n".join([*map(str, self.groups), *map(str, self.pinned), total])
+        rows = (*self.groups, *self.pinned, *self.crossings)
+        return "\n".join([*map(str, rows), total])
 
 
 def _listed(items: Sequence[str], joint: str) -> str:
@@ -133,7 +171,30 @@ def report_of(choice: Choice, channels: Channels) -> ShrinkReport:
     )
     before = sum(leaf.size for leaf in choice.leaves.values())
     after = sum(int(np.prod([len(a) for a in axes], dtype=int)) for axes in kept.values())
-    return ShrinkReport(_groups(choice, channels), pinned, kept, masks, before, after, channels)
+    return ShrinkReport(
+        *(_groups(choice, channels), pinned, kept, masks, before, after, channels),
+        tuple(_crossings(choice, channels)),
+    )
+
+
+def _crossings(choice: Choice, channels: Channels) -> Iterator[Crossing]:
+    groups = dict(zip(choice.free, channels.groups, strict=True))
+    terms = choice.analysis.terms
+    for path, mask in choice.masks.items():
+        for axis, term in enumerate(choice.analysis.leaves[path].axes):
+            alive = np.asarray(mask.any(axis=others(axis, mask.ndim)))
+            for piece in terms.pieces(term):
+                # What is empty along the minor factor is a row of a head, not a head.
+                meeting = [i for i, f in enumerate(piece.factors[:-1]) if f.atom in groups]
+                if len(meeting) < 2:
+                    continue
+                grid = alive[piece.grid()]
+                rest = tuple(i for i in range(grid.ndim) if i not in meeting)
+                atoms = [piece.factors[i].atom for i in meeting]
+                empty = ~grid.any(axis=rest) & outer([choice.left[atom] for atom in atoms])
+                if empty.any():
+                    met = tuple(groups[atom] for atom in atoms)
+                    yield Crossing(path, axis, met, np.argwhere(empty))
 
 
 def _groups(choice: Choice, channels: Channels) -> tuple[ShrunkGroup, ...]:
