@@ -56,6 +56,7 @@ class Experiment:
       forward: (params, extra, inputs) -> outputs in evaluation mode, not jitted.
       predict: (state, inputs) -> outputs of the masked model in evaluation mode.
       sparsity: state -> fraction of zeros in the pruned leaves.
+      leaf_sparsity: the same of every pruned leaf that is no vector, by path.
       permute: state -> (state with channels permuted, report); None where the recipe
         permutes nothing. Runs on the host.
       resolve: state -> (state with masks of whole heads and neurons, report); None where
@@ -75,6 +76,7 @@ class Experiment:
     forward: Callable[[Any, Any, Any], jax.Array]
     predict: Callable[[TrainState, Any], jax.Array]
     sparsity: Callable[[TrainState], jax.Array]
+    leaf_sparsity: Callable[[TrainState], dict[str, jax.Array]]
     permute: Callable[[TrainState], tuple[TrainState, js.graph.PermutationReport]] | None
     resolve: Callable[[TrainState], tuple[TrainState, js.graph.StructureReport]] | None
     module: Callable[[Any, Any], Any] | None
@@ -135,6 +137,11 @@ def build(config: Config) -> Experiment:
         return model.apply(params, extra, inputs, None)[0]
 
     example = dataset.train.take(np.arange(2)).inputs
+
+    @functools.cache
+    def found_structure() -> js.graph.Structure:
+        return js.graph.structure(forward, shapes, extra_shapes, example)
+
     written = rules.parse_rules(config.rules)
     parsed = js.read_axes(written, forward, shapes, extra_shapes, example)
     distribution = rules.parse_distribution(config.distribution)
@@ -145,6 +152,7 @@ def build(config: Config) -> Experiment:
         steps=config.steps,
         seed=config.seed,
         optimizer=functools.partial(_optimizer, config),
+        structure=found_structure,
     )
     recipe = recipes.create(setup=setup, **config.recipe)
     targets = js.targets(parsed, shapes, config.sparsity, distribution)
@@ -193,19 +201,19 @@ def build(config: Config) -> Experiment:
         kept = sum(jnp.sum(mask, dtype=jnp.int32) for mask in masks)
         return 1.0 - kept / max(1, sum(mask.size for mask in masks)) if masks else jnp.zeros(())
 
+    @jax.jit
+    def leaf_sparsity(state: TrainState):
+        masks = recipe.masks(state.opt_state)
+        return {path: 1.0 - jnp.mean(mask) for path, mask in masks.items() if mask.ndim > 1}
+
     def permute(state: TrainState):
         options = recipe.permutation or {}
         trees, report = permutation.permute(model.apply, parsed, example, state, **options)
         return TrainState(*trees), report
 
     def resolve(state: TrainState):
-        opt_state, report = structure.resolve(
-            lambda params, inputs: forward(params, state.extra, inputs),
-            state.params,
-            state.opt_state,
-            example,
-            **recipe.structure or {},
-        )
+        options = recipe.structure or {}
+        opt_state, report = structure.resolve(found_structure(), state.opt_state, **options)
         return state._replace(opt_state=opt_state), report
 
     return Experiment(
@@ -221,6 +229,7 @@ def build(config: Config) -> Experiment:
         forward=forward,
         predict=predict,
         sparsity=sparsity,
+        leaf_sparsity=leaf_sparsity,
         permute=None if recipe.permutation is None else permute,
         resolve=None if recipe.structure is None else resolve,
         module=model.module,

@@ -1,6 +1,8 @@
 """Figures of a run, as matplotlib figures without a display."""
 
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,6 +56,61 @@ def curves(history: Sequence[Mapping[str, float]], metric: str, dense_until: int
     right.set_ylabel("sparsity (fraction zero)", color=_ORANGE)
     right.set_ylim(-0.02, 1.02)
     figure.legend(handles=lines, fontsize=8, loc="outside upper center", ncols=3)
+    return figure
+
+
+def lifecycle(
+    history: Sequence[Mapping[str, float]],
+    metric: str,
+    leaves: Sequence[Mapping[str, Any]],
+    rules: Sequence[Sequence],
+    phases: Sequence[tuple[str, float, float]],
+) -> Figure:
+    """Loss and metric above, sparsity by rule below, against the step; phases are shaded.
+
+    Args:
+      history: records of ``metrics.jsonl``; pruned leaves are ``sparsity/<path>``.
+      metric: name of the metric; evaluated records hold ``test_<metric>``.
+      leaves: with keys path and size.
+      rules: (path regex, pattern) of the config; one without such leaves is not drawn.
+      phases: (name, first step, last step).
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    right = above.twinx()
+    lines = above.plot(*_series(history, "loss"), color=_GREY, linewidth=1, label="loss, training")
+    held_out = _series(history, f"test_{metric}")
+    label = f"held-out {metric}"
+    lines += right.plot(*held_out, color=_BLUE, marker="o", markersize=3, label=label)
+    above.set_ylabel("loss", color=_GREY)
+    right.set_ylabel(label, color=_BLUE)
+    sizes = {leaf["path"]: leaf["size"] for leaf in leaves}
+    for path, pattern, *_ in rules:
+        of_rule = {
+            f"sparsity/{leaf}": size for leaf, size in sizes.items() if re.fullmatch(path, leaf)
+        }
+        records = [record for record in history if record.keys() & of_rule.keys()]
+        shares = [
+            np.average(
+                [r[key] for key in of_rule if key in r],
+                weights=[size for key, size in of_rule.items() if key in r],
+            )
+            for r in records
+        ]
+        if records:
+            lines += below.plot([r["step"] for r in records], shares, label=f"{path}: {pattern}")
+    below.set_ylabel("sparsity by rule")
+    below.set_ylim(-0.02, 1.02)
+    below.set_xlabel("step")
+    for (name, begin, end), shade in zip(phases, itertools.cycle((0.0, 0.12))):
+        for axes in (above, below):
+            axes.axvspan(begin, end, color=_GREY, alpha=shade, linewidth=0)
+        if end > begin:
+            middle = (begin + end) / 2
+            above.text(
+                middle, 1.02, name, transform=above.get_xaxis_transform(), ha="center", fontsize=8
+            )
+    figure.legend(handles=lines, fontsize=7, loc="outside lower center", ncols=1)
     return figure
 
 

@@ -86,6 +86,7 @@ def _report(
         "dense_bytes": counts["dense_bytes"],
         "sparse_bytes": counts["stored_bytes"],
         "dense_until": begin,
+        "structure_at": experiment.recipe.structure_at,
         # The first record of a run holds the compilation.
         "unmasked_step_ms": _step_ms([r for r in history[1:] if r["step"] <= begin]),
         "masked_step_ms": _step_ms([r for r in history[1:] if r["step"] > begin]),

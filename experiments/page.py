@@ -52,6 +52,8 @@ def build(
     ]
     if "latency" in report:
         sections.append(_latency(report))
+    if "structure" in report:
+        sections += _structure(report, history)
     if masks:
         sections.append(
             Section(
@@ -96,6 +98,38 @@ def _latency(report: Mapping[str, Any]) -> Section:
         "95th percentile."
     )
     return Section("Latency", figures.latencies(spread), text)
+
+
+def _structure(report: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> list[Section]:
+    begin, end, steps = report["dense_until"], report["structure_at"], report["steps"]
+    phases = [
+        ("dense", 0, begin),
+        ("sparsification", begin, end),
+        ("structured masking, then fine-tuning", end, steps),
+    ]
+    rules = report["config"]["rules"]
+    groups = [["group", "kept", "of", "kind"]]
+    groups += [
+        [row["group"], f"{len(row['kept']):,}", f"{row['units']:,}", row["kind"]]
+        for row in report["structure"]
+    ]
+    return [
+        Section(
+            "Lifecycle",
+            figures.lifecycle(history, report["headline"], report["leaves"], rules, phases),
+            f"Up to step {end:,} masks come and go; there they are made those of whole heads and "
+            "neurons, and what is left is fine-tuned under masks that stay.",
+        ),
+        Section(
+            "Forms of the model",
+            summary.forms(report),
+            f"Milliseconds a forward pass, medians; all forms in turn in one process, on "
+            f"{report['environment']['processor']}. Dense multiplies the zeros, shrunk is without "
+            "the heads and neurons that are gone, packed stores what is sparse in the rest in "
+            "blocks.",
+        ),
+        Section("Heads and neurons", groups, "What is left of each group of the channel graph."),
+    ]
 
 
 def _permutation(report: Mapping[str, Any], folder: pathlib.Path) -> list[Section]:

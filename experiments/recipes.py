@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxsparse as js
-from experiments import steps
+from experiments import magnitudes, steps
 from experiments.registry import Registry, near_misses
 from jaxsparse.pruning.distributions import Distribution
 from jaxsparse.pruning.schedules import Schedule
@@ -37,6 +37,7 @@ class Setup:
       seed: for whatever the recipe draws at random.
       optimizer: restarts -> (optimizer, its learning rate); a restart is a step at
         which the learning-rate schedule begins anew.
+      structure: () -> the heads and neurons of the model.
     """
 
     rules: Sequence[js.Rule]
@@ -45,6 +46,7 @@ class Setup:
     steps: int
     seed: int
     optimizer: MakeOptimizer
+    structure: Callable[[], js.graph.Structure]
 
     def at(self, **options: float) -> list[int]:
         """The steps that options such as ``begin=0.25`` stand for.
@@ -162,11 +164,9 @@ def magnitude(
       form: "pruned", or "chain" for the same parts as a plain ``optax.chain``.
     """
     start, stop = setup.at(begin=begin, end=end)
-    if ramp not in _RAMPS:
-        raise ValueError(f"unknown recipe.ramp {ramp!r}{near_misses(ramp, _RAMPS)}")
     if form not in ("pruned", "chain"):
         raise ValueError(f"recipe.form is 'pruned' or 'chain', not {form!r}")
-    pruner = setup.prune(_RAMPS[ramp](0.0, begin=start, end=stop, every=setup.interval(every)))
+    pruner = setup.prune(_ramp(ramp)(0.0, begin=start, end=stop, every=setup.interval(every)))
     optimizer, rate = setup.optimizer((start,) if start else ())
     parts = [js.add_group_lasso(group_lasso, setup.rules)] if group_lasso else []
     if form == "chain":
@@ -346,6 +346,48 @@ def structured_movement(
         structure={"resolve": resolve, "refill": refill},
         structure_at=stop,
     )
+
+
+@RECIPES.register("structured_magnitude")
+def structured_magnitude(
+    setup: Setup,
+    begin: float,
+    end: float,
+    every: float = 1 / 200,
+    ramp: str = "cubic",
+    resolve: str = "union",
+    refill: bool = True,
+) -> Recipe:
+    """What ``structured_movement`` is compared with: the same patterns, steps and ending,
+    but the groups of least magnitude go, and the target says how many.
+
+    Args:
+      setup: see ``Setup``.
+      begin: first masks.
+      end: the target is reached; masks stay from there on.
+      every: steps between mask updates.
+      ramp: "cubic", "linear", "cosine" or "exponential".
+      resolve, refill: as in ``structured_movement``.
+    """
+    start, stop = setup.at(begin=begin, end=end)
+    optimizer, rate = setup.optimizer((start,) if start else ())
+    # The last masks are chosen in the step before `stop`.
+    schedule = _ramp(ramp)(0.0, begin=start, end=stop - 1, every=setup.interval(every))
+    score = magnitudes.unit_magnitude(setup.structure)
+    pruner = setup.prune(schedule, score=score, regrowth=js.straight_through("masked"))
+    return Recipe(
+        optax.chain(pruner, optimizer),
+        rate,
+        dense_until=start,
+        structure={"resolve": resolve, "refill": refill},
+        structure_at=stop,
+    )
+
+
+def _ramp(name: str) -> Callable[..., Schedule]:
+    if name not in _RAMPS:
+        raise ValueError(f"unknown recipe.ramp {name!r}{near_misses(name, _RAMPS)}")
+    return _RAMPS[name]
 
 
 @RECIPES.register("group_lasso")

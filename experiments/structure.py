@@ -1,10 +1,7 @@
 """Masks of a run made those of whole heads and neurons, at the end of its sparsification."""
 
 import pathlib
-from collections.abc import Callable
 from typing import Any
-
-import jax
 
 import jaxsparse as js
 from experiments import workdir
@@ -14,19 +11,13 @@ NUMBERS = "structure.json"
 
 
 def resolve(
-    forward: Callable[[Any, Any], jax.Array],
-    params: Any,
-    opt_state: Any,
-    inputs: Any,
-    **options: Any,
+    structure: js.graph.Structure, opt_state: Any, **options: Any
 ) -> tuple[Any, StructureReport]:
     """The optimizer's state with masks that keep heads and neurons as a whole or not at all.
 
     Args:
-      forward: (params, inputs) -> outputs in evaluation mode.
-      params: of the model.
+      structure: of the model.
       opt_state: that has its masks.
-      inputs: an example batch.
       options: of ``jaxsparse.graph.Structure.resolve``.
 
     Returns:
@@ -35,9 +26,8 @@ def resolve(
     Raises:
       ValueError: a model without such groups, options without meaning.
     """
-    found = js.graph.structure(forward, params, inputs)
-    masks = found.resolve(js.masks(opt_state), **options)
-    return js.replace_masks(opt_state, masks), found.report(masks)
+    masks = structure.resolve(js.masks(opt_state), **options)
+    return js.replace_masks(opt_state, masks), structure.report(masks)
 
 
 def write(report: StructureReport, folder: pathlib.Path) -> None:

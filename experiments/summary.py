@@ -31,7 +31,7 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
     metric = report["headline"]
     table = [["", "dense", "sparse"]]
     for name in dict.fromkeys(
-        [metric, *(m for m in ("accuracy", "auc") if f"sparse_{m}" in report)]
+        [metric, *(m for m in ("accuracy", "f1", "auc") if f"sparse_{m}" in report)]
     ):
         form = "{:.2%}".format if name == "accuracy" else "{:.4f}".format
         table.append(pair(f"held-out {name}", form, f"dense_{name}", f"sparse_{name}"))
@@ -46,7 +46,31 @@ def rows(report: Mapping[str, Any]) -> list[list[str]]:
         spread = (report["latency"][f"{side}_percentiles_ms"] for side in ("dense", "sparse"))
         middle = (f"{low:.3f}-{high:.3f}" for _, low, _, high, _ in spread)
         table.append(["  half of the passes within", *middle])
+    if "linear_left" in report:
+        table.append(["linear weights stored", "100.00%", f"{report['linear_left']:.2%}"])
+        for key, name in (("linear", "bytes of linear weights"), ("model", "bytes of all weights")):
+            for bits, suffix in ((32, ""), (16, "_16")):
+                sizes = report[f"{key}_bytes{suffix}"]
+                cells = (f"{sizes[form]:,}" for form in ("dense", "smallest"))
+                table.append([f"{name}, {bits} bits", *cells])
+        for batch, found in report["forms"].items():
+            times = found["ms"]["dense"], found["ms"][_smallest(found)]
+            table.append([f"forward pass of {batch}, ms", *(f"{ms:.3f}" for ms in times)])
     return table
+
+
+def forms(report: Mapping[str, Any]) -> list[list[str]]:
+    """A row for every form of the model in which it was run, and the batches beside it."""
+    batches = report["forms"]
+    table = [["form", *(f"batch {batch}, ms (times dense)" for batch in batches)]]
+    for form in next(iter(batches.values()))["ms"]:
+        cells = (f"{b['ms'][form]:.3f} ({b['speedup'][form]:.2f}x)" for b in batches.values())
+        table.append([form, *cells])
+    return table
+
+
+def _smallest(found: Mapping[str, Any]) -> str:
+    return "packed" if "packed" in found["ms"] else "shrunk"
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
@@ -59,6 +83,12 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             f"{report['max_abs_difference']:.1e} at most."
         )
         found += [f"Not packed: {what}." for what in report["densified"]]
+    for batch, measured in report.get("forms", {}).items():
+        form = _smallest(measured)
+        found.append(
+            f"Batch {batch}: {form}, the model is {measured['speedup'][form]:.2f} times as fast as "
+            f"dense; outputs differ by {measured['max_abs_difference']:.1e} at most."
+        )
     if report["unmasked_step_ms"] and report["masked_step_ms"]:
         found.append(
             f"Training is dense throughout, zeros multiplied like other numbers: a step took "

@@ -76,6 +76,8 @@ def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Cloc
                 record = {name: float(value) for name, value in measured.items()}
                 record["step_ms"] = clock.lap(done)
                 record["sparsity"] = float(experiment.sparsity(state))
+                for path, share in experiment.leaf_sparsity(state).items():
+                    record[f"sparsity/{path}"] = float(share)
                 record["learning_rate"] = float(experiment.recipe.learning_rate(number))
                 if evaluates:
                     record |= experiment.evaluate(state)

@@ -8,7 +8,7 @@ import pytest
 import toys
 
 import jaxsparse as js
-from experiments import data, experiment, smaller, train
+from experiments import data, experiment, figures, smaller, summary, train
 from experiments.metrics import read
 
 RULES = ((r"layers_0/kernel", "channel:1"), (r"layers_1/kernel", "channel:0"))
@@ -49,6 +49,35 @@ def test_whole_neurons_go_at_the_end_and_the_rest_is_dense(finished):
     # From the last step of sparsification on the masks are those that were resolved.
     records = {record["step"]: record for record in read(folder / "metrics.jsonl")}
     assert records[20]["sparsity"] == records[24]["sparsity"] == 1 - report["linear_left"]
+
+
+def test_magnitudes_of_whole_neurons(tmp_path):
+    config = toys.config(recipe__name="structured_magnitude", rules=RULES, sparsity=0.75)
+    config.recipe.update({"begin": 6, "end": 16, "every": 1, "refill": False})
+    report = train.run(config, str(tmp_path), html=False)
+    # As many columns as rows go, and the same ones.
+    assert report["linear_left"] == 0.25 and len(report["structure"][0]["kept"]) == 8
+    with np.load(tmp_path / "masks.npz") as masks:
+        one, two = masks["layers_0/kernel"], masks["layers_1/kernel"]
+    np.testing.assert_array_equal(one.all(axis=0), two.all(axis=1))
+    assert one.all(axis=0).sum() == 8
+
+
+def test_the_page_shows_phases_forms_and_neurons(finished):
+    folder, report = finished
+    page = (folder / "report.html").read_text()
+    for title in ("Lifecycle", "Forms of the model", "Heads and neurons"):
+        assert f"<h2>{title}</h2>" in page
+    history = read(folder / "metrics.jsonl")
+    figure = figures.lifecycle(
+        history, "accuracy", report["leaves"], report["config"]["rules"], [("all", 0, 24)]
+    )
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    drawn = lines["layers_0/kernel: channel:1"].get_ydata()
+    assert list(drawn) == [record["sparsity/layers_0/kernel"] for record in history]
+    rows = {row[0]: row[1:] for row in summary.rows(report)}
+    assert rows["linear weights stored"][1] == f"{report['linear_left']:.2%}"
+    assert len(summary.forms(report)) == 3 and "times as fast" in " ".join(summary.notes(report))
 
 
 class Killed(BaseException):
