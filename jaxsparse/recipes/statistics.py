@@ -1,16 +1,19 @@
 """How far sparsification has come: what NNCF's `statistics()` says, and what is to be expected."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxsparse.patterns.base import GroupMask
 from jaxsparse.patterns.rules import LeafSpec
 from jaxsparse.pruning.choosers import ChoiceContext
-from jaxsparse.pruning.movement import ImportanceThreshold, penalty_weight
+from jaxsparse.pruning.movement import ImportanceThreshold, MovementState, penalty_weight
 from jaxsparse.pruning.state import prune_states
 from jaxsparse.recipes.configuration import RecipeError
 from jaxsparse.recipes.scopes import layer_of
@@ -95,29 +98,53 @@ def statistics_of(
 ) -> MovementStatistics:
     """See `MovementRecipe.statistics`."""
     states = [nnx.as_pure(state) for state in prune_states(opt_state)]
+    states = [state for state in states if isinstance(state.score, MovementState)]
     masks = {path: mask for state in states for path, mask in state.masks.items()}
     for path in factors:
         if path not in masks:
             raise RecipeError(
-                f"the optimizer's state has no mask of {path!r}, which the recipe sparsifies; "
+                f"no state of recipe.prune() in the optimizer's has a mask of {path!r}; "
                 f"{near_misses(path, masks)}"
             )
     scores = {path: score for state in states for path, score in state.score.scores.items()}
     step, initial = states[0].count, states[0].threshold
-    threshold = schedule.threshold(step, initial)
-    specs = {path: LeafSpec(path, masks[path].pattern, masks[path].view, None) for path in factors}
-    # The last choice; a tau_0 that is still to be found hardly matters that late.
-    last = ChoiceContext(jnp.asarray(schedule.end - 2), {}, specs, {}, {})
-    late = jnp.where(jnp.isnan(initial), schedule.final, initial)
-    groups, _ = schedule.choose({path: scores[path] for path in factors}, late, last)
-    frozen = step >= schedule.end
+    masks, scores = ({path: of[path] for path in factors} for of in (masks, scores))
+    threshold, shares = _shares(schedule, step, initial, masks, scores, margin)
     leaves, layers = {}, len({layer_of(path) for path in factors})
     for path, factor in factors.items():
-        masked = 1 - jnp.mean(masks[path].expand(), dtype=jnp.float32)
-        then = 1 - jnp.mean(specs[path].expand(groups[path]), dtype=jnp.float32)
-        near = jnp.mean(jnp.abs(scores[path] - threshold) <= margin, dtype=jnp.float32)
+        # A quarter is the slope of a sigmoid at 0.
+        pull = factor * penalty_weight(_spec(path, masks[path]), layers) / 4
+        masked, then, near = shares[path]
         size = math.prod(masks[path].view.shape)
-        pull = factor * penalty_weight(specs[path], layers) / 4  # the slope of a sigmoid at 0
-        leaves[path] = LeafStatistics(size, masked, jnp.where(frozen, masked, then), near, pull)
+        leaves[path] = LeafStatistics(size, masked, then, near, pull)
     epoch = step / (jnp.nan if steps_per_epoch is None else steps_per_epoch)
     return MovementStatistics(step, epoch, threshold, schedule.ramp(step), leaves)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _shares(
+    schedule: ImportanceThreshold,
+    step: Int[Array, ""],
+    initial: Float[Array, ""],
+    masks: dict[str, GroupMask],
+    scores: dict[str, Array],
+    margin: float,
+) -> tuple[Array, dict[str, tuple[Array, Array, Array]]]:
+    """tau(step), and by path the shares masked, expected to be and near to it."""
+    threshold = schedule.threshold(step, initial)
+    # The last choice; a tau_0 that is still to be found hardly matters that late.
+    specs = {path: _spec(path, mask) for path, mask in masks.items()}
+    last = ChoiceContext(jnp.asarray(schedule.end - 2), {}, specs, {}, {})
+    late = jnp.where(jnp.isnan(initial), schedule.final, initial)
+    groups, _ = schedule.choose(scores, late, last)
+    shares = {}
+    for path, mask in masks.items():
+        masked = 1 - jnp.mean(mask.expand(), dtype=jnp.float32)
+        then = 1 - jnp.mean(specs[path].expand(groups[path]), dtype=jnp.float32)
+        near = jnp.mean(jnp.abs(scores[path] - threshold) <= margin, dtype=jnp.float32)
+        shares[path] = masked, jnp.where(step >= schedule.end, masked, then), near
+    return threshold, shares
+
+
+def _spec(path: str, mask: GroupMask) -> LeafSpec:
+    return LeafSpec(path, mask.pattern, mask.view, None)

@@ -53,11 +53,16 @@ class Structure:
         axes = dict(self.axes)
         try:
             view = view_of(path, shape, *(axes.get(name) for name in _AXES))
-            pattern = self._of_kernel(view)
-            pattern.check(path, view)
         except ValueError as error:
             raise RecipeError(f"{self.where}: {error}") from error
-        return Rule(re.escape(path), pattern, **axes), view
+        inputs, outputs = view.matrix_shape
+        if self.factors and (outputs % self.factors[0] or inputs % self.factors[1]):
+            raise RecipeError(
+                f"{self.where}: sparse_factors {list(self.factors)} do not divide {path!r} of "
+                f"shape {shape}, which is (out, in) = ({outputs}, {inputs}); rows that divide "
+                f"{outputs} and columns that divide {inputs} would work"
+            )
+        return Rule(re.escape(path), self._of_kernel(view), **axes), view
 
     def bias_rule(self, path: str, shape: tuple[int, ...], kernel: View) -> Rule:
         """The rule of the bias that goes with a kernel; its shape is (*batch, *outputs).

@@ -361,11 +361,12 @@ def without(entry, key):
         (BLOCK | {"sparse_factors": 8}, "sparse_factors is 8; two integers"),
         (
             BLOCK | {"sparse_factors": [8, 5]},
-            r"Block\(5, 8\) on 'a/kernel' of shape \(12, 16\).*the input size 12 is no multiple",
+            r"factors \[8, 5\] do not divide 'a/kernel' of shape \(12, 16\), which is \(out, in\)"
+            r" = \(16, 12\)",
         ),
         (
             BLOCK | {"sparse_factors": [5, 4]},
-            r"Block\(4, 5\) on 'a/kernel' of shape \(12, 16\).*the output size 16 is no multiple",
+            r"factors \[5, 4\] do not divide 'a/kernel'",
         ),
         (FINE | {"target_scopes": "c"}, "the scope 'c' matches no layer; known: 'a', 'b'"),
         (FINE | {"target_scopes": ["a", "{re}z"]}, r"the scope '\{re\}z' matches no layer"),
