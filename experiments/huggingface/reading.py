@@ -23,7 +23,6 @@ from experiments.registry import near_misses
 from experiments.weight_files import from_torch, to_torch
 
 Encoder = TextEncoder | ImageEncoder
-Path = tuple[Any, ...]
 WEIGHTS = "model.safetensors"
 # Tensors of a head of ours, and of a head in transformers that is the same.
 HEAD, THEIR_HEAD = "head", "classifier"
@@ -33,7 +32,7 @@ def load(directory: str | pathlib.Path) -> Encoder:
     """The encoder that a Hugging Face directory holds, in float32.
 
     BERT, RoBERTa, DistilBERT and ViT, with or without a head, which is left out; also what
-    `save` wrote, in any of its layouts. Every parameter comes from the file, and every
+    `save` wrote, in any of its forms. Every parameter comes from the file, and every
     tensor of the file is either used or of a part that is known to be left out (the pooler,
     heads, position_ids).
 
@@ -49,29 +48,7 @@ def load(directory: str | pathlib.Path) -> Encoder:
       ValueError: an unknown architecture, a size that makes no sense, a tensor that is
         missing, of another shape, or not known; names the file and the key or tensor.
     """
-    directory = pathlib.Path(directory)
-    config = read_config(directory)
-    sizes = sizes_of(config, directory / CONFIG)
-    layout = LAYOUTS[config["model_type"]]
-    tensors = read_tensors(directory, layout)
-
-    def build() -> Encoder:
-        if isinstance(sizes, ImageSizes):
-            return ImageEncoder(sizes, rngs=nnx.Rngs(0))
-        assert isinstance(sizes, TextSizes)
-        return TextEncoder(sizes, rngs=nnx.Rngs(0))
-
-    empty = nnx.eval_shape(build)
-    names = {path: layout.name_of(path) for path, _ in nnx.to_flat_state(nnx.state(empty))}
-    unknown = [
-        name for name in sorted(set(tensors) - {*names.values()}) if not layout.ignores(name)
-    ]
-    if unknown:
-        raise ValueError(
-            f"{directory / WEIGHTS}: {unknown[0]!r}, one of {len(unknown)}, is no tensor of a "
-            f"{config['model_type']} that can be loaded{near_misses(unknown[0], names.values())}"
-        )
-    return fill(empty, names, tensors, directory)
+    return _encoder(*_open(directory))
 
 
 def load_classifier(directory: str | pathlib.Path) -> Classifier:
@@ -82,9 +59,8 @@ def load_classifier(directory: str | pathlib.Path) -> Classifier:
       ValueError: as `load`, and where there is no such head. Those of transformers' text
         classifiers read a pooler, which ours have not.
     """
-    directory = pathlib.Path(directory)
-    encoder, config = load(directory), read_config(directory)
-    tensors = read_tensors(directory, LAYOUTS[config["model_type"]])
+    directory, config, tensors = _open(directory)
+    encoder = _encoder(directory, config, tensors)
     pool, name = head_of(config)
     head = {("kernel",): f"{name}.weight", ("bias",): f"{name}.bias"}
     if pool not in get_args(Pool) or not set(head.values()) <= set(tensors):
@@ -96,14 +72,14 @@ def load_classifier(directory: str | pathlib.Path) -> Classifier:
         )
     outputs = tensors[head["bias",]].shape[0]
     model = Classifier(encoder, outputs, pool=pool, rngs=nnx.Rngs(0))
-    model.head = fill(model.head, head, tensors, directory)
+    model.head = _fill(model.head, head, tensors, directory)
     return model
 
 
 def head_of(config: Mapping[str, Any]) -> tuple[Any, str]:
     """What the head of a directory pools, None where there is none of ours, and its name."""
     theirs = LAYOUTS[config["model_type"]].classifier
-    if theirs in config.get("architectures", ()):
+    if theirs in (config.get("architectures") or ()):
         return "first", THEIR_HEAD
     return config.get(OURS, {}).get("pool"), HEAD
 
@@ -128,8 +104,40 @@ def read_tensors(directory: pathlib.Path, layout: Layout) -> dict[str, Any]:
     return tensors
 
 
-def fill(
-    module: Any, names: Mapping[Path, str], tensors: Mapping[str, Any], directory: pathlib.Path
+def _open(directory: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]]:
+    directory = pathlib.Path(directory)
+    config = read_config(directory)
+    sizes_of(config, directory / CONFIG)  # a config that makes no sense is told before reading
+    return directory, config, read_tensors(directory, LAYOUTS[config["model_type"]])
+
+
+def _encoder(
+    directory: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, Any]
+) -> Encoder:
+    sizes, layout = sizes_of(config, directory / CONFIG), LAYOUTS[config["model_type"]]
+
+    def build() -> Encoder:
+        if isinstance(sizes, ImageSizes):
+            return ImageEncoder(sizes, rngs=nnx.Rngs(0))
+        assert isinstance(sizes, TextSizes)
+        return TextEncoder(sizes, rngs=nnx.Rngs(0))
+
+    empty = nnx.eval_shape(build)
+    names = {path: layout.name_of(path) for path, _ in nnx.to_flat_state(nnx.state(empty))}
+    others = sorted(set(tensors) - {*names.values()})
+    if unknown := [name for name in others if not layout.ignores(name)]:
+        raise ValueError(
+            f"{directory / WEIGHTS}: {unknown[0]!r}, one of {len(unknown)}, is no tensor of a "
+            f"{config['model_type']} that can be loaded{near_misses(unknown[0], names.values())}"
+        )
+    return _fill(empty, names, tensors, directory)
+
+
+def _fill(
+    module: Any,
+    names: Mapping[tuple[Any, ...], str],
+    tensors: Mapping[str, Any],
+    directory: pathlib.Path,
 ) -> Any:
     """The module with its parameters taken from tensors in PyTorch's layout."""
     file = directory / WEIGHTS
@@ -141,7 +149,7 @@ def fill(
             raise ValueError(f"{file} has no tensor {name!r}{near_misses(name, tensors)}")
         array = np.asarray(tensors[name])
         turn = path[-1] == "kernel"
-        shape = to_torch(np.empty(variable.shape)).shape if turn else variable.shape
+        shape = to_torch(np.broadcast_to(0, variable.shape)).shape if turn else variable.shape
         if array.shape != shape:
             raise ValueError(
                 f"{file}: {name!r} has shape {array.shape}; by {CONFIG} it would have {shape}"

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
-import tokenizers
 
 from experiments.huggingface.configuration import CONFIG, read_config, sizes_of
 from experiments.models.encoders import TextSizes
@@ -25,6 +24,8 @@ class Tokenizer:
     """
 
     def __init__(self, directory: str | pathlib.Path):
+        import tokenizers  # late: models of images need none
+
         directory = pathlib.Path(directory)
         self.file, config_file = directory / TOKENIZER, directory / CONFIG
         config = read_config(directory)
