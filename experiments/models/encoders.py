@@ -304,13 +304,36 @@ class Classifier(nnx.Module):
         small = nnx.initializers.normal(0.02)
         self.head = nnx.Linear(encoder.norm.num_features, outputs, kernel_init=small, rngs=rngs)
 
-    def __call__(self, *inputs: jax.Array, return_hidden: bool = False) -> Any:
-        """(batch, outputs) logits of the encoder's inputs; with `return_hidden` its tuple, too."""
-        x, hidden = self.encoder(*inputs, return_hidden=True)
+    def __call__(
+        self,
+        inputs: jax.Array,
+        mask: jax.Array | None = None,
+        token_types: jax.Array | None = None,
+        *,
+        return_hidden: bool = False,
+    ) -> Any:
+        """The logits, (batch, outputs).
+
+        Args:
+          inputs: ids of tokens, or images.
+          mask, token_types: of text, as for `TextEncoder`; of images both are None.
+          return_hidden: also the encoder's tuple of hidden states.
+
+        Raises:
+          ValueError: text without a mask, or images with one, and as the encoder does.
+        """
+        if isinstance(self.encoder, TextEncoder):
+            if mask is None:
+                raise ValueError("a classifier of text takes ids and a mask; mask is None")
+            x, hidden = self.encoder(inputs, mask, token_types, return_hidden=True)
+        elif mask is None and token_types is None:
+            x, hidden = self.encoder(inputs, return_hidden=True)
+        else:
+            raise ValueError("a classifier of images takes no mask and no token types")
         if self.pool == "first":
             x = x[:, 0]
-        elif isinstance(self.encoder, TextEncoder):
-            real = inputs[1].astype(x.dtype)
+        elif mask is not None:
+            real = mask.astype(x.dtype)
             weights = real / jnp.maximum(real.sum(axis=1, keepdims=True), 1)
             x = jnp.einsum("nl,nlw->nw", weights, x)
         else:

@@ -162,6 +162,12 @@ def test_inputs_that_do_not_fit_are_refused():
     model = huggingface.load(CASES / "vit")
     with pytest.raises(ValueError, match=r"\(1, 3, 12, 12\); the model takes .*, 12, 12, 3\)"):
         model(jnp.ones((1, 3, 12, 12)))
+    classifier = Classifier(model, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"of images takes no mask"):
+        classifier(jnp.ones((1, 12, 12, 3)), jnp.ones((1, 10)))
+    classifier = Classifier(huggingface.load(CASES / "bert"), 2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"takes ids and a mask; mask is None"):
+        classifier(jnp.ones((1, 4), int))
 
 
 def test_a_tokenizer_may_pad_with_another_id(tmp_path):
