@@ -1,5 +1,6 @@
-"""A second target beside the labels: what a finished run says of the training examples."""
+"""More targets than labels: what a finished run says of the training examples."""
 
+import functools
 import hashlib
 import logging
 import pathlib
@@ -7,22 +8,31 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments import tasks
-from experiments.data import Split
+from experiments import starting, tasks
+from experiments.data import Dataset, Split, predict_all
 from experiments.data.base import Task
+from experiments.models import Model
 from jaxsparse.files import naming, replacing
-from jaxsparse.recipes.distillation import distill_logits
+from jaxsparse.recipes.distillation import distill_hidden, distill_logits
 
 _LOG = logging.getLogger(__name__)
 
 
+class Said(NamedTuple):
+    """What a model says of a batch: its outputs and, of sequences, its last hidden states."""
+
+    outputs: Any
+    states: Any = None
+
+
 class Taught(NamedTuple):
-    """The labels of examples, and a teacher's logits of them."""
+    """The labels of examples, and what a teacher says of them."""
 
     labels: Any
-    logits: Any
+    teacher: Said
 
 
 def labels_of(targets: Any) -> Any:
@@ -30,52 +40,150 @@ def labels_of(targets: Any) -> Any:
     return targets.labels if isinstance(targets, Taught) else targets
 
 
-def taught(split: Split, outputs: Callable[[Split], np.ndarray], folder: str) -> Split:
-    """A split with a teacher's logits beside its labels.
+class Objective(NamedTuple):
+    """What is minimised.
 
-    They are worked out once for all runs that have this teacher, and kept in its folder.
+    Attributes:
+      train: the training examples; with a teacher their labels are ``Taught``.
+      say: (params, extra, inputs, key) -> (``Said``, extra).
+      loss: (said, targets, inputs) -> the mean loss of a batch.
+    """
+
+    train: Split
+    say: Callable[..., tuple[Said, Any]]
+    loss: Callable[[Said, Any, Any], jax.Array]
+
+
+def objective(
+    options: Mapping[str, Any], model: Model, dataset: Dataset, hard: tasks.Loss, key: jax.Array
+) -> Objective:
+    """The loss of the labels, or with a teacher that of all targets.
+
+    Args:
+      options: ``config.distillation``.
+      model: the student; the teacher is another of the same.
+      dataset: to train on.
+      hard: the loss of the labels.
+      key: of the initial weights of what is neither pretrained nor the teacher's.
+
+    Raises:
+      ValueError: options without meaning, a teacher that does not fit, or a model without
+        hidden states where they are wanted.
+    """
+
+    def say(params, extra, inputs, key):
+        outputs, extra = model.apply(params, extra, inputs, key)
+        return Said(outputs), extra
+
+    if not options["teacher"]:
+        return Objective(dataset.train, say, lambda said, y, inputs: hard(said.outputs, y))
+    soft = loss_fn(hard, dataset.task, options)
+    first = {
+        **model.pretrained,
+        **starting.weights_of("distillation.teacher", options["teacher"], model),
+    }
+
+    def ask(answer, buckets) -> Callable[[Split], np.ndarray]:
+        def question(split):
+            jitted = jax.jit(answer)
+            predict = functools.partial(jitted, *starting.trees(model, key, first))
+            return predict_all(predict, split, buckets)
+
+        return question
+
+    def outputs_of(params, extra, inputs):
+        return model.apply(params, extra, inputs, None)[0]
+
+    questions = {"outputs": ask(outputs_of, dataset.buckets)}
+    if not options["states"]:
+        train = taught(dataset.train, questions, options["teacher"])
+        return Objective(train, say, lambda said, y, inputs: soft(said, y, None))
+    if (states := model.states) is None:
+        raise ValueError(
+            "config.distillation.states: this model shows no hidden states; 0 would do"
+        )
+
+    def say_all(params, extra, inputs, key):
+        del key
+        return Said(*states(params, extra, inputs)), extra
+
+    def states_of(params, extra, inputs):
+        return states(params, extra, inputs)[1].astype(jnp.float16)
+
+    # All examples at their full length: one array holds them.
+    questions["states"] = ask(states_of, dataset.buckets[-1:])
+    train = taught(dataset.train, questions, options["teacher"])
+    return Objective(train, say_all, lambda said, y, inputs: soft(said, y, inputs["mask"]))
+
+
+def taught(split: Split, ask: Mapping[str, Callable[[Split], np.ndarray]], folder: str) -> Split:
+    """A split with what a teacher says beside its labels.
+
+    It is worked out once for all runs that have this teacher, and kept in its folder.
 
     Args:
       split: the training examples.
-      outputs: of the teacher; called where none are kept.
+      ask: the teacher's ``outputs`` and, if they are wanted, its ``states`` of a split; called
+        where none are kept.
       folder: of the teacher's run.
     """
     whole = hashlib.sha256()
     for leaf in jax.tree.leaves(split.inputs):
         whole.update(np.ascontiguousarray(leaf).tobytes())
-    file = pathlib.Path(folder) / f"logits-{whole.hexdigest()[:16]}.npy"
-    if not file.exists():
-        _LOG.info("asking the teacher in %s about %d examples", folder, len(split))
-        found = outputs(split)
-        with replacing(file) as part:
-            np.save(part, found)
-    with naming(file):
-        return Split(split.inputs, Taught(split.labels, np.load(file)))
+    found = {}
+    for kind, question in ask.items():
+        file = pathlib.Path(folder) / f"{kind}-{whole.hexdigest()[:16]}.npy"
+        if not file.exists():
+            _LOG.info("asking the teacher in %s for %s of %d examples", folder, kind, len(split))
+            answer = question(split)
+            with replacing(file) as part:
+                np.save(part, answer)
+        # States of all examples may be larger than the memory.
+        with naming(file):
+            found[kind] = np.load(file, mmap_mode="r")
+    return Split(split.inputs, Taught(split.labels, Said(**found)))
 
 
 def loss_fn(
     hard: tasks.Loss, task: Task, options: Mapping[str, Any]
-) -> Callable[[jax.Array, Taught], jax.Array]:
-    """``(1 - weight) * hard + weight * distill_logits``.
+) -> Callable[[Said, Taught, Any], jax.Array]:
+    """``(1 - weight) * hard + weight * distill_logits + states * distill_hidden / mean(t^2)``.
+
+    The last is the squared difference of hidden states relative to the teacher's t, over
+    tokens that are no padding.
 
     Args:
       hard: the loss of the labels.
       task: with logits: classification or binary.
-      options: ``weight``, and ``temperature`` of ``jaxsparse.recipes.distillation``.
+      options: ``weight``, ``states`` and the ``temperature`` of the logits.
+
+    Returns:
+      (what the student says, targets, mask of tokens) -> loss. The mask is looked at with
+      ``states`` above 0 alone.
 
     Raises:
       ValueError: a task without logits, or numbers without meaning.
     """
-    weight, temperature = options["weight"], options["temperature"]
+    weight, temperature, states = (options[key] for key in ("weight", "temperature", "states"))
     if task == "regression":
         raise ValueError("config.distillation.teacher: a regression has no logits to learn from")
     if not 0 <= weight <= 1:
         raise ValueError(f"config.distillation.weight is a share in [0, 1], not {weight}")
     if not temperature > 0:
         raise ValueError(f"config.distillation.temperature = {temperature} must be above 0")
+    if states < 0:
+        raise ValueError(f"config.distillation.states = {states} must be at least 0")
 
-    def loss(outputs, targets: Taught):
-        learned = distill_logits(outputs, targets.logits, temperature, binary=task == "binary")
-        return (1 - weight) * hard(outputs, targets.labels) + weight * learned
+    def loss(said: Said, targets: Taught, mask: Any) -> jax.Array:
+        student, teacher = said.outputs, targets.teacher.outputs
+        logits = distill_logits(student, teacher, temperature, binary=task == "binary")
+        value = (1 - weight) * hard(student, targets.labels) + weight * logits
+        if not states:
+            return value
+        # The batch is cut to its longest example, what the teacher said is not.
+        ours = said.states
+        theirs = targets.teacher.states[:, : ours.shape[1]].astype(ours.dtype)
+        size = distill_hidden([jnp.zeros_like(theirs)], [theirs], mask)
+        return value + states * distill_hidden([ours], [theirs], mask) / size
 
     return loss

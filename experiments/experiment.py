@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +24,6 @@ from experiments import (
     tasks,
 )
 from experiments.config import Config
-from jaxsparse.trees import leaves_by_path, replace_by_path
-
-# Examples a batch where nothing is trained; of sequences, which take much more room, fewer.
-_EVAL_BATCH, _EVAL_SEQUENCES = 1024, 128
 
 
 class TrainState(NamedTuple):
@@ -45,13 +41,13 @@ class Experiment:
     Attributes:
       config: the config.
       dataset: see ``experiments.data``.
-      batches: step -> (inputs, labels).
+      batches: step -> (inputs, targets).
       recipe: see ``experiments.recipes``.
       progress_metric: the name that ``step`` gives its measure beside the loss.
       rules: the config's rules, parsed, each with the axes that the model uses.
       targets: path -> sparsity asked for; empty where the recipe has no target.
       init: () -> the state before step 0.
-      step: (state, inputs, labels, step) -> (state, {name: scalar}); the state that
+      step: (state, inputs, targets, step) -> (state, {name: scalar}); the state that
         goes in is consumed.
       forward: (params, extra, inputs) -> outputs in evaluation mode, not jitted.
       predict: (state, inputs) -> outputs of the masked model in evaluation mode.
@@ -61,7 +57,7 @@ class Experiment:
         permutes nothing. Runs on the host.
       resolve: state -> (state with masks of whole heads and neurons, report); None where
         the recipe leaves masks as they are. Runs on the host.
-      module: (params, extra) -> the nnx module itself; None where there is none.
+      frozen: paths of the entries of ``extra`` that are parameters which do not train.
     """
 
     config: Config
@@ -79,7 +75,7 @@ class Experiment:
     leaf_sparsity: Callable[[TrainState], dict[str, jax.Array]]
     permute: Callable[[TrainState], tuple[TrainState, js.graph.PermutationReport]] | None
     resolve: Callable[[TrainState], tuple[TrainState, js.graph.StructureReport]] | None
-    module: Callable[[Any, Any], Any] | None
+    frozen: tuple[str, ...]
 
     def masks(self, state: TrainState) -> recipes.Masks:
         """Masks in force, by path."""
@@ -102,19 +98,8 @@ class Experiment:
 
     def outputs(self, state: TrainState, split: data.Split) -> np.ndarray:
         """Outputs of the masked model for all examples of a split."""
-        return outputs_of(functools.partial(self.predict, state), split, self.dataset.buckets)
-
-
-def outputs_of(
-    predict: Callable[[Any], jax.Array], split: data.Split, buckets: Sequence[int]
-) -> np.ndarray:
-    """What a function of a batch of inputs returns for all examples of a split, in order."""
-    size = _EVAL_SEQUENCES if buckets else _EVAL_BATCH
-    rows, outputs = [], []
-    for part, inputs in data.in_order(split, size, buckets):
-        rows.append(part)
-        outputs.append(np.asarray(predict(inputs))[: len(part)])
-    return np.concatenate(outputs)[np.argsort(np.concatenate(rows))]
+        predict = functools.partial(self.predict, state)
+        return data.predict_all(predict, split, self.dataset.buckets)
 
 
 def build(config: Config) -> Experiment:
@@ -131,7 +116,7 @@ def build(config: Config) -> Experiment:
 
     first = dict(model.pretrained)
     if config.init_from:
-        first |= starting.weights_of("init_from", config.init_from, leaves_by_path(shapes))
+        first |= starting.weights_of("init_from", config.init_from, model)
 
     def forward(params, extra, inputs):
         return model.apply(params, extra, inputs, None)[0]
@@ -156,40 +141,33 @@ def build(config: Config) -> Experiment:
     )
     recipe = recipes.create(setup=setup, **config.recipe)
     targets = js.targets(parsed, shapes, config.sparsity, distribution)
-    loss_of = tasks.loss_fn(dataset.task, dataset.class_weights)
     progress_name, progress_of = tasks.progress_metric(dataset.task)
-    train = dataset.train
-    if config.distillation.teacher:
-        loss_of = distillation.loss_fn(loss_of, dataset.task, config.distillation)
-        train = _taught(config.distillation.teacher, model, dataset, init_key)
+    hard = tasks.loss_fn(dataset.task, dataset.class_weights)
+    objective = distillation.objective(config.distillation, model, dataset, hard, init_key)
 
     def masked(state: TrainState):
         masks = recipe.masks(state.opt_state)
         return js.mask_params(state.params, masks) if masks else state.params
 
     def init() -> TrainState:
-        # Weights that are read are no part of a program.
-        params, extra = (_started(tree, first) for tree in jax.jit(model.init)(init_key))
+        params, extra = starting.trees(model, init_key, first)
         return TrainState(params, extra, jax.jit(recipe.tx.init)(params))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, inputs, labels, number):
+    def step(state: TrainState, inputs, targets, number):
         key = jax.random.fold_in(step_key, number)
 
         def loss(params):
-            outputs, extra = model.apply(params, state.extra, inputs, key)
-            return loss_of(outputs, labels), (outputs, extra)
+            said, extra = objective.say(params, state.extra, inputs, key)
+            return objective.loss(said, targets, inputs), (said.outputs, extra)
 
         grad_fn = jax.value_and_grad(loss, has_aux=True)
         (value, (outputs, extra)), grads = grad_fn(masked(state))
         options = {"masks": recipe.masks(state.opt_state)} if recipe.wants_masks else {}
         updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params, **options)
         params = optax.apply_updates(state.params, updates)
-        measured = {
-            "loss": value,
-            progress_name: progress_of(outputs, distillation.labels_of(labels)),
-        }
-        return TrainState(params, extra, opt_state), measured
+        progress = progress_of(outputs, distillation.labels_of(targets))
+        return TrainState(params, extra, opt_state), {"loss": value, progress_name: progress}
 
     @jax.jit
     def predict(state: TrainState, inputs):
@@ -219,7 +197,7 @@ def build(config: Config) -> Experiment:
     return Experiment(
         config=config,
         dataset=dataset,
-        batches=data.Batches(train, config.batch_size, config.seed, dataset.buckets),
+        batches=data.Batches(objective.train, config.batch_size, config.seed, dataset.buckets),
         recipe=recipe,
         progress_metric=progress_name,
         rules=parsed,
@@ -232,28 +210,8 @@ def build(config: Config) -> Experiment:
         leaf_sparsity=leaf_sparsity,
         permute=None if recipe.permutation is None else permute,
         resolve=None if recipe.structure is None else resolve,
-        module=model.module,
+        frozen=tuple(starting.frozen_of(model)),
     )
-
-
-def _taught(folder: str, model: models.Model, dataset: data.Dataset, key: jax.Array) -> data.Split:
-    """The training examples with the logits of a finished run of the same model."""
-    shapes, _ = jax.eval_shape(model.init, key)
-    weights = starting.weights_of("distillation.teacher", folder, leaves_by_path(shapes))
-
-    def outputs(split: data.Split) -> np.ndarray:
-        first = {**model.pretrained, **weights}
-        params, extra = (_started(tree, first) for tree in jax.jit(model.init)(key))
-        predict = jax.jit(lambda params, extra, x: model.apply(params, extra, x, None)[0])
-        return outputs_of(functools.partial(predict, params, extra), split, dataset.buckets)
-
-    return distillation.taught(dataset.train, outputs, folder)
-
-
-def _started(tree: Any, first: Mapping[str, Any]) -> Any:
-    """A tree with those of its leaves that start as they are given."""
-    known = leaves_by_path(tree)
-    return replace_by_path(tree, {p: jnp.asarray(first[p]) for p in known if p in first})
 
 
 def _optimizer(config: Config, restarts):

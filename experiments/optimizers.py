@@ -13,9 +13,12 @@ OPTIMIZERS: Registry[optax.GradientTransformation] = Registry("optimizer", given
 
 
 @OPTIMIZERS.register("adamw")
-def adamw(learning_rate: Any, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """AdamW with optax's other defaults."""
-    return optax.adamw(learning_rate, weight_decay=weight_decay)
+def adamw(
+    learning_rate: Any, weight_decay: float = 0.0, clip: float = 0.0
+) -> optax.GradientTransformation:
+    """AdamW with optax's other defaults; with ``clip`` of gradients of at most that norm."""
+    optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
 
 
 @OPTIMIZERS.register("sgd")

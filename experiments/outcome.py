@@ -29,7 +29,7 @@ def write(
     folder: pathlib.Path,
     with_html: bool,
 ) -> None:
-    """Writes weights.npz (exact zeros), masks.npz, report.html, then report.json.
+    """Writes weights.npz (exact zeros, frozen ones too), masks.npz, report.html, then report.json.
 
     The report holds ``dense_<metric>`` at the step before the first mask and
     ``sparse_<metric>`` at the end, on the held-out split (dense ones only where the
@@ -39,7 +39,9 @@ def write(
     """
     masks = experiment.masks(state)
     params = js.mask_params(state.params, masks) if masks else state.params
-    weights = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
+    frozen = {path: leaves_by_path(state.extra)[path] for path in experiment.frozen}
+    weights = {**leaves_by_path(params), **frozen}
+    weights = {path: np.asarray(leaf) for path, leaf in weights.items()}
     masks = {path: np.asarray(mask) for path, mask in masks.items()}
     for name, arrays in (("weights.npz", weights), ("masks.npz", masks)):
         with replacing(folder / name) as file:

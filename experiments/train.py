@@ -68,8 +68,8 @@ def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Cloc
         bar = stack.enter_context(tqdm(total=steps, initial=begin, unit="step", disable=None))
         clock.resume(begin, writer.history[-1]["seconds"] if writer.history else 0.0)
         for number in range(begin, steps):
-            inputs, labels = experiment.batches(number)
-            state, measured = experiment.step(state, inputs, labels, np.int32(number))
+            inputs, targets = experiment.batches(number)
+            state, measured = experiment.step(state, inputs, targets, np.int32(number))
             done = number + 1
             evaluates = done % config.eval_every == 0 or done in milestones
             if evaluates or done % config.log_every == 0:

@@ -22,8 +22,11 @@ def get_config(steps: int = 1500) -> Any:  # keys differ by config: to a type ch
     # Folder of a finished run whose weights are the first ones here; "" starts anew.
     config.init_from = ""
     # `teacher`: folder of a finished run of the same model, whose logits are a second
-    # target; `weight`: the share that their loss has.
-    config.distillation = ConfigDict({"teacher": "", "weight": 0.5, "temperature": 2.0})
+    # target; `weight`: the share that their loss has; `states`: weight of the last hidden
+    # states as a third.
+    config.distillation = ConfigDict(
+        {"teacher": "", "weight": 0.5, "temperature": 2.0, "states": 0.0}
+    )
     config.optimizer = ConfigDict({"name": "adamw", "weight_decay": 0.0})
     # With `restart` the rate starts over, at rewind * peak, where pruning begins
     # (iterative pruning: at every round).

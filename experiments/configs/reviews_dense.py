@@ -5,30 +5,27 @@ The weights are downloaded once, and so is the data. 82 % of the labels are ones
 
 from experiments.configs import base
 
-ATTENTION = r"encoder/layers/\d+/attention"
-FEED_FORWARD = r"encoder/layers/\d+"
+ATTENTION = r"encoder/layers/\d+/attention/\w+/kernel"
+INTERMEDIATE = r"encoder/layers/\d+/intermediate/kernel"
+OUTPUT = r"encoder/layers/\d+/output/kernel"
 
 
 def get_config():
-    config = base.get_config(steps=600)
-    config.batch_size = 32
+    config = base.get_config(steps=500)
+    config.batch_size = 16
     config.data.name = "titled_reviews"
     config.data.label = "recommended"
     config.data.length = 64
     config.model.name = "bert"
     config.model.weights = "minilm"
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.clip = 1.0
     config.learning_rate.peak = 1e-4
-    config.learning_rate.warmup = 0.1
+    config.learning_rate.warmup = 0.05
     # Heads have 32 channels. A kernel is (in, out): a neuron is a column of the first
-    # product of a feed-forward part and a row of the second.
-    config.rules = (
-        (rf"{ATTENTION}/(query|key|value|output)/kernel", "32x32"),
-        (rf"{ATTENTION}/(query|key|value)/bias", "1x32"),
-        (rf"{FEED_FORWARD}/intermediate/kernel", "channel:1"),
-        (rf"{FEED_FORWARD}/intermediate/bias", "channel:0"),
-        (rf"{FEED_FORWARD}/output/kernel", "channel:0"),
-    )
+    # product of a feed-forward part and a row of the second. Biases go with both.
+    config.rules = ((ATTENTION, "32x32"), (INTERMEDIATE, "channel:1"), (OUTPUT, "channel:0"))
     config.log_every = 20
-    config.eval_every = 300
+    config.eval_every = 250
     config.checkpoint_every = 100
     return config

@@ -6,37 +6,50 @@
 
 `init_from` and `distillation.teacher` name the folder of the first run. Arms, named behind
 the file: "light" leaves some 40 % of the linear weights, "strong" 22 %, both dense again
-inside of what is kept; "light_blocks" and "strong_blocks" keep the zeros that movement left
-there and store them packed.
+inside of what is kept, as NNCF does it; "_blocks" keep the zeros that movement left there
+and store them packed. "magnitude" and "extreme_magnitude" (12 %) are the rivals of
+"strong_blocks" and "extreme_blocks".
 """
 
 from experiments.configs import reviews_dense
 from experiments.registry import near_misses
 
-# Weights of the regularizer in attention and in the feed-forward parts.
+# Of the regularizer: its weights in attention and in the feed-forward parts. Of magnitude:
+# the share of zeros. What is left of the linear weights follows, and is in the report.
 ARMS = {
-    "light": {"factors": (0.01, 0.3), "refill": True},
-    "strong": {"factors": (0.04, 1.0), "refill": True},
-    "light_blocks": {"factors": (0.005, 0.2), "refill": False},
-    "strong_blocks": {"factors": (0.02, 0.6), "refill": False},
+    "light": {"factors": (0.006, 0.18), "refill": True},
+    "strong": {"factors": (0.02, 0.4), "refill": True},
+    "light_blocks": {"factors": (0.003, 0.1), "refill": False},
+    "strong_blocks": {"factors": (0.006, 0.18), "refill": False},
+    "extreme_blocks": {"factors": (0.02, 0.4), "refill": False},
+    "magnitude": {"sparsity": 0.78, "refill": False},
+    "extreme_magnitude": {"sparsity": 0.88, "refill": False},
 }
 
 
 def get_config(arm: str = "strong_blocks"):
     if arm not in ARMS:
         raise ValueError(f"no arm {arm!r}{near_misses(arm, ARMS)}")
+    options = ARMS[arm]
     config = reviews_dense.get_config()
-    config.steps = 1200
-    config.init_from = "runs/reviews"
-    config.distillation.teacher = "runs/reviews"
+    config.steps = 1000
+    config.init_from = config.distillation.teacher = "runs/reviews"
+    config.distillation.states = 1.0
     config.learning_rate.restart = False
-    config.recipe.name = "structured_movement"
-    config.recipe.begin = 0.05
+    config.recipe.begin = 0.03
     config.recipe.end = 0.6
-    attention, feed_forward = ARMS[arm]["factors"]
+    config.recipe.refill = options["refill"]
+    if "sparsity" in options:
+        config.recipe.name = "structured_magnitude"
+        config.sparsity = options["sparsity"]
+        # One threshold for all layers, as movement has; as there every leaf keeps 2 %.
+        config.distribution = "global:0.98"
+        return config
+    config.recipe.name = "structured_movement"
+    attention, feed_forward = options["factors"]
     config.recipe.factors = (
-        (rf"{reviews_dense.ATTENTION}/.*", attention),
-        (rf"{reviews_dense.FEED_FORWARD}/(intermediate|output)/.*", feed_forward),
+        (reviews_dense.ATTENTION, attention),
+        (reviews_dense.INTERMEDIATE, feed_forward),
+        (reviews_dense.OUTPUT, feed_forward),
     )
-    config.recipe.refill = ARMS[arm]["refill"]
     return config

@@ -1,7 +1,16 @@
 """Data sets by name: ``load(name, **options)`` gives a :class:`Dataset`."""
 
 from experiments.data import digits, movielens, npz, reviews, titled_reviews
-from experiments.data.base import DATASETS, Batches, Dataset, Split, hold_out, in_order, load
+from experiments.data.base import (
+    DATASETS,
+    Batches,
+    Dataset,
+    Split,
+    hold_out,
+    in_order,
+    load,
+    predict_all,
+)
 
 __all__ = [
     "DATASETS",
@@ -14,6 +23,7 @@ __all__ = [
     "load",
     "movielens",
     "npz",
+    "predict_all",
     "reviews",
     "titled_reviews",
 ]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,6 +14,8 @@ Task = Literal["classification", "binary", "regression"]
 
 # Batches whose examples are told apart by length: so few are mixed that they stay random.
 _WINDOW = 16
+# Examples a batch where nothing is trained; of sequences, which take much more room, fewer.
+_EXAMPLES, _SEQUENCES = 1024, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +172,17 @@ def in_order(
             part = rows[begin : begin + size]
             inputs = split.take(np.resize(part, min(size, len(split)))).inputs
             yield part, _cut(inputs, buckets[bucket]) if buckets else inputs
+
+
+def predict_all(
+    predict: Callable[[Any], Any], split: Split, buckets: Sequence[int] = ()
+) -> np.ndarray:
+    """What a function of a batch of inputs returns for all examples of a split, in order."""
+    rows, outputs = [], []
+    for part, inputs in in_order(split, _SEQUENCES if buckets else _EXAMPLES, buckets):
+        rows.append(part)
+        outputs.append(np.asarray(predict(inputs))[: len(part)])
+    return np.concatenate(outputs)[np.argsort(np.concatenate(rows))]
 
 
 def _buckets_of(split: Split, buckets: Sequence[int]) -> np.ndarray:

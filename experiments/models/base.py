@@ -25,14 +25,15 @@ class Model(NamedTuple):
         Outputs are (n, classes), or (n,) where the data set wants one number.
       pretrained: by slash path, the parameters and entries of ``extra`` that do not start
         as ``init`` says.
-      module: ``(params, extra) -> `` the module itself, to shrink and export; None where
-        it is no nnx module.
+      states: ``(params, extra, inputs) -> (outputs, states)`` in evaluation mode, the last
+        hidden states of (n, length, width) a sequence; None where there are none to learn
+        from.
     """
 
     init: Callable[[jax.Array], tuple[Params, Extra]]
     apply: Callable[[Params, Extra, Any, jax.Array | None], tuple[jax.Array, Extra]]
     pretrained: Mapping[str, Any] = {}
-    module: Callable[[Params, Extra], nnx.Module] | None = None
+    states: Callable[[Params, Extra, Any], tuple[jax.Array, jax.Array]] | None = None
 
 
 MODELS: Registry[Model] = Registry("model", given=1)
@@ -55,6 +56,7 @@ def from_nnx(
     build: Callable[[nnx.Rngs], nnx.Module],
     *,
     call: Callable[..., jax.Array] | None = None,
+    states: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
     frozen: str = "",
     pretrained: Mapping[str, Any] | None = None,
 ) -> Model:
@@ -64,6 +66,7 @@ def from_nnx(
       build: makes the module from its random streams.
       call: ``(module, inputs, rngs) -> outputs``, by default ``module(inputs, rngs=rngs)``;
         ``rngs`` is given in training only.
+      states: ``(module, inputs) -> (outputs, states)``, see ``Model``.
       frozen: expression of the slash paths of parameters that do not train: they are with
         the rest.
       pretrained: see ``Model``.
@@ -95,10 +98,11 @@ def from_nnx(
         outputs = module(inputs, rngs=rngs) if call is None else call(module, inputs, rngs)
         return outputs, nnx.state(module, nnx.Not(trains))
 
-    def module(params, extra):
-        return nnx.merge(graphdef, params, extra, copy=True)
+    def with_states(params, extra, inputs):
+        assert states is not None
+        return states(nnx.merge(graphdef, params, extra, copy=True), inputs)
 
-    return Model(init, apply, pretrained or {}, module)
+    return Model(init, apply, pretrained or {}, None if states is None else with_states)
 
 
 def from_linen(module: linen.Module, example: Any) -> Model:

@@ -54,6 +54,10 @@ def bert(dataset: Dataset, weights: str = "minilm", frozen: str = EMBEDDINGS) ->
         del rngs  # it has no dropout
         return squeeze_one(module(inputs["ids"], inputs["mask"]))
 
+    def states(module, inputs):
+        logits, hidden = module(inputs["ids"], inputs["mask"], return_hidden=True)
+        return squeeze_one(logits), hidden[-1]
+
     leaves = leaves_by_path(nnx.state(huggingface.load(folder)))
     pretrained = {f"encoder/{path}": leaf for path, leaf in leaves.items()}
-    return from_nnx(build, call=call, frozen=frozen, pretrained=pretrained)
+    return from_nnx(build, call=call, states=states, frozen=frozen, pretrained=pretrained)
