@@ -2,6 +2,8 @@
 
     python -m experiments.sweep --claim NAME [--seeds 5] [--workdir DIR] [--results DIR]
 
+The claim "movement" takes hours: some twenty runs of a pretrained transformer.
+
 Every arm of a claim is a config with overrides, run once per seed in a folder of its
 own under the workdir: a sweep that was killed goes on. The outcome is written to
 ``results/NAME.json`` and ``results/NAME.md``.
@@ -14,27 +16,35 @@ import sys
 
 import absl.logging
 
-from experiments import claims, workdir
+from experiments import claims, movement_claim, workdir
+
+MOVEMENT = "movement"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep")
-    parser.add_argument("--claim", required=True, choices=claims.CLAIMS)
+    parser.add_argument("--claim", required=True, choices=[*claims.CLAIMS, MOVEMENT])
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
     parser.add_argument("--workdir", default="runs/sweep", help="folder of the runs")
     parser.add_argument("--results", default="experiments/results", help="folder of the outcome")
     options = parser.parse_args()
     absl.logging.set_verbosity(absl.logging.WARNING)
     logging.getLogger("experiments").setLevel(logging.WARNING)
+    seeds, runs = range(options.seeds), pathlib.Path(options.workdir)
     try:
-        outcome = claims.measure(options.claim, range(options.seeds), pathlib.Path(options.workdir))
+        if options.claim == MOVEMENT:
+            outcome = movement_claim.measure(seeds, runs / MOVEMENT)
+            text = movement_claim.as_markdown(outcome)
+        else:
+            outcome = claims.measure(options.claim, seeds, runs)
+            text = claims.as_markdown(outcome)
     except ValueError as error:
         sys.exit(f"error: {error}")
     folder = pathlib.Path(options.results)
     folder.mkdir(parents=True, exist_ok=True)
     workdir.write_json(folder / f"{options.claim}.json", outcome)
-    workdir.write_text(folder / f"{options.claim}.md", claims.as_markdown(outcome))
-    print(claims.as_markdown(outcome))
+    workdir.write_text(folder / f"{options.claim}.md", text)
+    print(text)
 
 
 if __name__ == "__main__":
