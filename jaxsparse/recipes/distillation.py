@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num
+import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from jaxsparse.patterns.base import widen
 
-Mask = Bool[Array, "..."] | Num[Array, "..."]
-"""1 is counted, 0 left out."""
+Mask = Shaped[Array | np.ndarray, "..."]
+"""True or 1 is counted, False or 0 left out."""
 
 
 def distill_logits(

@@ -128,7 +128,7 @@ def _shares(
     initial: Float[Array, ""],
     masks: dict[str, GroupMask],
     scores: dict[str, Array],
-    margin: float,
+    margin: float | Float[Array, ""],
 ) -> tuple[Array, dict[str, tuple[Array, Array, Array]]]:
     """tau(step), and by path the shares masked, expected to be and near to it."""
     threshold = schedule.threshold(step, initial)
