@@ -60,7 +60,7 @@ $(ONNX)/.ready: $(READY)
 	  $(shell sed -n 's/^onnx = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,) openvino && touch $@
 
 test-onnx: $(ONNX)/.ready  ## files of ONNX, in ONNX Runtime and in OpenVINO
-	$(ONNX)/bin/python -m pytest -q tests/export/test_onnx.py
+	$(ONNX)/bin/python -m pytest -q tests/export/test_onnx.py tests/experiments/test_bench_serving.py
 
 docs: $(READY)  ## the API reference, from docstrings, in build/docs
 	$(BIN)/python docs/reference.py build/docs

@@ -19,7 +19,10 @@ RESULTS = pathlib.Path(__file__).parent / "bench" / "results"
 
 
 def interleave(
-    runs: Mapping[Name, Callable[[], Any]], rounds: int, turn: float = 0.0
+    runs: Mapping[Name, Callable[[], Any]],
+    rounds: int,
+    turn: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, list[float]]:
     """Returns seconds of every run in every round; each round runs all of them in turn.
 
@@ -27,7 +30,8 @@ def interleave(
     as its neighbour left them; or, with `turn` seconds, as many calls in a row as fill
     them, and counted is their mean: what the caches keep from call to call stays. One
     round that is not counted comes first, and each round begins one run later than the
-    last, so that none has the same neighbour every time.
+    last, so that none has the same neighbour every time. `clock` gives the seconds:
+    `time.process_time` counts those of all threads of this process alone.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in runs}
     calls = dict.fromkeys(runs, 1)
@@ -35,10 +39,10 @@ def interleave(
     for counted in range(-1, rounds):
         order.append(order.pop(0))
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls[name]):
                 jax.block_until_ready(runs[name]())
-            took = (time.perf_counter() - start) / calls[name]
+            took = (clock() - start) / calls[name]
             if counted >= 0:
                 seconds[name].append(took)
             else:

@@ -1,6 +1,7 @@
 """Files of ONNX, in ONNX Runtime and OpenVINO: `make test-onnx` has both, and jax2onnx."""
 
 import importlib.util
+import pathlib
 import sys
 
 import jax
@@ -189,3 +190,15 @@ def test_a_missing_package_is_named_with_its_extra(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"pip install 'jaxsparse\[onnx\]'"):
         js.export_onnx(jnp.tanh, X, path=tmp_path / "model.onnx")
+
+
+@converted
+def test_the_command_line_exports_a_directory(tmp_path, capsys):
+    from experiments import export, huggingface
+
+    folder, path = pathlib.Path(__file__).parents[1] / "cases/huggingface/bert", tmp_path / "m.onnx"
+    export.main([str(folder), "--to=onnx", f"--out={path}", "--tokens=6"])
+    assert "inputs: int32[batch, 6], bool[batch, 6]" in capsys.readouterr().out
+    model = huggingface.load(folder)
+    ids, mask = map(np.asarray, export.example(model, 3, 6))
+    assert_runs(path, {"output": model(ids, mask)}, ids=ids, mask=mask)
