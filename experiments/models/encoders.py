@@ -111,12 +111,17 @@ class Attention(nnx.Module):
         q, k, v = self.query(x), self.key(x), self.value(x)
         # What shrinking leaves of attention that is empty is one head, narrower than head_dim.
         heads = max(1, q.shape[-1] // self.head_dim)
-        q, k, v = (part.reshape(*part.shape[:-1], heads, -1) for part in (q, k, v))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * self.head_dim**-0.5, k)
+        # Heads before tokens: plain products of matrices, which ONNX Runtime has faster than einsum.
+        q, k, v = (self._by_head(part, heads) for part in (q, k, v))
+        scores = (q * self.head_dim**-0.5) @ k.swapaxes(-1, -2)
         if bias is not None:
             scores = scores + bias
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
+        mixed = (jax.nn.softmax(scores, axis=-1) @ v).swapaxes(-2, -3)
         return self.output(mixed.reshape(*mixed.shape[:-2], -1))
+
+    @staticmethod
+    def _by_head(x: jax.Array, heads: int) -> jax.Array:
+        return x.reshape(*x.shape[:-1], heads, -1).swapaxes(-2, -3)
 
 
 class Layer(nnx.Module):
