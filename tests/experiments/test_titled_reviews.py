@@ -1,44 +1,14 @@
-import json
-
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
-import tokenizers
+import tiny_reviews
 
 from experiments import data
-from experiments.data import tables
 from experiments.data.titled_reviews import share_of
-
-WORDS = ("[PAD]", "[UNK]", "love", "it", "no", "dress", ".")
-CONFIG = {
-    "model_type": "bert",
-    "hidden_size": 8,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 1,
-    "intermediate_size": 16,
-    "hidden_act": "gelu",
-    "vocab_size": len(WORDS),
-    "max_position_embeddings": 8,
-    "pad_token_id": 0,
-}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    model = tokenizers.models.WordLevel(dict(zip(WORDS, range(7), strict=True)), unk_token="[UNK]")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    texts = [f"love {'it ' * (i % 5)}{i}" for i in range(60)]
-    columns = {
-        "Title": ["no dress" if i % 2 else None for i in range(62)],
-        "Review Text": [*texts, None, texts[0]],
-        "Recommended IND": [int(i % 4 > 0) for i in range(62)],
-        "Rating": [1 + i % 5 for i in range(62)],
-    }
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / tables.REVIEWS)
+    tiny_reviews.write(tmp_path)
     return tmp_path
 
 
@@ -61,7 +31,7 @@ def test_titles_come_first_and_parts_follow_from_the_text(folder):
     parts = (loaded.train, loaded.validation, loaded.test)
     assert sum(map(len, parts)) == 61 and loaded.outputs == 1
     found = np.concatenate([part.inputs["ids"] for part in parts])
-    no, dress, dot, love = (WORDS.index(word) for word in ("no", "dress", ".", "love"))
+    no, dress, dot, love = (tiny_reviews.WORDS.index(word) for word in ("no", "dress", ".", "love"))
     starts = {tuple(row[:4]) for row in found}
     assert (no, dress, dot, love) in starts and {row[0] for row in starts} == {no, love}
     expected = [share_of(f"love {'it ' * (i % 5)}{i}") for i in (*range(60), 0)]
@@ -100,7 +70,7 @@ def test_batches_are_as_long_as_they_must(folder):
     [
         ({"label": "recomended"}, "unknown label 'recomended'; did you mean 'recommended'"),
         ({"held_out": 0.5}, r"held_out is a share in \(0, 0.5\), not 0.5"),
-        ({"length": 9}, "length = 9 does not fit 1 to 8 positions"),
+        ({"length": 17}, "length = 17 does not fit 1 to 16 positions"),
         ({"path": "nowhere"}, "no such file: 'nowhere'"),
     ],
 )
