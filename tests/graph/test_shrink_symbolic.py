@@ -3,7 +3,9 @@
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from architectures import ARCHITECTURES
 from flax import linen as nn
 from graph_models import linen, numbers, randomize
 from test_channels import assert_same
@@ -97,6 +99,23 @@ def test_channels_in_one_axis_with_the_batch():
     small, run, masked = shrunk(Mlp(), numbers(2, 4))
     called = exported(run, small, "b", 4).call
     assert_same(called(small, numbers(7, 4)), masked(numbers(7, 4)))
+
+
+@pytest.mark.slow
+def test_a_shrunk_and_packed_transformer_for_any_batch():
+    """Which kernel to take is not asked of a size that is not known."""
+    model = ARCHITECTURES["vit"]()
+    rules = [js.Rule(r"layer/.*(query|key|value|dense)/kernel", js.Block(4, 4, pad=True), 0.8)]
+    structure = js.graph.structure(model.fn, model.params, *model.inputs)
+    masks = structure.resolve(js.compute_masks(model.params, rules), refill=False)
+    small, run, report = js.graph.shrink(model.fn, model.params, masks, *model.inputs)
+    assert report.after < report.before
+    packed = js.pack_params(small, report.masks, rules)
+    called = exported(jax.jit(js.sparsify(run)), packed, "b", 8, 8, 3).call
+    for batch in 1, 3:
+        x = numbers(batch, 8, 8, 3, seed=batch)
+        masked = model.fn(js.mask_params(model.params, masks), x)
+        np.testing.assert_allclose(called(packed, x), masked, atol=1e-5)
 
 
 def test_shrinking_on_symbolic_shapes():
