@@ -111,7 +111,7 @@ class Attention(nnx.Module):
         q, k, v = self.query(x), self.key(x), self.value(x)
         # What shrinking leaves of attention that is empty is one head, narrower than head_dim.
         heads = max(1, q.shape[-1] // self.head_dim)
-        # Heads before tokens: plain products of matrices, which ONNX Runtime has faster than einsum.
+        # Heads before tokens: products of matrices, which ONNX Runtime has faster than einsum.
         q, k, v = (self._by_head(part, heads) for part in (q, k, v))
         scores = (q * self.head_dim**-0.5) @ k.swapaxes(-1, -2)
         if bias is not None:
