@@ -145,13 +145,14 @@ class _Reader:
             return self._per_layer(ours, "heads", depth), self._per_layer(ours, "hidden", depth)
         pruned = self.config.get("pruned_heads") or {}
         kept = [heads] * depth
-        for layer, gone in pruned.items():
-            if int(layer) not in range(depth) or not set(gone) < set(range(heads)):
+        layers = {str(layer): layer for layer in range(depth)}
+        for layer, gone in pruned.items() if isinstance(pruned, dict) else [("", pruned)]:
+            if layer not in layers or not isinstance(gone, list) or not _some(gone, heads):
                 raise ValueError(
-                    f"{self.file}: pruned_heads[{layer!r}] = {gone!r} must be some, not all, of "
-                    f"{heads} heads of one of {depth} layers"
+                    f"{self.file}: pruned_heads = {pruned!r} must be lists of some, not all, of "
+                    f"{heads} heads, by number of one of {depth} layers"
                 )
-            kept[int(layer)] -= len(set(gone))
+            kept[layers[layer]] -= len(gone)
         return tuple(kept), (self.whole("hidden"),) * depth
 
     def _per_layer(self, ours: Mapping[str, Any], name: str, depth: int) -> tuple[int, ...]:
@@ -162,3 +163,9 @@ class _Reader:
                 "every layer"
             )
         return tuple(counts)
+
+
+def _some(gone: list[Any], heads: int) -> bool:
+    """Whether a list holds different numbers of heads, and not all of them."""
+    right = all(type(head) is int and 0 <= head < heads for head in gone)
+    return right and len(set(gone)) == len(gone) < heads

@@ -42,14 +42,18 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"{self.file} is no tokenizer: {error}") from error
         self.longest = sizes.longest
-        last, token = max((i, token) for token, i in self._tokenizer.get_vocab().items())
+        # Rows without room for a token of the text come out in another number.
+        self.shortest = self._tokenizer.num_special_tokens_to_add(is_pair=False) + 1
+        vocabulary = self._tokenizer.get_vocab().items()
+        last, token = max(((i, token) for token, i in vocabulary), default=(-1, ""))
         if last >= sizes.vocabulary:
             raise ValueError(
                 f"{self.file}: token {token!r} has id {last}; {config_file} has vocab_size = "
                 f"{sizes.vocabulary}, the rows of the embeddings"
             )
-        padding = config.get("pad_token_id", 0)
-        self._padding = self._tokenizer.id_to_token(padding)
+        padding = config.get("pad_token_id") or sizes.padding or 0
+        known = type(padding) is int and padding >= 0
+        self._padding = self._tokenizer.id_to_token(padding) if known else None
         found = (self._tokenizer.padding or {}).get("pad_id", padding)
         if self._padding is None or found != padding:
             raise ValueError(
@@ -69,10 +73,13 @@ class Tokenizer:
           ids (n, length) int32, and mask (n, length) bool, true at tokens.
 
         Raises:
-          ValueError: more tokens than the model has positions, or none.
+          ValueError: more tokens than the model has positions, or none beside special ones.
         """
-        if not 1 <= length <= self.longest:
-            raise ValueError(f"length = {length} does not fit 1 to {self.longest} positions")
+        if not self.shortest <= length <= self.longest:
+            raise ValueError(
+                f"length = {length} is not from {self.shortest}, special tokens and one more, to "
+                f"{self.longest}, the model's positions"
+            )
         self._tokenizer.enable_truncation(length)
         self._tokenizer.enable_padding(
             length=length, pad_id=self._padding_id, pad_token=self._padding

@@ -87,8 +87,9 @@ def test_texts_become_rows_of_ids(tmp_path):
     assert ids.dtype == np.int32 and mask.dtype == bool
     assert mask.sum(axis=1).tolist() == [4, 5, 2]
     assert tokenizer.encode([], 5)[0].shape == (0, 5)
-    with pytest.raises(ValueError, match=r"length = 17 does not fit 1 to 16 positions"):
-        tokenizer.encode(["a"], 17)
+    for length in (2, 17):
+        with pytest.raises(ValueError, match=rf"length = {length} is not from 3, .* to 16, the"):
+            tokenizer.encode(["a"], length)
 
 
 def edit(folder, **changes):
@@ -115,7 +116,9 @@ def edit(folder, **changes):
             {"intermediate_size": 25},
             r"'encoder.layer.0.intermediate.dense.\S+ has shape .* would have \(25,",
         ),
-        ({"pruned_heads": {"0": [0, 1, 2, 3]}}, r"pruned_heads\['0'\] = \[0, 1, 2, 3\] must be"),
+        ({"pruned_heads": {"0": [0, 1, 2, 3]}}, r"pruned_heads = \{'0': \[0, 1, 2, 3\]\} must"),
+        ({"pruned_heads": {"2": [0]}}, r"by number of one of 2 layers"),
+        ({"pruned_heads": [0]}, r"pruned_heads = \[0\] must be lists of some, not all, of 4 heads"),
         (
             {"jaxsparse": {"form": "exact", "heads": [4]}},
             r"heads = \[4\] must be 2 numbers",
@@ -143,6 +146,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
         huggingface.Tokenizer(folder)
     edit(folder, vocab_size=41, pad_token_id=1)
     with pytest.raises(ValueError, match=r"pad_token_id = 1; \S+tokenizer.json pads with 0"):
+        huggingface.Tokenizer(folder)
+    edit(folder, pad_token_id=50)
+    with pytest.raises(ValueError, match=r"pad_token_id = 50; \S+tokenizer.json pads with 0"):
         huggingface.Tokenizer(folder)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer"):

@@ -11,6 +11,7 @@ from test_huggingface import CASES, NAMES, case, directory
 import jaxsparse as js
 from experiments import huggingface
 from experiments.huggingface.configuration import FORMS
+from experiments.huggingface.layouts import LAYOUTS
 from experiments.models.encoders import Classifier
 
 # Of 4 heads of 4 in both layers, and 24 neurons.
@@ -69,6 +70,8 @@ def test_a_whole_model_comes_back_as_it_was(tmp_path, name):
         theirs = source.get(key, source.get(f"{name}.{key}"))
         np.testing.assert_array_equal(tensor, theirs, key)
     assert ("pooler.dense.weight" in tensors) == (name == "bert")
+    needed = {key.removeprefix(f"{name}.") for key in source}
+    assert {key for key in needed if not LAYOUTS[name].ignores(key)} <= set(tensors)
     back = huggingface.load(tmp_path)
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         again = dict(nnx.to_flat_state(nnx.state(back)))[path]

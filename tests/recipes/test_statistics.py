@@ -78,7 +78,9 @@ def test_the_pull_is_the_slope_of_the_regularizer_at_a_score_of_zero():
 def test_what_is_near_is_within_the_margin():
     recipe = from_config(CONFIG, PARAMS)
     state = run(recipe, [jnp.array([4.0, 3.9, -1, 0, 4, 4, 4])] * 2)[-1]
-    near = {margin: recipe.statistics(state, margin).leaves["a/kernel"].near for margin in (0.1, 1.0)}
+    near = {
+        margin: recipe.statistics(state, margin).leaves["a/kernel"].near for margin in (0.1, 1.0)
+    }
     assert near == {0.1: 0.25, 1.0: 0.5}
     assert recipe.statistics(run(recipe, [])[0]).leaves["a/kernel"].near == 0
 
