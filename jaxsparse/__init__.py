@@ -5,6 +5,7 @@ import typing
 
 from jaxsparse import activations, calibration, graph, nn, recipes
 from jaxsparse.export.onnx import export_onnx
+from jaxsparse.export.program import ExportError
 from jaxsparse.export.safetensors import load_safetensors, save_safetensors
 from jaxsparse.export.stablehlo import export_stablehlo, load_stablehlo
 from jaxsparse.kernels import implementations
@@ -75,6 +76,7 @@ __all__ = [
     "ChoiceContext",
     "Chooser",
     "Distribution",
+    "ExportError",
     "LeafReport",
     "MaskOverlap",
     "NMSparse",

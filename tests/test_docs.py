@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -63,7 +64,7 @@ def blocks_of(page):
     ids=lambda p: "/".join(p.parts[-2:]),
 )
 def test_pages_run_from_top_to_bottom(page, tmp_path):
-    """The Python blocks of a page are one program, run as a reader would."""
+    """The Python blocks of a page are one program, run as a reader of a checkout would."""
     blocks = blocks_of(page)
     if not blocks:
         assert "```python" not in page.read_text()
@@ -71,7 +72,12 @@ def test_pages_run_from_top_to_bottom(page, tmp_path):
     script = tmp_path / "page.py"
     script.write_text("\n".join(blocks))
     done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

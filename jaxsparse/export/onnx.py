@@ -12,6 +12,7 @@ traced beforehand, and it converts the trace.
 import logging
 import pathlib
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -131,12 +132,13 @@ def _converter() -> Callable[..., Any]:
         raise ImportError(f"{_EXTRA} ({error})") from error
 
     def convert(function, leaves, **options):
-        # It tells of every shape that it does not infer.
+        # It tells of every shape that it does not infer, and warns of its own calls.
         logger = logging.getLogger("onnx_ir.serde")
         before = logger.level
         logger.setLevel(logging.ERROR)
         try:
-            return jax2onnx.to_onnx(function, leaves, **options)
+            with warnings.catch_warnings(action="ignore"):
+                return jax2onnx.to_onnx(function, leaves, **options)
         finally:
             logger.setLevel(before)
             jax.clear_caches()

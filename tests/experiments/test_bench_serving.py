@@ -13,7 +13,7 @@ from experiments.export import example
 from experiments.models.encoders import Classifier
 
 PACKAGES = {"ONNX Runtime": ("jax2onnx", "onnxruntime"), "OpenVINO": ("jax2onnx", "openvino")}
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of a runtime
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 converted = pytest.mark.skipif(
     bool(MISSING), reason=f"{' and '.join(MISSING)} missing: make test-onnx has an environment"
 )
-# Libraries of others, which warn of Flax and of forks.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
+# Of a runtime's own processes.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
 X = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
 STORAGES = {
