@@ -95,7 +95,7 @@ def test_mask_is_capped_by_a_quantile(fact, monkeypatch):
     monkeypatch.setattr(sys.modules[_above.__module__], "FLOOR", fact["max_percentile"])
     scores = jnp.asarray(fact["scores"], jnp.float32)
     spec = resolve([js.Rule("b", js.Unstructured(), 0.0)], {"b": scores})["b"]
-    mask = np.asarray(_above(scores, jnp.float32(fact["threshold"]), spec)).astype(int)
+    mask = _above({"b": scores}, jnp.float32(fact["threshold"]), {"b": spec})["b"].astype(int)
     expected = np.asarray(fact["mask"])
     if not expected.any():  # where theirs keeps nothing, ours keeps the best group
         expected = np.eye(len(expected), dtype=int)[0]
@@ -110,7 +110,7 @@ def test_the_cap_keeps_a_group_where_the_original_keeps_none():
         assert floor["group_size"] == 32 * 32
         spec = resolve([js.Rule("w", js.Block(32, 32), 0.0)], {"w": weight})["w"]
         scores = jax.random.permutation(jax.random.key(groups), jnp.arange(float(groups)))[:, None]
-        mask = _above(scores, jnp.float32(1e9), spec)
+        mask = _above({"w": scores}, jnp.float32(1e9), {"w": spec})["w"]
         assert mask.sum() == max(theirs, 1)
         assert mask[jnp.argmax(scores)]
 

@@ -209,7 +209,7 @@ class ImportanceThreshold(Chooser):
                 begins, lambda: jnp.minimum(_low_score(scores, specs), self.final), lambda: initial
             )
         tau = self.threshold(step + 1, initial)
-        return {path: _above(scores[path], tau, specs[path]) for path in specs}, initial
+        return _above(scores, tau, specs), initial
 
     def _curve(self, step: Array) -> Float[Array, ""]:
         progress = (step - self.begin).astype(jnp.result_type(float)) / (self.end - self.begin)
@@ -254,21 +254,27 @@ def importance_threshold(
     return ImportanceThreshold(initial, final, begin, end, power, sigmoid, hold)
 
 
-def _above(
-    scores: Float[Array, "..."], tau: Float[Array, ""], spec: LeafSpec
-) -> Bool[Array, "..."]:
-    """S > min(tau, quantile(expanded S, FLOOR)), and at least the best group."""
-    batch = len(spec.view.batch)
-    bits = ordered_bits(scores)
-    groups, size = math.prod(scores.shape[batch:]), spec.pattern.group_size(spec.view)
-    # S > quantile holds exactly for S above the order statistic just below it.
-    below = math.floor(FLOOR * (groups * size - 1)) // size
-    ranks = [jnp.full(scores.shape[:batch], groups - below, jnp.int32)]
-    cut = kth_largest([bits], ranks)[0]
-    mask = (scores > tau) | (bits > over(cut, bits))
-    best = top_k_masks([Candidates(scores, jnp.ones_like(ranks[0]))])[0]
-    empty = count(mask, batch) == 0
-    return mask | (best & over(empty, mask))
+def _above(scores: Pooled, tau: Float[Array, ""], specs: Mapping[str, LeafSpec]) -> Groups:
+    """S > min(tau, quantile(expanded S, FLOOR)), and at least the best group.
+
+    All leaves are searched in one loop: one for each is slower to compile.
+    """
+    bits, ranks = {}, {}
+    for path, spec in specs.items():
+        batch, bits[path] = len(spec.view.batch), ordered_bits(scores[path])
+        shape, size = scores[path].shape, spec.pattern.group_size(spec.view)
+        groups = math.prod(shape[batch:])
+        # S > quantile holds exactly for S above the order statistic just below it.
+        below = math.floor(FLOOR * (groups * size - 1)) // size
+        ranks[path] = jnp.full(shape[:batch], groups - below, jnp.int32)
+    cuts = kth_largest([*bits.values()], [*ranks.values()])
+    best = top_k_masks([Candidates(scores[p], jnp.ones_like(rank)) for p, rank in ranks.items()])
+    masks = {}
+    for path, cut, first in zip(specs, cuts, best, strict=True):
+        mask = (scores[path] > tau) | (bits[path] > over(cut, bits[path]))
+        empty = count(mask, ranks[path].ndim) == 0
+        masks[path] = mask | (first & over(empty, mask))
+    return masks
 
 
 def _low_score(

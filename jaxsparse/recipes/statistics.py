@@ -139,8 +139,8 @@ def _shares(
     groups, _ = schedule.choose(scores, late, last)
     shares = {}
     for path, mask in masks.items():
-        masked = 1 - jnp.mean(mask.expand(), dtype=jnp.float32)
-        then = 1 - jnp.mean(specs[path].expand(groups[path]), dtype=jnp.float32)
+        masked = jnp.mean(~mask.expand(), dtype=jnp.float32)
+        then = jnp.mean(~specs[path].expand(groups[path]), dtype=jnp.float32)
         near = jnp.mean(jnp.abs(scores[path] - threshold) <= margin, dtype=jnp.float32)
         shares[path] = masked, jnp.where(step >= schedule.end, masked, then), near
     return threshold, shares
