@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from graph_models import numbers, randomize
+from graph_models import MODELS, numbers, randomize
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -208,6 +208,27 @@ def test_key_heads_go_with_all_their_query_heads():
     for path, width in ("q", 8), ("k", 4), ("v", 4):
         assert found[path].any(axis=0).tolist() == [False] * width + [True] * width
     assert found["o"].any(axis=1).tolist() == [False] * 8 + [True] * 8
+
+
+LAYER = [("heads", 2), ("neurons", 12)]
+FOUND = {
+    "fused_qkv_reshape": [("heads", 2)],
+    "gated_fused": [("neurons", 8)],
+    "native_grouped_query_attention": [("heads", 2)],
+    "norms": [],
+    "recurrent": [],
+    "remat_transformer": LAYER * 2,
+    "residual": [],
+    "scanned_transformer": LAYER,  # of all its layers at once
+    "tied_transformer": LAYER * 2,
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_units_of_models_built_in_other_ways(name):
+    model = MODELS[name]()
+    structure = js.graph.structure(model.fn, model.params, *model.inputs)
+    assert [(group.kind, group.units) for group in structure.groups] == FOUND[name]
 
 
 def test_a_query_head_alone_stays_and_is_named():

@@ -31,7 +31,8 @@ def structure(
     again is a residual stream, which no layer owns. What a norm or a mean runs over counts
     all its channels, so these are none either. Where an axis is made of several groups, heads
     and head_dim, the major one is meant: a head goes as a whole. With grouped queries that is
-    a key head with all its query heads.
+    a key head with all its query heads. Layers stacked under a scan, which run at one size,
+    share their units.
 
     Args:
       fn, params, inputs, blocks: the model, as in `channels`; shapes are enough.
