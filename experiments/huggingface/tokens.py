@@ -77,8 +77,7 @@ class Tokenizer:
         """
         if not self.shortest <= length <= self.longest:
             raise ValueError(
-                f"length = {length} is not from {self.shortest}, special tokens and one more, to "
-                f"{self.longest}, the model's positions"
+                f"length = {length} does not fit {self.shortest} to {self.longest} positions"
             )
         self._tokenizer.enable_truncation(length)
         self._tokenizer.enable_padding(
