@@ -129,7 +129,8 @@ def _row(report: Mapping[str, Any]) -> dict[str, Any]:
     row["linear_left"] = report["linear_left"]
     for key in ("linear_bytes", "model_bytes", "linear_bytes_16", "model_bytes_16"):
         row[key] = report[key]["smallest"] / report[key]["dense"]
-    row["speedup"] = {batch: report["forms"][batch]["speedup"] for batch in BATCHES}
+    for key in ("speedup", "cpu_speedup"):
+        row[key] = {batch: report["forms"][batch][key] for batch in BATCHES}
     row["kept"] = {group["group"]: len(group["kept"]) for group in report["structure"]}
     return row
 

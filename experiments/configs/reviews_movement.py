@@ -8,7 +8,7 @@
 the file: "light" leaves some 40 % of the linear weights, "strong" 22 %, both dense again
 inside of what is kept, as NNCF does it; "_blocks" keep the zeros that movement left there
 and store them packed. "magnitude" and "extreme_magnitude" (12 %) are the rivals of
-"strong_blocks" and "extreme_blocks".
+"strong_blocks" and "extreme_blocks", "dense" prunes nothing in as many steps.
 """
 
 from experiments.configs import reviews_dense
@@ -24,6 +24,7 @@ ARMS = {
     "extreme_blocks": {"factors": (0.02, 0.4), "refill": False},
     "magnitude": {"sparsity": 0.78, "refill": False},
     "extreme_magnitude": {"sparsity": 0.88, "refill": False},
+    "dense": {},
 }
 
 
@@ -37,6 +38,8 @@ def get_config(arm: str = "strong_blocks"):
     config.distillation.states = 1.0
     config.learning_rate.restart = False
     config.recipe.begin = 0.03
+    if not options:
+        return config
     config.recipe.end = 0.6
     config.recipe.refill = options["refill"]
     if "sparsity" in options:

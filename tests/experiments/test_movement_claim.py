@@ -29,7 +29,9 @@ def runs(monkeypatch):
         return found | {
             **dict.fromkeys(keys, sizes),
             "linear_left": left,
-            "forms": {batch: {"speedup": form} for batch in movement_claim.BATCHES},
+            "forms": {
+                batch: {"speedup": form, "cpu_speedup": form} for batch in movement_claim.BATCHES
+            },
             "structure": [{"group": "g", "kept": [0, 1]}],
         }
 

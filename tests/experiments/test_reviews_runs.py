@@ -163,11 +163,13 @@ def test_the_rules_are_those_of_nncf(tiny):
     }
 
 
-@pytest.mark.parametrize("arm", ["light", "magnitude"])
+@pytest.mark.parametrize("arm", ["light", "magnitude", "dense"])
 def test_arms(arm):
     config = configs.load(f"{CONFIGS}/reviews_movement.py:{arm}")
-    assert config.recipe.name == f"structured_{'magnitude' if arm == 'magnitude' else 'movement'}"
-    assert config.recipe.refill is (arm == "light")
+    recipe = config.recipe.to_dict()
+    names = {"light": "structured_movement", "magnitude": "structured_magnitude", "dense": "dense"}
+    assert recipe["name"] == names[arm] and recipe["begin"] == 0.03
+    assert recipe.get("refill") == {"light": True, "magnitude": False, "dense": None}[arm]
 
 
 def test_an_unknown_arm():
