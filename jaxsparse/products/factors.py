@@ -53,9 +53,11 @@ class Factored:
         return self.seen((self.axes[i] for i in permutation), {})
 
     def reshape(self, shape: Sequence[int]) -> Self | None:
-        """Another shape; None where an axis would be cut across a factor."""
+        """Another shape; None where an axis would be cut across a factor, or is not known."""
         left = [factor for axis in self.axes for factor in axis if factor[1] != 1]
         if 0 in shape or not all(isinstance(size, int) for size in shape):
+            return None
+        if math.prod(shape) != math.prod(size for _, size in left):
             return None
         axes, splits = [], {}
         for size in shape:

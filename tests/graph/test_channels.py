@@ -163,3 +163,16 @@ def test_a_leaf_that_the_function_does_not_use_stays_as_it_is():
     assert [place.path for group in channels.groups for place in group.places] == ["down", "up"]
     unused = [pinned for pinned in channels.pinned if pinned.places[0].path == "head"]
     assert [str(pinned.cause) for pinned in unused] == ["is not used by the function"] * 2
+
+
+def test_inputs_that_are_closed_over():
+    """A sum of a weight and a constant is then an array in which axes of neither are left."""
+    x = jnp.ones((3, 8, 16))
+    params = {"scale": jnp.ones(16), "head": jnp.ones((16, 2))}
+
+    def model(params):
+        total = (x * params["scale"]).sum(-1).reshape(3, 8, 1)
+        return (x + total) @ params["head"]
+
+    channels = js.graph.channels(model, params)
+    assert channels.shapes["scale"] == (16,)
