@@ -108,11 +108,11 @@ def _structure(report: Mapping[str, Any], history: Sequence[Mapping[str, float]]
         ("structured masking, then fine-tuning", end, steps),
     ]
     rules = report["config"]["rules"]
-    groups = [["group", "kept", "of", "kind"]]
-    groups += [
-        [row["group"], f"{len(row['kept']):,}", f"{row['units']:,}", row["kind"]]
-        for row in report["structure"]
-    ]
+    groups = [["group", "kept", "of", "kind", "which"]]
+    for row in report["structure"]:
+        which = ", ".join(map(str, row["kept"])) if row["kind"] == "heads" else ""
+        counts = f"{len(row['kept']):,}", f"{row['units']:,}"
+        groups.append([row["group"], *counts, row["kind"], which])
     return [
         Section(
             "Lifecycle",

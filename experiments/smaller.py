@@ -80,14 +80,24 @@ def smaller(
     prefixed = {f"params/{path}": mask for path, mask in masks.items()}
     small, run, _ = js.graph.shrink(whole, tree, prefixed, inputs)
     moved = [dataclasses.replace(rule, path=f"params/(?:{rule.path})") for rule in rules]
-    leaves, packed = leaves_by_path(small), {}
-    for path, spec in resolve(moved, small).items():
+    packed = pack_blocks(small, moved)
+    return Smaller(
+        (whole, tree), (run, small), None if packed is None else (js.sparsify(run), packed)
+    )
+
+
+def pack_blocks(tree: Any, rules: Sequence[js.Rule]) -> Any:
+    """The tree with kernels in the blocks of their rules where enough of these are empty.
+
+    None where no kernel is.
+    """
+    leaves, packed = leaves_by_path(tree), {}
+    for path, spec in resolve(rules, tree).items():
         if isinstance(spec.pattern, js.Block) and leaves[path].ndim == 2:
             stored = js.pack(leaves[path], spec.pattern)
             if stored.values.size < _PACKED_BELOW * leaves[path].size:
                 packed[path] = stored
-    blocks = (js.sparsify(run), replace_by_path(small, packed)) if packed else None
-    return Smaller((whole, tree), (run, small), blocks)
+    return replace_by_path(tree, packed) if packed else None
 
 
 def sizes(model: Smaller, kernels: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     python -m experiments.sweep --claim NAME [--seeds 5] [--workdir DIR] [--results DIR]
 
-The claim "movement" takes hours: some twenty runs of a pretrained transformer.
+The claim "movement" takes hours: some twenty runs of a pretrained transformer, or those of
+the arms that ``--arms`` names.
 
 Every arm of a claim is a config with overrides, run once per seed in a folder of its
 own under the workdir: a sweep that was killed goes on. The outcome is written to
@@ -16,7 +17,7 @@ import sys
 
 import absl.logging
 
-from experiments import claims, movement_claim, workdir
+from experiments import claims, workdir
 
 MOVEMENT = "movement"
 
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep")
     parser.add_argument("--claim", required=True, choices=[*claims.CLAIMS, MOVEMENT])
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="some of the claim movement")
     parser.add_argument("--workdir", default="runs/sweep", help="folder of the runs")
     parser.add_argument("--results", default="experiments/results", help="folder of the outcome")
     options = parser.parse_args()
@@ -33,7 +35,10 @@ def main() -> None:
     seeds, runs = range(options.seeds), pathlib.Path(options.workdir)
     try:
         if options.claim == MOVEMENT:
-            outcome = movement_claim.measure(seeds, runs / MOVEMENT)
+            from experiments import movement_claim  # late: `make demo` installs no tokenizers
+
+            some = {"arms": options.arms} if options.arms else {}
+            outcome = movement_claim.measure(seeds, runs / MOVEMENT, **some)
             text = movement_claim.as_markdown(outcome)
         else:
             outcome = claims.measure(options.claim, seeds, runs)

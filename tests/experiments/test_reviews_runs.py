@@ -9,10 +9,10 @@ import tiny_reviews
 
 import jaxsparse as js
 from experiments import config as configs
-from experiments import experiment, rules, train
-from experiments.huggingface.sources import load_run
+from experiments import experiment, movement_claim, rules, train
 from experiments.metrics import read
 from experiments.models import create
+from jaxsparse.trees import leaves_by_path, replace_by_path
 
 CONFIGS = "experiments/configs"
 SHORT = {
@@ -80,25 +80,23 @@ def test_movement_from_a_dense_run_to_a_smaller_classifier(tiny, dense, tmp_path
     # The masks that movement chose last are whole blocks, and stay for the rest.
     final = {key: value for key, value in records[24].items() if key.startswith("sparsity/")}
     assert len(final) == 12 and records[20].items() >= final.items()
-    # What another command reads of the folder computes what was trained.
-    small, _ = load_run(tmp_path)
+    # What other commands read of the folder computes what was trained, packed too.
+    models = movement_claim._models({"dense": dense[0], "strong_blocks": tmp_path})
+    assert set(models) >= {"dense", "strong_blocks"}
     built = experiment.build(movement(tiny, dense))
-    inputs = built.dataset.test.inputs
+    inputs, state = built.dataset.test.inputs, built.init()
     with np.load(tmp_path / "weights.npz") as weights:
         params, extra = (
-            js.trees.replace_by_path(
-                tree,
-                {p: jnp.asarray(weights[p]) for p in js.trees.leaves_by_path(tree) if p in weights},
-            )
-            for tree in (built.init().params, built.init().extra)
+            replace_by_path(tree, {p: weights[p] for p in leaves_by_path(tree) if p in weights})
+            for tree in (state.params, state.extra)
         )
     expected = built.forward(params, extra, inputs)
-    found = small(jnp.asarray(inputs["ids"]), jnp.asarray(inputs["mask"]))
-    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4, atol=1e-5)
-    heads = [layer.attention.query.out_features // 4 for layer in small.encoder.layers]
-    assert heads == [
-        len(group["kept"]) for group in report["structure"] if group["kind"] == "heads"
-    ]
+    for name in set(models) - {"dense"}:
+        found = models[name](jnp.asarray(inputs["ids"]), jnp.asarray(inputs["mask"]))
+        np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4, atol=1e-5)
+    layers = models["strong_blocks"].encoder.layers
+    heads = [len(group["kept"]) for group in report["structure"] if group["kind"] == "heads"]
+    assert [layer.attention.query.out_features // 4 for layer in layers] == heads
 
 
 @pytest.mark.parametrize(
