@@ -83,20 +83,18 @@ def objective(
         **starting.weights_of("distillation.teacher", options["teacher"], model),
     }
 
-    def ask(answer, buckets) -> Callable[[Split], np.ndarray]:
-        def question(split):
-            jitted = jax.jit(answer)
-            predict = functools.partial(jitted, *starting.trees(model, key, first))
+    def taught_by(answer, buckets, with_states) -> Split:
+        def ask(split):
+            predict = functools.partial(jax.jit(answer), *starting.trees(model, key, first))
             return predict_all(predict, split, buckets)
 
-        return question
+        return taught(dataset.train, ask, with_states, options["teacher"])
 
     def outputs_of(params, extra, inputs):
-        return model.apply(params, extra, inputs, None)[0]
+        return Said(model.apply(params, extra, inputs, None)[0])
 
-    questions = {"outputs": ask(outputs_of, dataset.buckets)}
     if not options["states"]:
-        train = taught(dataset.train, questions, options["teacher"])
+        train = taught_by(outputs_of, dataset.buckets, False)
         return Objective(train, say, lambda said, y, inputs: soft(said, y, None))
     if (states := model.states) is None:
         raise ValueError(
@@ -108,36 +106,39 @@ def objective(
         return Said(*states(params, extra, inputs)), extra
 
     def states_of(params, extra, inputs):
-        return states(params, extra, inputs)[1].astype(jnp.float16)
+        outputs, hidden = states(params, extra, inputs)
+        return Said(outputs, hidden.astype(jnp.float16))
 
     # All examples at their full length: one array holds them.
-    questions["states"] = ask(states_of, dataset.buckets[-1:])
-    train = taught(dataset.train, questions, options["teacher"])
+    train = taught_by(states_of, dataset.buckets[-1:], True)
     return Objective(train, say_all, lambda said, y, inputs: soft(said, y, inputs["mask"]))
 
 
-def taught(split: Split, ask: Mapping[str, Callable[[Split], np.ndarray]], folder: str) -> Split:
+def taught(split: Split, ask: Callable[[Split], Said], states: bool, folder: str) -> Split:
     """A split with what a teacher says beside its labels.
 
     It is worked out once for all runs that have this teacher, and kept in its folder.
 
     Args:
       split: the training examples.
-      ask: the teacher's ``outputs`` and, if they are wanted, its ``states`` of a split; called
-        where none are kept.
+      ask: what the teacher says of a split; called where nothing is kept.
+      states: whether hidden states are wanted, too.
       folder: of the teacher's run.
     """
     whole = hashlib.sha256()
     for leaf in jax.tree.leaves(split.inputs):
         whole.update(np.ascontiguousarray(leaf).tobytes())
-    found = {}
-    for kind, question in ask.items():
-        file = pathlib.Path(folder) / f"{kind}-{whole.hexdigest()[:16]}.npy"
-        if not file.exists():
-            _LOG.info("asking the teacher in %s for %s of %d examples", folder, kind, len(split))
-            answer = question(split)
+    name = f"{whole.hexdigest()[:16]}.npy"
+    kinds = ("outputs", "states") if states else ("outputs",)
+    files = {kind: pathlib.Path(folder) / f"{kind}-{name}" for kind in kinds}
+    if not all(file.exists() for file in files.values()):
+        _LOG.info("asking the teacher in %s about %d examples", folder, len(split))
+        said = ask(split)
+        for kind, file in files.items():
             with replacing(file) as part:
-                np.save(part, answer)
+                np.save(part, getattr(said, kind))
+    found = {}
+    for kind, file in files.items():
         # States of all examples may be larger than the memory.
         with naming(file):
             found[kind] = np.load(file, mmap_mode="r")

@@ -174,15 +174,20 @@ def in_order(
             yield part, _cut(inputs, buckets[bucket]) if buckets else inputs
 
 
-def predict_all(
-    predict: Callable[[Any], Any], split: Split, buckets: Sequence[int] = ()
-) -> np.ndarray:
-    """What a function of a batch of inputs returns for all examples of a split, in order."""
+def predict_all(predict: Callable[[Any], Any], split: Split, buckets: Sequence[int] = ()) -> Any:
+    """What a function of a batch of inputs returns for all examples of a split, in order.
+
+    Returns:
+      NumPy arrays: one, or a tree of them, as the function returns.
+    """
     rows, outputs = [], []
     for part, inputs in in_order(split, _SEQUENCES if buckets else _EXAMPLES, buckets):
+        found = predict(inputs)
         rows.append(part)
-        outputs.append(np.asarray(predict(inputs))[: len(part)])
-    return np.concatenate(outputs)[np.argsort(np.concatenate(rows))]
+        outputs.append([np.asarray(leaf)[: len(part)] for leaf in jax.tree.leaves(found)])
+    order = np.argsort(np.concatenate(rows))
+    leaves = [np.concatenate(parts)[order] for parts in zip(*outputs, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(found), leaves)
 
 
 def _buckets_of(split: Split, buckets: Sequence[int]) -> np.ndarray:
