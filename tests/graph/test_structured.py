@@ -315,3 +315,78 @@ def test_errors_of_masks():
         STRUCTURE.resolve(masks | {"q/kernel": masks["q/kernel"][:, :8]})
     with pytest.raises(ValueError, match="no group has masks for all its weights; lacking are"):
         STRUCTURE.resolve({"q/kernell": masks["q/kernel"]})
+
+
+def mlp(params, x, and_then=lambda params, x, h, y: y):
+    """A block of 6 neurons; what else reads them is put in."""
+    h = jnp.tanh(x @ params["up"])
+    return and_then(params, x, h, x + h @ params["down"])
+
+
+OTHER = numbers(6, 16, seed=7)
+
+
+def latent(params, x):
+    """Queries and keys whose scores weigh the keys themselves."""
+    q, c = x @ params["up"], x @ params["keys"]
+    weights = jax.nn.softmax(jnp.einsum("btf,bsf->bts", q, c))
+    return jnp.einsum("bts,bsf->btf", weights, c) @ params["down"]
+
+
+def gram_of_a_scan(params, x):
+    def step(carry, x):
+        h = jnp.tanh(x @ params["up"])
+        return carry + h @ params["down"], h @ h.T
+
+    return jax.lax.scan(step, jnp.zeros((3, 16)), x)
+
+
+def convolved(params, x):
+    h = jnp.tanh(x @ params["up"])
+    y = jax.lax.conv_general_dilated(h, OTHER[None], (1,), "SAME", dimension_numbers=CHANNELS_LAST)
+    return y + h @ params["down"]
+
+
+CHANNELS_LAST = ("NWC", "WIO", "NWC")
+READ_BESIDE = {
+    "latent attention": latent,
+    "a scan": gram_of_a_scan,
+    "a convolution": convolved,
+    "a Gram matrix": lambda p, x: mlp(p, x, lambda p, x, h, y: (y, h @ h.swapaxes(1, 2))),
+    "a Gram matrix times a kernel": lambda p, x: mlp(
+        p, x, lambda p, x, h, y: y + (h @ h.swapaxes(1, 2)) @ p["keys"][:3, :1]
+    ),
+    "a norm": lambda p, x: mlp(
+        p, x, lambda p, x, h, y: y * jnp.einsum("btf,btf->bt", h, h)[..., None]
+    ),
+    "a constant kernel": lambda p, x: mlp(p, x, lambda p, x, h, y: y + h @ OTHER),
+    "a constant before": lambda p, x: jnp.tanh(x @ p["up"]) @ OTHER[:, :6] @ p["down"] + mlp(p, x),
+    "a constant in the sum": lambda p, x: jnp.tanh(x @ p["up"]) @ (p["down"] + OTHER),
+    "zeros that become ones": lambda p, x: jnp.tanh(x @ p["up"]) @ jnp.exp(p["down"]),
+    "a mean of the rows": lambda p, x: jnp.tanh(x @ p["up"]) @ (p["down"] - p["down"].mean(0)),
+}
+
+
+@pytest.mark.parametrize("name", READ_BESIDE)
+def test_units_that_something_without_a_mask_reads_are_none(name):
+    fn = READ_BESIDE[name]
+    params = {"up": numbers(16, 6), "keys": numbers(16, 6, seed=2), "down": numbers(6, 16, seed=3)}
+    structure = js.graph.structure(fn, params, X)
+    masks = {path: jnp.ones(leaf.shape, bool) for path, leaf in params.items()}
+    masks["down"] = masks["down"].at[1].set(False)
+    dropped = [masks | {"up": masks["up"].at[:, 1].set(False)}, masks]
+    outputs = [jax.tree.leaves(fn(js.mask_params(params, each), X)) for each in dropped]
+    assert not all(np.allclose(a, b, atol=1e-3) for a, b in zip(*outputs, strict=True))
+    assert not structure.groups
+
+
+def test_units_that_several_weights_read_are_found():
+    params = {"up": numbers(16, 6), "down": numbers(6, 16), "more": numbers(6, 16)}
+    params["gate"] = numbers(6, 1)
+
+    def fn(params, x):
+        kernel = (params["down"] + 2 * params["more"]) * params["gate"]
+        return mlp(params, x) + jnp.tanh(x @ params["up"]) @ kernel.astype(jnp.bfloat16)
+
+    (group,) = js.graph.structure(fn, params, X).groups
+    assert {m.path for m in group.members if m.role == "reads"} == {"down", "more", "gate"}

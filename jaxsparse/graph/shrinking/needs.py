@@ -65,7 +65,7 @@ def needed(analysis: Analysis, leaves: Mapping[str, Any], free: Mapping[int, int
       leaves: the parameters by path, zero where channels have gone.
       free: the atoms in question and their sizes.
     """
-    walk = _Walk(analysis, free)
+    walk = _Walk(analysis, free, _lift)
     inputs = [Tracked(Constants.nothing(shape)) for shape in analysis.inputs]
     operands = [*(_leaf(path, leaves[path]) for path in analysis.leaves), *inputs]
     results = walk.run(analysis.program, operands, analysis.walked)
@@ -74,13 +74,39 @@ def needed(analysis: Analysis, leaves: Mapping[str, Any], free: Mapping[int, int
     return Needs(walk.needed, walk.reasons, walk.folds())
 
 
+def needed_beside(
+    analysis: Analysis, zeros: Mapping[str, Mapping[int, Vector]], free: Mapping[int, int]
+) -> dict[int, Vector]:
+    """By atom the channels that a program needs where some slices of its leaves are zeros.
+
+    The other numbers of the leaves may be any, and those of constants too unless they are
+    all one number: what is found holds for one channel as for another.
+
+    Args:
+      analysis: of the program.
+      zeros: by path and axis of a leaf, True where the slice is zero.
+      free: the atoms in question and their sizes.
+    """
+    walk = _Walk(analysis, free, _lift_any)
+    operands = []
+    for path, shape in analysis.shapes.items():
+        axes = list(Constants.nothing(shape).axes)
+        for axis, zero in zeros.get(path, {}).items():
+            axes[axis] = np.where(zero, 0, np.nan)
+        operands.append(Tracked(Constants.of(axes)))
+    operands += [Tracked(Constants.nothing(shape)) for shape in analysis.inputs]
+    walk.run(analysis.program, operands, analysis.walked)
+    return walk.needed
+
+
 def _leaf(path, leaf):
     axes = tuple(i if n != 1 else None for i, n in enumerate(np.shape(leaf)))
     return Tracked(Constants.array(leaf), View(path, axes), lambda: leaf)
 
 
 class _Walk:
-    def __init__(self, analysis, free):
+    def __init__(self, analysis, free, lift):
+        self.lift = lift
         self.terms = analysis.terms
         self.needed = {atom: np.zeros(size, bool) for atom, size in free.items()}
         self.reasons: dict[int, list[Reason]] = {}
@@ -95,10 +121,10 @@ class _Walk:
 
         def visit(equation, operands):
             del equation
-            return self.visit(next(records), [_lift(operand) for operand in operands])
+            return self.visit(next(records), [self.lift(operand) for operand in operands])
 
-        results = jaxprs.walk((jaxpr, [_lift(c) for c in consts]), operands, visit)
-        return [_lift(result) for result in results]
+        results = jaxprs.walk((jaxpr, [self.lift(c) for c in consts]), operands, visit)
+        return [self.lift(result) for result in results]
 
     def visit(self, record, operands):
         equation, name = record.equation, record.equation.primitive.name
@@ -222,6 +248,14 @@ def _lift(operand):
     if isinstance(operand, Tracked):
         return operand
     return Tracked(Constants.array(operand), None, lambda: operand)
+
+
+def _lift_any(operand):
+    """As `_lift`, but of an array of several numbers nothing is known."""
+    lifted = _lift(operand)
+    if isinstance(operand, Tracked) or not np.isnan(lifted.constants.value):
+        return lifted
+    return Tracked(Constants.nothing(np.shape(operand)))
 
 
 def _equal(a, b):

@@ -4,11 +4,14 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxsparse.graph.analysis.channels import Channels, Group, Place, summarize
 from jaxsparse.graph.analysis.pieces import Piece
 from jaxsparse.graph.analysis.trace import Analysis
 from jaxsparse.graph.analysis.values import Op, Record, Walked
 from jaxsparse.graph.shrinking.folding import MOVES
+from jaxsparse.graph.shrinking.needs import needed_beside
 from jaxsparse.graph.structured.resolving import Structure
 from jaxsparse.graph.structured.units import Member, Role, StructuredGroup
 from jaxsparse.trees import Tree
@@ -28,11 +31,13 @@ def structure(
 
     A group of channels (`channels`) is one of units if some weights write it, others read it
     (sum over it), and no reader comes before a writer: what is read, worked on and added to
-    again is a residual stream, which no layer owns. What a norm or a mean runs over counts
-    all its channels, so these are none either. Where an axis is made of several groups, heads
-    and head_dim, the major one is meant: a head goes as a whole. With grouped queries that is
-    a key head with all its query heads. Layers stacked under a scan, which run at one size,
-    share their units.
+    again is a residual stream, which no layer owns. Units are read by weights alone: what
+    another activation is multiplied and summed with (a Gram matrix, keys that are their own
+    values), what a norm, a mean or a constant kernel runs over, and what a weight reads
+    through more than products (its exponential) would be missed, so these are none either.
+    Where an axis is made of several groups, heads and head_dim, the major one is meant: a
+    head goes as a whole. With grouped queries that is a key head with all its query heads.
+    Layers stacked under a scan, which run at one size, share their units.
 
     Args:
       fn, params, inputs, blocks: the model, as in `channels`; shapes are enough.
@@ -72,15 +77,15 @@ class _Finder:
 
     def structure(self) -> Structure:
         found = [(group, self._members(group)) for group in self.channels.groups]
-        counted, heads = self._numbers(_reduced), self._numbers(_batches)
         units = [
             (group, members)
             for group, members in found
             if {"writes", "reads"} <= {member.role for member in members}
-            and group.id not in counted
             and not self._is_inner(group)
             and not self._is_stream(members)
         ]
+        elsewhere, heads = self._read_elsewhere(units), self._batches()
+        units = [pair for pair in units if pair[0].id not in elsewhere]
         units.sort(key=lambda pair: self._first_read(pair[1]))
         return Structure(tuple(self._group(*pair, pair[0].id in heads) for pair in units))
 
@@ -192,14 +197,38 @@ class _Finder:
                 waiting.extend(before.inputs)
         return found
 
-    def _numbers(self, terms_of: Callable[[Record], Iterable[int]]) -> set[int]:
-        """The groups that some terms of equations on activations are made of."""
+    def _read_elsewhere(self, units: Sequence[tuple[Group, Sequence[Member]]]) -> set[int]:
+        """The groups that are read by something else than weights that a mask could empty.
+
+        The first unit of every group is masked in all its readers. Where the program still
+        needs it, a norm, another activation or a constant reads it, or a reader whose zeros
+        are no zeros any more when it multiplies. The only unit there is stays anyway.
+        """
+        zeros: dict[str, dict[int, np.ndarray]] = {}
+        for group, members in units:
+            for member in members:
+                if member.role == "reads" and group.size > 1:
+                    axes = zeros.setdefault(member.path, {})
+                    zero = axes.setdefault(member.axis, np.zeros(member.axis_size, bool))
+                    zero[member.positions(group.size)[0]] = True
+        free = {self.atoms[group.id]: group.size for group, _ in units}
+        needed = needed_beside(self.analysis, zeros, free)
+        found = (group for group, _ in units if group.size > 1)
+        return {group.id for group in found if needed[self.atoms[group.id]][0]}
+
+    def _batches(self) -> set[int]:
+        """The groups along which a product of two activations is a batch of products: heads."""
+        numbers = {atom: id for id, atom in enumerate(self.atoms)}
+        wanted = (term for record in _records(self.analysis.walked) for term in _batched(record))
+        factors = self.analysis.terms.factors(wanted)
+        return {numbers[f.atom] for f in factors if f.atom in numbers}
+
+    @functools.cached_property
+    def atoms(self) -> list[int]:
+        """By number of a group its atom."""
         terms = self.analysis.terms
         axes = (term for value in self.analysis.leaves.values() for term in value.axes)
-        free = dict.fromkeys(f.atom for f in terms.factors(axes) if f.cause is None)
-        numbers = {atom: id for id, atom in enumerate(free)}
-        wanted = (term for record in _records(self.analysis.walked) for term in terms_of(record))
-        return {numbers[f.atom] for f in terms.factors(wanted) if f.atom in numbers}
+        return list(dict.fromkeys(f.atom for f in terms.factors(axes) if f.cause is None))
 
 
 def _records(walked: Walked) -> Iterator[Record]:
@@ -211,20 +240,12 @@ def _records(walked: Walked) -> Iterator[Record]:
             yield record
 
 
-def _batches(record: Record) -> Iterable[int]:
-    """Along what a product of two activations is a batch of products: heads."""
+def _batched(record: Record) -> Iterable[int]:
+    """The axes along which a product is a batch of products."""
     if record.equation.primitive.name != "dot_general":
         return ()
     _, (batch, _) = record.equation.params["dimension_numbers"]
     return [record.operands[0].axes[i] for i in batch]
-
-
-def _reduced(record: Record) -> Iterable[int]:
-    """What a norm, a mean or a softmax runs over, and would miss if it went."""
-    if not record.equation.primitive.name.startswith(("reduce_", "arg")):
-        return ()
-    axes = record.equation.params.get("axes", ())
-    return [record.operands[0].axes[i] for i in axes]
 
 
 def _name(paths: Sequence[str]) -> str:
