@@ -309,12 +309,48 @@ def test_what_is_kept_is_told_by_name():
 
 def test_errors_of_masks():
     masks = some_masks()
-    with pytest.raises(ValueError, match="'both' is neither 'union' nor 'intersection'"):
-        STRUCTURE.resolve(masks, "both")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"'q/kernel' has shape \(16, 8\); .* 16 .* axis 1"):
-        STRUCTURE.resolve(masks | {"q/kernel": masks["q/kernel"][:, :8]})
     with pytest.raises(ValueError, match="no group has masks for all its weights; lacking are"):
-        STRUCTURE.resolve({"q/kernell": masks["q/kernel"]})
+        STRUCTURE.resolve({"q/kernel": masks["q/kernel"]})
+
+
+@pytest.mark.parametrize("ask", [STRUCTURE.resolve, STRUCTURE.report])
+def test_what_is_no_mask_of_the_model_is_refused(ask):
+    masks = some_masks()
+    with pytest.raises(ValueError, match=r"'q/kernel' has shape \(7, 16\), the leaf \(16, 16\)"):
+        ask(masks | {"q/kernel": masks["q/kernel"][:7]})
+    with pytest.raises(ValueError, match=r"mask of 'k/bias' is of float32, .* bool would work"):
+        ask(masks | {"k/bias": PARAMS["k"]["bias"]})
+    with pytest.raises(KeyError, match=r"mask for 'q/kernell', but no such leaf; .*'q/kernel'"):
+        ask(masks | {"q/kernell": masks["q/kernel"]})
+    with pytest.raises(ValueError, match="'both' is neither 'union' nor 'intersection'"):
+        ask(masks, "both")
+
+
+def test_of_groups_declared_by_hand_the_axis_is_known():
+    up, down = Member("up", 1, 8, "writes"), Member("down", 0, 8, "reads")
+    structure = Structure((StructuredGroup("mlp", "neurons", 8, (up, down)),))
+    masks = {"up": jnp.ones((3, 8), bool), "down": jnp.ones((7, 3), bool)}
+    with pytest.raises(ValueError, match=r"'down' has shape \(7, 3\); .* 8 .* axis 0"):
+        structure.resolve(masks)
+
+
+@pytest.mark.parametrize("resolve", ["union", "intersection"])
+@pytest.mark.parametrize("refill", [True, False])
+def test_a_report_says_what_resolving_keeps(resolve, refill):
+    masks = some_masks() | {"i/bias": jnp.ones(12, bool)}  # which keeps neurons 2 and 7, too
+    masks["i/kernel"] &= jnp.arange(12) < 4
+    report = STRUCTURE.report(masks, resolve, refill=refill)
+    found = STRUCTURE.resolve(masks, resolve, refill=refill)
+    neurons = report.groups[1].kept.tolist()
+    assert neurons == np.flatnonzero(found["u/kernel"].any(axis=1)).tolist()
+    assert (7 in neurons) == (resolve == "union" and refill)
+    if refill:  # what is whole stays so
+        assert str(STRUCTURE.report(found)) == str(report)
+
+
+def test_a_structure_without_groups_says_so():
+    structure = js.graph.structure(lambda params, x: x @ params["w"], {"w": jnp.ones((16, 3))}, X)
+    assert str(structure) == "no heads and no neurons"
 
 
 def mlp(params, x, and_then=lambda params, x, h, y: y):

@@ -87,7 +87,8 @@ class _Finder:
         elsewhere, heads = self._read_elsewhere(units), self._batches()
         units = [pair for pair in units if pair[0].id not in elsewhere]
         units.sort(key=lambda pair: self._first_read(pair[1]))
-        return Structure(tuple(self._group(*pair, pair[0].id in heads) for pair in units))
+        groups = tuple(self._group(*pair, pair[0].id in heads) for pair in units)
+        return Structure(groups, tuple(self.channels.shapes.items()))
 
     def _group(self, group: Group, members: tuple[Member, ...], heads: bool) -> StructuredGroup:
         weights = [member for member in members if member.role != "beside"]

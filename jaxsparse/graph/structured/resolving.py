@@ -23,7 +23,7 @@ class KeptUnits:
 
     Attributes:
       group: which units there are.
-      kept: numbers of those of which some weight keeps an entry.
+      kept: numbers of those that `resolve` would keep.
       lacking: paths of weights that have no mask, so that the group is left as it is.
     """
 
@@ -63,9 +63,12 @@ class Structure:
 
     Attributes:
       groups: no unit of which is in two of them.
+      shapes: path and shape of every leaf, which masks are held against. Of groups declared
+        by hand it may be empty: then no more is known than the axes that units lie on.
     """
 
     groups: tuple[StructuredGroup, ...]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def resolve(
         self, masks: Tree, resolve: Resolve = "union", *, refill: bool = True
@@ -101,8 +104,9 @@ class Structure:
           `{"slash/path": bool mask}` of the same leaves.
 
         Raises:
-          ValueError: for another `resolve`, for masks of other shapes, and if no group has
-            masks for all its weights.
+          ValueError: for another `resolve`, for masks of other shapes or of floats, and if no
+            group has masks for all its weights.
+          KeyError: for a mask of no leaf.
 
         Example:
           >>> from jaxsparse.graph import Member, Structure, StructuredGroup
@@ -118,10 +122,7 @@ class Structure:
           NNCF's movement sparsity (union); Lagunas et al. 2021, arXiv 2109.04838
           (intersection).
         """
-        if resolve not in ("union", "intersection"):
-            raise ValueError(f"resolve={resolve!r} is neither 'union' nor 'intersection'")
-        found = {path: jnp.asarray(mask, bool) for path, mask in leaves_by_path(masks).items()}
-        self._check(found)
+        found = self._read(masks, resolve)
         whole = [group for group in self.groups if not group.lacking(found)]
         if not whole:
             lacking = [path for group in self.groups for path in group.lacking(found)]
@@ -151,17 +152,21 @@ class Structure:
             new[path] = here & (jnp.where(covered[path], _ones(mask), mask) if refill else mask)
         return new
 
-    def report(self, masks: Tree) -> StructureReport:
-        """Which heads and neurons masks keep anything of, by name.
+    def report(
+        self, masks: Tree, resolve: Resolve = "union", *, refill: bool = True
+    ) -> StructureReport:
+        """Which heads and neurons `resolve` would keep of masks, by name.
+
+        Of what is resolved already these are the units that are there: a union keeps them.
 
         Args:
-          masks: resolved or not, by path or as a tree like the parameters.
+          masks, resolve, refill: as in `resolve`. By default a unit is kept if anything of
+            it is, also where that is a bias alone.
 
         Raises:
-          ValueError: for masks of other shapes.
+          ValueError, KeyError: as `resolve`, but for groups without masks.
         """
-        found = {path: jnp.asarray(mask, bool) for path, mask in leaves_by_path(masks).items()}
-        self._check(found)
+        found = self._read(masks, resolve)
         rows = []
         for group in self.groups:
             lacking = tuple(group.lacking(found))
@@ -170,22 +175,38 @@ class Structure:
             if lacking:
                 rows.append(KeptUnits(group, np.arange(group.units), lacking))
                 continue
-            votes = jnp.stack([*group.votes(found).values()])
-            rows.append(KeptUnits(group, np.flatnonzero(votes.any(axis=0))))
+            rows.append(KeptUnits(group, np.flatnonzero(_kept(group, found, resolve, refill))))
         return StructureReport(tuple(rows))
 
-    def _check(self, masks: Masks) -> None:
+    def _read(self, masks: Tree, resolve: Resolve) -> dict[str, Bool[Array, "..."]]:
+        """The masks by path, if arguments are what `resolve` takes."""
+        if resolve not in ("union", "intersection"):
+            raise ValueError(f"resolve={resolve!r} is neither 'union' nor 'intersection'")
+        given, shapes = leaves_by_path(masks), dict(self.shapes)
+        for path, mask in given.items():
+            if jnp.issubdtype(jnp.result_type(mask), jnp.inexact):
+                raise ValueError(
+                    f"the mask of {path!r} is of {jnp.result_type(mask)}, like a weight; bool "
+                    "would work"
+                )
+            if shapes and path not in shapes:
+                raise KeyError(f"mask for {path!r}, but no such leaf; {near_misses(path, shapes)}")
+            if shapes and jnp.shape(mask) != shapes[path]:
+                raise ValueError(
+                    f"the mask of {path!r} has shape {jnp.shape(mask)}, the leaf {shapes[path]}"
+                )
         for member in (member for group in self.groups for member in group.members):
-            shape = jnp.shape(masks[member.path]) if member.path in masks else None
+            shape = jnp.shape(given[member.path]) if member.path in given else None
             if shape is None or shape[member.axis : member.axis + 1] == (member.axis_size,):
                 continue
             raise ValueError(
                 f"the mask of {member.path!r} has shape {shape}; the structure knows "
                 f"{member.axis_size} positions on axis {member.axis} of it"
             )
+        return {path: jnp.asarray(mask, bool) for path, mask in given.items()}
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.groups))
+        return "\n".join(map(str, self.groups)) or "no heads and no neurons"
 
 
 def _ones(mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
