@@ -111,6 +111,23 @@ def test_errors():
         js.replace_masks(optax.adam(1e-2).init(weights()), {})
 
 
+@pytest.mark.parametrize("like", [jnp.float32, jnp.bfloat16, jnp.complex64])
+def test_weights_are_no_masks(like):
+    """What is not 0 in them would have been kept, NaN too."""
+    state = TX.init(weights())
+    params = {path: weight.astype(like) for path, weight in weights().items()}
+    message = f"the mask of 'up' is of {jnp.dtype(like).name}, like a weight; bool would work"
+    for replace in (js.replace_masks, jax.jit(js.replace_masks)):
+        with pytest.raises(ValueError, match=message):
+            replace(state, {"up": params["up"]})
+    with pytest.raises(ValueError, match="like a weight; bool would work"):
+        js.prune(RULES, masks=params).init(weights())
+    with pytest.raises(ValueError, match="the mask of 'up' is a str; an array of bool"):
+        js.replace_masks(state, {"up": "everything"})
+    ones = {path: np.ones(weight.shape, np.int8) for path, weight in params.items()}
+    assert all(mask.all() for mask in js.masks(js.replace_masks(state, ones)).values())
+
+
 def test_masks_that_split_groups_go_on_by_single_weights():
     """As the docstring says: a new pruner, the optimizer's state as it was."""
     params = weights()

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 from jaxsparse.patterns.base import widen
 from jaxsparse.patterns.rules import Sealed, describe
-from jaxsparse.pruning.state import has_masks, masks
+from jaxsparse.pruning.state import check_mask, has_masks, masks
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
 NEED_PARAMS = "{name} needs the parameters: call update(grads, state, params)"
@@ -191,11 +191,7 @@ def pair_masks(
             raise ValueError(
                 f"the mask of {path!r} has shape {jnp.shape(mask)}, the leaf {leaf.shape}"
             )
-        if jnp.issubdtype(jnp.result_type(mask), jnp.inexact):
-            raise ValueError(
-                f"the mask of {path!r} is of {jnp.result_type(mask)}, like a weight; bool would "
-                "work, and in mask_params(params, masks) the parameters come first"
-            )
+        check_mask(path, mask, "in mask_params(params, masks) the parameters come first")
         pairs[path] = jnp.asarray(mask, bool), jnp.asarray(leaves[path])
     return pairs
 

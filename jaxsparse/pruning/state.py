@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxsparse.patterns.base import GroupMask
-from jaxsparse.patterns.rules import LeafSpec
+from jaxsparse.patterns.rules import LeafSpec, describe
 from jaxsparse.trees import Tree, leaves_by_path, names, near_misses, replace_by_path
 
 NO_STATE = (
@@ -89,8 +89,9 @@ def replace_masks(opt_state: Tree, masks: Tree) -> Tree:
       A state like the one given.
 
     Raises:
-      ValueError: without a PruneState, for a mask of another shape and, where values are at
-        hand (outside `jit`), one that splits groups.
+      ValueError: without a PruneState, for a mask of another shape, for floats, which are
+        weights rather than masks, and, where values are at hand (outside `jit`), for a mask
+        that splits groups.
       KeyError: for the mask of a leaf that is not pruned.
 
     >>> import jaxsparse as js, optax
@@ -123,8 +124,9 @@ def pooled_mask(path: str, given: Any, spec: LeafSpec) -> Array:
     """One bit a group of a mask in the shape of the weight.
 
     Raises:
-      ValueError: for another shape, and for a mask at hand that splits groups.
+      ValueError: for floats, for another shape, and for a mask at hand that splits groups.
     """
+    check_mask(path, given, "so would what js.masks(opt_state) gives")
     traced = isinstance(given, Tracer)
     # Masks that are there are checked inside `jax.jit`, too.
     with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
@@ -141,6 +143,17 @@ def pooled_mask(path: str, given: Any, spec: LeafSpec) -> Array:
             "work, so would prune(masks=...) without rules, whose groups are single weights"
         )
     return groups
+
+
+def check_mask(path: str, given: Any, hint: str) -> None:
+    """Raises ValueError on what cannot be a mask: weights, above all, in the masks' place."""
+    kind = describe(given)
+    if isinstance(kind, str):
+        raise ValueError(f"the mask of {path!r} is {kind}; an array of bool would work")
+    if jnp.issubdtype(kind.dtype, jnp.inexact):
+        raise ValueError(
+            f"the mask of {path!r} is of {kind.dtype}, like a weight; bool would work, and {hint}"
+        )
 
 
 def has_masks(tree: Tree) -> bool:
