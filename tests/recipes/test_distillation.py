@@ -1,5 +1,7 @@
 """Distillation against NumPy in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +81,78 @@ def test_half_precision_is_computed_in_full():
     assert distill_hidden([student], [teacher]).dtype == jnp.float32
 
 
+def finite_slopes(loss, *args):
+    value, slope = jax.jit(jax.value_and_grad(loss))(*args)
+    assert np.isfinite(slope).all()
+    return float(value), slope
+
+
+@pytest.mark.parametrize("excluded,temperature", [(-np.inf, 2.0), (np.finfo(np.float32).min, 0.5)])
+def test_classes_that_both_exclude_add_nothing(excluded, temperature):
+    student, teacher = RNG.normal(size=(2, 4, 3)).astype(np.float32)
+    expected, slopes = finite_slopes(distill_logits, student, teacher, temperature)
+    wide = [np.insert(x, 1, np.float32(excluded), axis=-1) for x in (student, teacher)]
+    found, wider = finite_slopes(distill_logits, *wide, temperature)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(np.delete(wider, 1, axis=-1), slopes, atol=1e-7)
+    assert not wider[:, 1].any()
+
+
+def test_classes_that_one_excludes():
+    free, excluding = jnp.zeros((1, 2)), jnp.array([[0.0, -jnp.inf]])
+    value, _ = finite_slopes(distill_logits, free, excluding)
+    np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
+    assert finite_slopes(distill_logits, excluding, free)[0] == np.inf
+
+
+def test_a_yes_or_no_that_is_certain():
+    certain = jnp.array([jnp.inf, -jnp.inf])
+    binary = functools.partial(distill_logits, binary=True)
+    assert finite_slopes(binary, certain, certain)[0] == 0
+    assert finite_slopes(binary, certain, -certain)[0] == np.inf
+    np.testing.assert_allclose(finite_slopes(binary, jnp.zeros(2), certain)[0], np.log(2))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_left_out_has_no_part_in_gradients(bad):
+    student, teacher = RNG.normal(size=(2, 2, 3, 4)).astype(np.float32)
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    dirty = [np.where(mask[..., None], x, np.float32(bad)) for x in (student, teacher)]
+    losses = (
+        lambda s, t: distill_logits(s, t, 2.0, mask=mask),
+        lambda s, t: distill_logits(s, t, mask=mask[..., None].repeat(4, -1), binary=True),
+        lambda s, t: distill_hidden([s], [t], mask),
+    )
+    for loss in losses:
+        expected, slopes = finite_slopes(loss, student, teacher)
+        found, same = finite_slopes(loss, *dirty)
+        assert found == expected and found > 0
+        np.testing.assert_array_equal(same, slopes)
+
+
+def test_an_empty_batch_loses_nothing():
+    assert distill_logits(jnp.ones((0, 3)), jnp.ones((0, 3))) == 0
+    assert distill_hidden([jnp.ones((0, 3, 4))], [jnp.ones((0, 3, 4))]) == 0
+
+
+def test_the_temperature_may_be_traced():
+    student, teacher = RNG.normal(size=(2, 4, 3)).astype(np.float32)
+    expected = distill_logits(student, teacher, 2.0)
+    for temperature in (2, np.float64(2), jnp.float32(2)):
+        found = jax.jit(distill_logits)(student, teacher, temperature)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(distill_logits(student, teacher, temperature), expected)
+    # What is at hand is checked inside `jit`, too.
+    with pytest.raises(ValueError, match="one above 0"):
+        jax.jit(lambda s: distill_logits(s, s, np.float32(-1)))(student)
+
+
+@pytest.mark.parametrize("temperature", ["2", None, [2.0], True, np.ones(2), 1j])
+def test_a_temperature_that_is_no_number_is_an_error(temperature):
+    with pytest.raises(TypeError, match="is no number; one above 0 would work"):
+        distill_logits(ONES, ONES, temperature)
+
+
 ONES = jnp.ones((2, 3))
 
 
@@ -90,6 +164,9 @@ ONES = jnp.ones((2, 3))
         (lambda: distill_logits(ONES[:, :1], ONES[:, :1]), r"\(2, 1\) have no two classes"),
         (lambda: distill_logits(ONES[0, 0], ONES[0, 0]), r"\(\) have no two classes"),
         (lambda: distill_logits(ONES, ONES, mask=ONES), r"\(2, 3\), the examples have \(2,\)"),
+        (lambda: distill_logits(ONES, ONES, np.inf), "temperature inf; one above 0"),
+        (lambda: distill_logits(ONES, ONES, mask=np.array([0.5, 0])), "float.*mask > 0.5"),
+        (lambda: distill_hidden([ONES], [ONES], np.array([0, -1e9])), "float.*mask == 0 for what"),
         (lambda: distill_hidden([ONES], [ONES, ONES]), "1 layers of the student, 2 of the teacher"),
         (lambda: distill_hidden([], []), "0 layers of the student, 0"),
         (lambda: distill_hidden([ONES, ONES], [ONES, ONES[:1]]), "layer 1 have shape"),
