@@ -34,6 +34,7 @@ from jaxsparse.export.program import (
     output_names,
     shapes_of,
 )
+from jaxsparse.export.restoring import restoring
 from jaxsparse.files import replacing
 from jaxsparse.packed.packing import unpack_params
 
@@ -41,6 +42,7 @@ Tree = Any
 LIMIT = 2**31  # bytes of a message of protocol buffers
 _EXTRA = "export_onnx needs jax2onnx and onnxruntime: pip install 'jaxsparse[onnx]'"
 _AS_FUNCTION = "the module as a function, lambda *inputs: model(*inputs),"
+_PATCHED = ("jax", "flax", "equinox", "dm_pix")  # what the converter assigns to
 _UNKNOWN = re.compile(r"primitive '([\w.]+)'")
 
 
@@ -137,7 +139,7 @@ def _converter() -> Callable[..., Any]:
         before = logger.level
         logger.setLevel(logging.ERROR)
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings(action="ignore"), restoring(*_PATCHED):
                 return jax2onnx.to_onnx(function, leaves, **options)
         finally:
             logger.setLevel(before)

@@ -1,14 +1,17 @@
 """Files of ONNX, in ONNX Runtime and OpenVINO: `make test-onnx` has both, and jax2onnx."""
 
 import importlib.util
+import os
 import pathlib
+import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 import jaxsparse as js
 from jaxsparse.export.program import ExportError
@@ -155,6 +158,57 @@ def test_jax_is_left_as_it_was(tmp_path):
     before = transposed(X)
     js.export_onnx(transposed, X, path=tmp_path / "model.onnx")
     np.testing.assert_array_equal(transposed(X), before)
+
+
+def attributes():
+    """What modules of JAX and Flax, and classes of Flax, show; but no modules in them."""
+    owners = [jnp, jax.lax, jax.nn, jax.random, jnp.linalg, nnx, linen, jax]
+    owners += [value for module in (nnx, linen) for value in vars(module).values()]
+    return {
+        (id(owner), name): value
+        for owner in owners
+        if isinstance(owner, type | types.ModuleType)
+        for name, value in vars(owner).items()
+        if not isinstance(value, types.ModuleType)
+        and (name == "__call__" or not name.startswith("_"))
+    }
+
+
+@converted
+def test_no_function_of_jax_or_flax_stays_exchanged(tmp_path):
+    # In another process, since this one may have exported before.
+    code = (
+        "import tests.export.test_onnx as here, jaxsparse as js, jax.numpy as jnp\n"
+        "before = here.attributes()\n"
+        "js.export_onnx(lambda x: 2 * x, here.X, path='model.onnx')\n"
+        "after = here.attributes()\n"
+        "changed = {k[1] for k in before.keys() | after.keys() "
+        "if before.get(k, here) is not after.get(k, here)}\n"
+        "assert not changed, changed\n"
+        "js.export_onnx(lambda x: jnp.cumsum(x, 1), here.X, path='model.onnx')\n"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_runs(tmp_path / "model.onnx", {"output": X.cumsum(1)}, x=X)
+
+
+@converted
+@pytest.mark.parametrize(
+    "model",
+    [
+        nnx.Conv(4, 8, (3,), rngs=nnx.Rngs(0)),
+        nnx.relu,
+        nnx.MultiHeadAttention(2, 4, 4, decode=False, rngs=nnx.Rngs(0)),
+    ],
+    ids=["conv", "relu", "attention"],
+)
+def test_a_second_export_is_as_the_first(model, tmp_path):
+    x = X.reshape(6, 8, 4)
+    for _ in range(2):
+        js.export_onnx(model, x, path=tmp_path / "model.onnx")
 
 
 @converted
