@@ -170,14 +170,17 @@ def _check(load, data, names, outputs, function, inputs, whole) -> None:
     advice = f"the converter mistakes an operation of it; {cures} would work"
 
     def run(*inputs):
-        shapes = jax.tree.leaves(shapes_of(inputs, None))
-        arrays = zip(jax.tree.leaves(inputs), shapes, strict=True)
-        values = [np.asarray(array, shape.dtype) for array, shape in arrays]
+        values = map(np.asarray, jax.tree.leaves(inputs))
         results = session.run(None, dict(zip(names, values, strict=True)))
         return jax.tree.unflatten(jax.tree.structure(outputs), results)
 
+    def of_jax(leaf, shape):
+        # What is done to arrays of NumPy is not what was traced: a cast out of range, say.
+        return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf, shape.dtype)
+
     try:
         session = load(data)
+        inputs = jax.tree.map(of_jax, inputs, shapes_of(inputs, None))
         if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
             compare(run, function, inputs, "the file", (advice, advice), other="the model")
     except ValueError as error:

@@ -237,6 +237,35 @@ def test_what_cannot_leave_is_named_with_a_cure(model, message, tmp_path):
     assert path.read_bytes() == b"old"
 
 
+def most(x):
+    return jnp.argmax(jnp.where(x > 2, jnp.nan, x), 1)
+
+
+@converted
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda x: (x * 100).astype(jnp.uint8), r"of 192 outputs of uint8 differ"),
+        (lambda x: (x * 1e10).astype(jnp.int32), r"of 192 outputs of int32 differ"),
+        (most, r"of 6 outputs of int32 differ"),
+        (lambda x: jnp.where(x > 2, -1e30, jnp.expm1(x * 1e-6)), r"differ by .*e-0[78] where"),
+    ],
+    ids=["wrap", "range", "nan", "mask"],
+)
+def test_what_the_runtime_computes_otherwise_is_refused(model, message, tmp_path):
+    with pytest.raises(ExportError, match=f"the file computes .*: .*{message}"):
+        js.export_onnx(model, X, path=tmp_path / "model.onnx")
+
+
+@converted
+def test_integers_and_truths_leave_as_they_are(tmp_path):
+    def model(x):
+        return {"index": jnp.argmax(x, 1), "true": x > 0, "count": jnp.sum(x > 0, 1)}
+
+    js.export_onnx(model, X, path=tmp_path / "model.onnx")
+    assert_runs(tmp_path / "model.onnx", jax.tree.map(np.asarray, model(X)), x=X)
+
+
 @pytest.mark.parametrize("name", ["jax2onnx", "onnxruntime"])
 def test_a_missing_package_is_named_with_its_extra(name, tmp_path, monkeypatch):
     if name == "onnxruntime" and MISSING:
