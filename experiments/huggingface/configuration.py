@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from experiments.huggingface.layouts import LAYOUTS
-from experiments.models.encoders import ACTIVATIONS, ImageSizes, Sizes, TextSizes
+from experiments.models.sizes import ACTIVATIONS, ImageSizes, Sizes, TextSizes
 from experiments.registry import near_misses
 
 CONFIG = "config.json"

@@ -11,14 +11,8 @@ from flax import nnx
 import jaxsparse as js
 from experiments.huggingface.configuration import CONFIG, OURS, read_config, sizes_of
 from experiments.huggingface.layouts import LAYOUTS, Layout
-from experiments.models.encoders import (
-    Classifier,
-    ImageEncoder,
-    ImageSizes,
-    Pool,
-    TextEncoder,
-    TextSizes,
-)
+from experiments.models.encoders import Classifier, ImageEncoder, Pool, TextEncoder
+from experiments.models.sizes import ImageSizes, TextSizes
 from experiments.registry import near_misses
 from experiments.weight_files import from_torch, to_torch
 

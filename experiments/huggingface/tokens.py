@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from experiments.huggingface.configuration import CONFIG, read_config, sizes_of
-from experiments.models.encoders import TextSizes
+from experiments.models.sizes import TextSizes
 
 TOKENIZER = "tokenizer.json"
 

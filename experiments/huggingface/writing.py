@@ -13,7 +13,8 @@ import jaxsparse as js
 from experiments.huggingface.configuration import CONFIG, FORMS, OURS, Form, read_config, sizes_of
 from experiments.huggingface.layouts import LAYOUTS, Layout
 from experiments.huggingface.reading import HEAD, THEIR_HEAD, WEIGHTS, Encoder, read_tensors
-from experiments.models.encoders import Classifier, Sizes, TextEncoder
+from experiments.models.encoders import Classifier, TextEncoder
+from experiments.models.sizes import Sizes
 from experiments.weight_files import to_torch
 from jaxsparse.export import tensorfile
 from jaxsparse.files import replacing

@@ -4,8 +4,9 @@ from flax import nnx
 
 from experiments.data import Dataset
 from experiments.models.base import MODELS, Model, from_nnx
-from experiments.models.encoders import Classifier, TextEncoder, TextSizes
+from experiments.models.encoders import Classifier, TextEncoder
 from experiments.models.mlp import squeeze_one
+from experiments.models.sizes import TextSizes
 from experiments.pretrained import directory
 from jaxsparse.trees import leaves_by_path
 

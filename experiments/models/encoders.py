@@ -5,85 +5,15 @@ loads and saves them. Everything is in evaluation mode: dropout rates of a confi
 used. A module reads how many heads it has off its weights, so that smaller weights run, too.
 """
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models.sizes import ACTIVATIONS, ImageSizes, Sizes, TextSizes
+
 Pool = Literal["mean", "first"]
-
-# By the names that config.json has for them.
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What the layers of an encoder are made of.
-
-    Attributes:
-      width: size of a token's vector.
-      head_dim: size of one head; attention is scaled by its inverse square root.
-      heads: heads of every layer; those of a shrunk model differ.
-      hidden: neurons of every layer's feed-forward part.
-      epsilon: of the layer norms.
-      activation: a key of `ACTIVATIONS`.
-    """
-
-    width: int
-    head_dim: int
-    heads: tuple[int, ...]
-    hidden: tuple[int, ...]
-    epsilon: float
-    activation: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TextSizes(Sizes):
-    """`Sizes`, and those of the embeddings.
-
-    Attributes:
-      vocabulary: number of token ids.
-      positions: rows of the position embeddings.
-      token_types: kinds of segments, 0 for a model that knows none.
-      padding: in models that count positions of real tokens from behind it (RoBERTa), the
-        id of padding; None where row i is position i.
-    """
-
-    vocabulary: int
-    positions: int
-    token_types: int
-    padding: int | None
-
-    @property
-    def longest(self) -> int:
-        """The longest input, in tokens."""
-        return self.positions - (0 if self.padding is None else self.padding + 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageSizes(Sizes):
-    """`Sizes`, and those of the images: square, cut into square patches.
-
-    Attributes:
-      image: pixels of a side.
-      patch: pixels of a patch's side; divides `image`.
-      channels: numbers per pixel.
-      qkv_bias: whether query, key and value have biases.
-    """
-
-    image: int
-    patch: int
-    channels: int
-    qkv_bias: bool
 
 
 class Attention(nnx.Module):
