@@ -270,6 +270,17 @@ def describe(leaf: Any) -> jax.ShapeDtypeStruct | str:
     return f"an array of {leaf.dtype}"  # random keys, strings, float0
 
 
+def is_real(value: Any) -> bool:
+    """Whether something is one real number, NumPy's and JAX's included; truth values are none."""
+    kind = describe(value)
+    kinds = jnp.integer, jnp.floating
+    return (
+        not isinstance(kind, str)
+        and kind.shape == ()
+        and any(jnp.issubdtype(kind.dtype, each) for each in kinds)
+    )
+
+
 def _check_path(path: Any) -> None:
     if isinstance(path, str):
         try:

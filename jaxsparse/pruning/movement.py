@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse.patterns.base import real, widen
-from jaxsparse.patterns.rules import LeafSpec
+from jaxsparse.patterns.rules import LeafSpec, is_real
 from jaxsparse.pruning.choosers import ChoiceContext, Chooser, Groups, Pooled
 from jaxsparse.pruning.scores import Leaves, Score, ScoreContext
 from jaxsparse.top_k import (
@@ -37,6 +37,7 @@ from jaxsparse.trees import near_misses
 from jaxsparse.uint64 import UInt64, product, total
 
 FLOOR = 0.98  # the importance threshold never prunes more than this quantile
+LAST_STEP = 2**31 - 1  # steps are counted in int32
 SEED_SHARE = 0.001  # share of the scores below the threshold that is found, not given
 
 
@@ -70,16 +71,22 @@ def movement(
         hardly moves a neuron.
 
     Raises:
-      ValueError: if a factor is negative; when it sees the leaves, if one matches no
+      ValueError: if a factor is no number from 0 on, or an expression is none; when it sees the leaves, if one matches no
         expression or several, or an expression matches no leaf.
 
     >>> score = movement(regularization={".*attention.*": 0.02, ".*mlp.*": 0.5})
     """
     for name, factor in _by_expression(regularization).items():
-        if not factor >= 0:
+        if not is_real(factor) or not 0 <= float(factor) < math.inf:
             raise ValueError(
-                f"movement: regularization {factor} of {name!r}; a number from 0 on would work"
+                f"movement: regularization {factor!r} of {name!r}; a number from 0 on would work"
             )
+        try:
+            re.compile(name)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"movement: the regularization of {name!r} is of no regular expression: {error}"
+            ) from error
     learner = optax.adam(1e-2) if optimizer is None else optimizer
 
     def init(weights, specs) -> Any:
@@ -162,6 +169,11 @@ class ImportanceThreshold(Chooser):
             raise ValueError(
                 f"importance_threshold: 0 <= begin < end must hold, got {self.begin}, {self.end}"
             )
+        if self.end > LAST_STEP:
+            raise ValueError(
+                f"importance_threshold: end={self.end} lies beyond the steps that are counted; "
+                f"one of at most {LAST_STEP} would work"
+            )
         if self.initial is None and self.begin == 0:
             raise ValueError(
                 "importance_threshold: initial=None is found from the scores at step `begin`, "
@@ -204,9 +216,13 @@ class ImportanceThreshold(Chooser):
         if self.sigmoid:
             scores = {path: jax.nn.sigmoid(s) for path, s in scores.items()}
         if self.initial is None:
+            # Not at `begin` alone: a schedule that was told its steps after the first epoch
+            # may come too late for that, and no score lies above a threshold of NaN.
             begins = step + 1 == self.begin
             initial = lax.cond(
-                begins, lambda: jnp.minimum(_low_score(scores, specs), self.final), lambda: initial
+                begins | jnp.isnan(initial),
+                lambda: jnp.minimum(_low_score(scores, specs), self.final),
+                lambda: initial,
             )
         tau = self.threshold(step + 1, initial)
         return _above(scores, tau, specs), initial
@@ -240,7 +256,7 @@ def importance_threshold(
 
     Args:
       begin, end: steps, 0 <= begin < end.
-      initial: tau_0; None finds it once, so that 0.1 % of all scores lie below
+      initial: tau_0; None finds it once, at the first choice, so that 0.1 % of all scores lie below
         (and takes tau_f if that lies above it).
       final: tau_f.
       power: of the ramp.
@@ -249,7 +265,7 @@ def importance_threshold(
         (nn_pruning).
 
     Raises:
-      ValueError: on an empty window, initial >= final, or nothing to find tau_0 from.
+      ValueError: on an empty window, one that ends after step 2^31 - 1, initial >= final, or nothing to find tau_0 from.
     """
     return ImportanceThreshold(initial, final, begin, end, power, sigmoid, hold)
 

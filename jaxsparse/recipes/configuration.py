@@ -5,6 +5,8 @@ NNCF reads JSON with comments and trailing commas, so such files are read here, 
 
 import json
 import math
+import numbers
+import operator
 import os
 import pathlib
 import re
@@ -78,9 +80,21 @@ def number(
     value = section.get(key)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    whole = integer(value)
+    try:
+        real = not isinstance(value, bool) and isinstance(value, numbers.Real)
+        finite = real and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        finite = False
+    if not finite:
         raise RecipeError(f"{where}.{key} is {value!r}; a finite number would work")
-    return value
+    return float(value) if whole is None else whole
+
+
+def integer(value: Any) -> int | None:
+    """The integer that a value is, NumPy's included; None for others and for truth values."""
+    is_one = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return operator.index(value) if is_one else None
 
 
 def required(section: Mapping[str, Any], key: str, where: str) -> float:
@@ -100,7 +114,7 @@ def _plain(value: Any) -> Any:
 
 def _file(path: pathlib.Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the configuration {str(path)!r} cannot be read: {error}") from error
     try:

@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxsparse.patterns.base import widen
-from jaxsparse.patterns.rules import describe
+from jaxsparse.patterns.rules import is_real
 
 Mask = Shaped[Array | np.ndarray, "..."]
 """Booleans or integers: True, or what is not 0, is counted, False or 0 left out."""
@@ -154,9 +154,7 @@ def _mean(values: Float[Array, "..."], counted: Bool[Array, "..."] | None) -> Fl
 
 
 def _check_temperature(temperature: Any) -> None:
-    kind = describe(temperature)
-    kinds = jnp.integer, jnp.floating
-    if isinstance(kind, str) or kind.shape or not any(jnp.issubdtype(kind.dtype, k) for k in kinds):
+    if not is_real(temperature):
         raise TypeError(
             f"distill_logits: temperature {temperature!r} is no number; one above 0 would work"
         )

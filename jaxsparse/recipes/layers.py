@@ -81,12 +81,15 @@ def _structures(section: Mapping[str, Any]) -> list[Structure]:
 
 
 def _taken_out(section: Mapping[str, Any], shapes: Shapes) -> set[str]:
-    """The layers that are ignored, or are no target where there are targets."""
+    """The layers that are ignored, or are no target where there are targets.
+
+    An empty list ignores none; of targets it would leave nothing, and is refused.
+    """
     layers, taken = {layer_of(path) for path in shapes}, set()
-    if section.get("ignored_scopes"):
+    if section.get("ignored_scopes") not in (None, []):
         scopes = read_scopes(section["ignored_scopes"], "ignored_scopes")
         taken = among(scopes, layers, "ignored_scopes")
-    if section.get("target_scopes"):
+    if section.get("target_scopes") is not None:
         scopes = read_scopes(section["target_scopes"], "target_scopes")
         taken |= layers - among(scopes, layers, "target_scopes")
     return taken

@@ -12,10 +12,22 @@ import optax
 from flax import nnx
 
 from jaxsparse.patterns.rules import Rule
-from jaxsparse.pruning.movement import ImportanceThreshold, importance_threshold, movement
+from jaxsparse.pruning.movement import (
+    LAST_STEP,
+    ImportanceThreshold,
+    importance_threshold,
+    movement,
+)
 from jaxsparse.pruning.prune import prune
 from jaxsparse.pruning.state import prune_states
-from jaxsparse.recipes.configuration import RecipeError, algorithm_of, check_keys, number, required
+from jaxsparse.recipes.configuration import (
+    RecipeError,
+    algorithm_of,
+    check_keys,
+    integer,
+    number,
+    required,
+)
 from jaxsparse.recipes.layers import ENTRIES, Layer, layers_of
 from jaxsparse.recipes.statistics import MovementStatistics, statistics_of
 from jaxsparse.recipes.structures import FACTOR
@@ -28,7 +40,6 @@ _PARAMS = (
     *(_START, _END, FACTOR, "enable_structured_masking", "power", "steps_per_epoch"),
     *(*_INITIAL, _FINAL),
 )
-_NEVER = 2**31 - 2  # the last step but one that is counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +72,7 @@ class MovementRecipe:
     @property
     def schedule(self) -> ImportanceThreshold:
         """The threshold in steps; one that never begins while steps per epoch are unknown."""
-        begin, end = _NEVER, _NEVER + 1
+        begin, end = LAST_STEP - 1, LAST_STEP
         if self.steps_per_epoch is not None:
             begin, end = (int(epoch * self.steps_per_epoch) for epoch in self.epochs)
         return importance_threshold(
@@ -108,7 +119,9 @@ class MovementRecipe:
         """The recipe with the steps of an epoch, as counted in the state after the first one.
 
         During the first epoch nothing depends on them where the warm-up starts at epoch 1 or
-        later, and the state of `prune` is the same before and after.
+        later, and the state of `prune` is the same before and after. Where it starts with the
+        second epoch its first masks come one step later than in a run that knew, and so does
+        tau_0 where it is found.
 
         Raises:
           RecipeError: if the state counts other steps than were given, or none.
@@ -193,10 +206,15 @@ def from_config(config: Any, params: Tree, *, steps_per_epoch: int | None = None
 
 def _agreed(*counts: Any) -> int | None:
     """The one number of steps that is said, None if none is."""
-    said = {count for count in counts if count is not None}
-    for count in said:
-        if type(count) is not int or count < 1:
-            raise RecipeError(f"steps_per_epoch is {count!r}; an integer from 1 on would work")
+    said = set()
+    for given in counts:
+        count = integer(given)
+        if given is not None and (count is None or not 1 <= count <= LAST_STEP):
+            raise RecipeError(
+                f"steps_per_epoch is {given!r}; an integer from 1 on, of no more than {LAST_STEP}, "
+                "would work"
+            )
+        said |= {count} - {None}
     if len(said) > 1:
         raise RecipeError(
             f"steps_per_epoch is said to be {' and '.join(map(str, sorted(said)))}; one of them, "
@@ -210,6 +228,11 @@ def _check_times(recipe: MovementRecipe) -> None:
     if not 0 <= start < end:
         raise RecipeError(
             f"params: 0 <= {_START} < {_END} must hold, but they are {start} and {end}"
+        )
+    if end * (recipe.steps_per_epoch or 1) > LAST_STEP:
+        raise RecipeError(
+            f"params: {_END} is {end}, at {recipe.steps_per_epoch} steps per epoch; steps are "
+            f"counted up to {LAST_STEP}, so an earlier end would work"
         )
     if recipe.power <= 0:
         raise RecipeError(f"params.power is {recipe.power}; a number above 0 would work")

@@ -14,8 +14,8 @@ from jaxsparse.patterns.base import Pattern, Unstructured
 from jaxsparse.patterns.groups import Block, Channel
 from jaxsparse.patterns.rules import Rule
 from jaxsparse.patterns.views import View, view_of
-from jaxsparse.recipes.configuration import RecipeError, check_keys, number
-from jaxsparse.recipes.scopes import read_scopes
+from jaxsparse.recipes.configuration import RecipeError, check_keys, integer, number
+from jaxsparse.recipes.scopes import layer_of, read_scopes
 
 _MODES = {"fine": None, "block": "sparse_factors", "per_dim": "axis"}
 _AXES = ("in_axis", "out_axis", "batch_axis")
@@ -75,7 +75,8 @@ class Structure:
             raise RecipeError(
                 f"{self.where}: the bias {path!r} has shape {shape}, and its kernel of shape "
                 f"{kernel.shape}, seen as {kernel}, has outputs {kernel.batch_shape + outputs}; a "
-                "bias of that shape would work, so would in_axis and out_axis in the entry"
+                "bias of that shape would work, so would in_axis and out_axis in an entry for the "
+                f"layer, or {layer_of(path)!r} in ignored_scopes"
             )
         batch = len(kernel.batch)
         axes = {
@@ -115,7 +116,7 @@ def read_structure(entry: Any, where: str) -> Structure:
     if not isinstance(entry, Mapping):
         raise RecipeError(f'{where} is {entry!r}; {{"mode": ..., "target_scopes": ...}} would work')
     mode = entry.get("mode")
-    if mode not in _MODES:
+    if not isinstance(mode, str) or mode not in _MODES:
         raise RecipeError(f"{where}.mode is {mode!r}; one of {', '.join(_MODES)} would work")
     label = f"{where} (mode {mode!r}, target_scopes {entry.get('target_scopes')!r})"
     own = _MODES[mode]
@@ -141,8 +142,9 @@ def read_structure(entry: Any, where: str) -> Structure:
 
 
 def _block(value: Any, label: str) -> tuple[int, int]:
-    sizes = tuple(value) if isinstance(value, list | tuple) else ()
-    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
+    given = value if isinstance(value, list | tuple) else ()
+    sizes = [size for size in map(integer, given) if size is not None and size > 0]
+    if len(given) != 2 or len(sizes) != 2:
         raise RecipeError(
             f"{label}: sparse_factors is {value!r}; two integers from 1 on, [rows, columns] of a "
             "block on (out, in), would work"
@@ -151,15 +153,17 @@ def _block(value: Any, label: str) -> tuple[int, int]:
 
 
 def _axis(value: Any, label: str) -> int:
-    if type(value) is not int or value not in (0, 1):
+    axis = integer(value)
+    if axis is None or axis not in (0, 1):
         raise RecipeError(
             f"{label}: axis is {value!r}; 0, the rows of (out, in), or 1, its columns, would work"
         )
-    return value
+    return axis
 
 
 def _side(value: Any, label: str) -> int | tuple[int, ...]:
-    axes = value if isinstance(value, list | tuple) else [value]
-    if not all(type(axis) is int for axis in axes):
+    given = value if isinstance(value, list | tuple) else [value]
+    axes = tuple(axis for axis in map(integer, given) if axis is not None)
+    if len(axes) != len(given):
         raise RecipeError(f"{label} is {value!r}; an axis or a list of axes would work")
-    return tuple(axes)
+    return axes

@@ -317,6 +317,28 @@ def test_steps_per_epoch_are_inferred_from_the_first_epoch():
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_a_threshold_is_found_although_steps_were_inferred_as_the_warm_up_began():
+    params = {"a": {"kernel": jnp.ones((4, 4))}}
+    slope = {"a": {"kernel": jnp.arange(16.0).reshape(4, 4) - 8}}
+    config = toy({"steps_per_epoch": None})
+    recipe = from_config(config, params)
+    _, state = recipe.prune().update(slope, recipe.prune().init(params), params)
+    told = recipe.infer_steps_per_epoch(state)
+    assert told.schedule.begin == state.count == 1
+    _, state = told.prune().update(slope, state, params)
+    mask = js.masks(state)["a/kernel"]
+    threshold = told.schedule.threshold(2, state.threshold)
+    np.testing.assert_array_equal(mask, state.score.scores["a/kernel"] > threshold)
+    assert mask.mean() > 0.5
+    # What the same steps find where the warm-up begins one step later.
+    late = toy({"warmup_start_epoch": 2, "steps_per_epoch": 1})
+    pruner = from_config(late, params).prune()
+    other = pruner.init(params)
+    for _ in range(2):
+        _, other = pruner.update(slope, other, params)
+    assert np.isfinite(state.threshold) and state.threshold == other.threshold
+
+
 def test_a_count_that_contradicts_is_an_error():
     params = {"a": {"kernel": jnp.ones((4, 4))}}
     recipe = from_config(toy(), params)
