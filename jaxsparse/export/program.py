@@ -14,6 +14,7 @@ from jax import export
 
 from jaxsparse import jaxprs
 from jaxsparse.comparing import pure
+from jaxsparse.evaluation import active
 from jaxsparse.packed.base import is_packed
 from jaxsparse.products.sparsify import sparsify
 from jaxsparse.trees import leaves_by_path, names
@@ -30,7 +31,7 @@ def function_of(model: Callable[..., Any], params: Tree = None) -> Callable[...,
 
     Raises:
       TypeError: for what is not callable, and a module together with parameters.
-      ExportError: for a module whose dropout is active.
+      ExportError: for a module that is not in evaluation mode.
     """
     if not callable(model):
         raise TypeError(f"{type(model).__name__} is neither a function nor a module")
@@ -41,18 +42,12 @@ def function_of(model: Callable[..., Any], params: Tree = None) -> Callable[...,
                 "function of (params, *inputs) such as "
                 "lambda p, x: nnx.merge(nnx.graphdef(model), p)(x), it would work"
             )
-        _check_deterministic(model)
+        if found := active(model):
+            raise ExportError(f"{found}; model.eval() first would work")
         return pure(model)
     if any(map(is_packed, leaves_by_path(params, is_packed).values())):
         return sparsify(model)
     return model
-
-
-def _check_deterministic(model: nnx.Module) -> None:
-    for path, module in nnx.iter_modules(model):
-        if isinstance(module, nnx.Dropout) and not module.deterministic and module.rate > 0:
-            where = "/".join(map(str, path))
-            raise ExportError(f"the dropout {where!r} is active; model.eval() first would work")
 
 
 def shapes_of(inputs: Sequence[Any], batch: str | None) -> tuple[Any, ...]:

@@ -195,6 +195,12 @@ def native(x):
     return js.sparse_dot(x, KERNEL, implementation="cpu")
 
 
+def attention(**options):
+    return nnx.MultiHeadAttention(
+        2, 32, 8, dropout_rate=0.5, decode=False, rngs=nnx.Rngs(0), **options
+    )
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "message"),
     [
@@ -209,8 +215,14 @@ def native(x):
         (lambda x: nnx.State({"x": nnx.Param(x)}), (X,), "dicts with strings as keys"),
         (lambda x, y: x, (X, X[:2]), "input 0 has 6, input 1 has 2; batch=None"),
         (nnx.Dropout(0.5, rngs=nnx.Rngs(0)), (X,), r"dropout '' is active; model\.eval\(\)"),
+        (
+            nnx.Sequential(nnx.BatchNorm(32, rngs=nnx.Rngs(0))),
+            (X,),
+            r"BatchNorm 'layers/0' takes the statistics of its inputs; model\.eval\(\)",
+        ),
+        (attention(deterministic=False), (X[:, None],), r"dropout of the Multi.* '' is active"),
     ],
-    ids=["callback", "native", "size", "key", "state", "first axes", "dropout"],
+    ids=["callback", "native", "size", "key", "state", "axes", "dropout", "norm", "attention"],
 )
 def test_what_cannot_leave_is_named_with_a_cure(model, inputs, message, tmp_path):
     path = tmp_path / "model.bin"
@@ -218,6 +230,20 @@ def test_what_cannot_leave_is_named_with_a_cure(model, inputs, message, tmp_path
     with pytest.raises(ExportError, match=message):
         js.export_stablehlo(model, *inputs, path=path)
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (nnx.BatchNorm(32, rngs=nnx.Rngs(0)), X),
+        (attention(deterministic=False), X[:, None]),
+    ],
+    ids=["norm", "attention"],
+)
+def test_models_in_evaluation_mode_leave(model, x, tmp_path):
+    model.eval()
+    run = through(tmp_path / "model.bin", model, x)
+    np.testing.assert_allclose(run(x[:2]), model(x[:2]), rtol=1e-4, atol=1e-5)
 
 
 def test_errors_of_the_model_are_its_own(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jaxsparse.comparing import compare, pure
+from jaxsparse.evaluation import active
 from jaxsparse.graph.shrinking.choice import Resolve
 from jaxsparse.graph.shrinking.shrink import shrink
 from jaxsparse.graph.shrinking.shrink_report import ShrinkReport
@@ -50,7 +51,7 @@ def shrink_model(
       The smaller model, and the report of `shrink`.
 
     Raises:
-      ValueError: if dropout is active, and if the smaller model does not run or computes
+      ValueError: if it is not in evaluation mode, and if the smaller model does not run or computes
         something else.
 
     Example:
@@ -63,12 +64,11 @@ def shrink_model(
       >>> small.layers[0].out_features, small.layers[2].in_features
       (5, 5)
     """
-    for path, module in nnx.iter_modules(model):
-        if isinstance(module, nnx.Dropout) and not module.deterministic and module.rate > 0:
-            raise ValueError(
-                f"the dropout {'/'.join(map(str, path))!r} is active, and the smaller model would "
-                "draw other numbers: model.eval() first would work, and so would shrink(...)"
-            )
+    if found := active(model):
+        raise ValueError(
+            f"{found}, and the smaller model would draw or average other numbers: model.eval() "
+            "first would work, and so would shrink(...)"
+        )
     graph, random, params = nnx.split(model, nnx.RngState, ...)
 
     def fn(params, *inputs):
