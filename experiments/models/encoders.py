@@ -9,89 +9,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
-from experiments.models.sizes import ACTIVATIONS, ImageSizes, Sizes, TextSizes
+from experiments.models.layers import Layer, norm, run
+from experiments.models.sizes import ImageSizes, TextSizes
 
 Pool = Literal["mean", "first"]
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention: softmax(q k^T / sqrt(head_dim) + bias) v, per head.
-
-    Args:
-      width: size of a token's vector.
-      heads: number of heads.
-      head_dim: size of a head.
-      qkv_bias: whether query, key and value have biases.
-      rngs: random streams for the initial weights.
-    """
-
-    def __init__(
-        self, width: int, heads: int, head_dim: int, *, qkv_bias: bool = True, rngs: nnx.Rngs
-    ):
-        self.head_dim = head_dim
-        self.query = nnx.Linear(width, heads * head_dim, use_bias=qkv_bias, rngs=rngs)
-        self.key = nnx.Linear(width, heads * head_dim, use_bias=qkv_bias, rngs=rngs)
-        self.value = nnx.Linear(width, heads * head_dim, use_bias=qkv_bias, rngs=rngs)
-        self.output = nnx.Linear(heads * head_dim, width, rngs=rngs)
-
-    def __call__(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
-        """(batch, length, width) to the same; `bias` (batch, 1, 1, length) is added to scores."""
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        # What shrinking leaves of attention that is empty is one head, narrower than head_dim.
-        heads = max(1, q.shape[-1] // self.head_dim)
-        # Heads before tokens: products of matrices, which ONNX Runtime has faster than einsum.
-        q, k, v = (self._by_head(part, heads) for part in (q, k, v))
-        scores = (q * self.head_dim**-0.5) @ k.swapaxes(-1, -2)
-        if bias is not None:
-            scores = scores + bias
-        mixed = (jax.nn.softmax(scores, axis=-1) @ v).swapaxes(-2, -3)
-        return self.output(mixed.reshape(*mixed.shape[:-2], -1))
-
-    @staticmethod
-    def _by_head(x: jax.Array, heads: int) -> jax.Array:
-        return x.reshape(*x.shape[:-1], heads, -1).swapaxes(-2, -3)
-
-
-class Layer(nnx.Module):
-    """Attention and a feed-forward part, each with a residual and a layer norm.
-
-    Post-normalisation (BERT) is x = norm(x + part(x)), pre-normalisation (ViT) is
-    x = x + part(norm(x)).
-
-    Args:
-      sizes: of the encoder.
-      index: which of its layers this is.
-      pre_norm: where the norms are.
-      qkv_bias: whether query, key and value have biases.
-      rngs: random streams for the initial weights.
-    """
-
-    def __init__(
-        self, sizes: Sizes, index: int, *, pre_norm: bool, qkv_bias: bool = True, rngs: nnx.Rngs
-    ):
-        width, hidden = sizes.width, sizes.hidden[index]
-        self.pre_norm = pre_norm
-        self.activation = ACTIVATIONS[sizes.activation]
-        self.attention = Attention(
-            width, sizes.heads[index], sizes.head_dim, qkv_bias=qkv_bias, rngs=rngs
-        )
-        self.attention_norm = _norm(sizes, rngs)
-        self.intermediate = nnx.Linear(width, hidden, rngs=rngs)
-        self.output = nnx.Linear(hidden, width, rngs=rngs)
-        self.output_norm = _norm(sizes, rngs)
-
-    def __call__(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
-        """(batch, length, width) to the same."""
-        if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x), bias)
-            return x + self._feed_forward(self.output_norm(x))
-        x = self.attention_norm(x + self.attention(x, bias))
-        return self.output_norm(x + self._feed_forward(x))
-
-    def _feed_forward(self, x: jax.Array) -> jax.Array:
-        return self.output(self.activation(self.intermediate(x)))
 
 
 class TextEncoder(nnx.Module):
@@ -114,7 +39,7 @@ class TextEncoder(nnx.Module):
         self.position = nnx.Embed(sizes.positions, sizes.width, rngs=rngs)
         types = sizes.token_types
         self.token_type = nnx.Embed(types, sizes.width, rngs=rngs) if types else None
-        self.norm = _norm(sizes, rngs)
+        self.norm = norm(sizes, rngs)
         self.layers = nnx.List(
             [Layer(sizes, i, pre_norm=False, rngs=rngs) for i in range(len(sizes.heads))]
         )
@@ -130,7 +55,9 @@ class TextEncoder(nnx.Module):
         """The last hidden state of every token.
 
         Args:
-          ids: (batch, length) of tokens.
+          ids: (batch, length) of tokens, at least one. Under `jit` their values are not known:
+            what is no row of the embeddings is then not refused, and gives NaN, or, below 0, a
+            row counted from the end.
           mask: (batch, length), true or 1 at tokens, false or 0 at padding.
           token_types: (batch, length) of segments, all 0 if None.
           return_hidden: also what goes into the first layer and comes out of every one.
@@ -140,8 +67,17 @@ class TextEncoder(nnx.Module):
           there are layers, and one more.
 
         Raises:
-          ValueError: an input longer than there are positions, segments of a model without.
+          ValueError: an input longer than there are positions, or empty; a mask or segments of
+            another shape, segments of a model without; ids and segments that are no row of
+            their embeddings, where values are known.
         """
+        if jnp.ndim(ids) != 2 or not ids.shape[-1]:
+            raise ValueError(f"ids of shape {jnp.shape(ids)} must be (batch, length), length > 0")
+        if jnp.shape(mask) != ids.shape:
+            raise ValueError(
+                f"a mask of shape {jnp.shape(mask)} for ids of shape {ids.shape}; both are "
+                "(batch, length)"
+            )
         if ids.shape[-1] > self.longest:
             raise ValueError(
                 f"inputs of shape {ids.shape} have {ids.shape[-1]} tokens each; the position "
@@ -149,12 +85,20 @@ class TextEncoder(nnx.Module):
             )
         if token_types is not None and self.token_type is None:
             raise ValueError("this model has no embeddings of token types; None would work")
+        _check_rows("ids", ids, self.word)
+        if token_types is not None and self.token_type is not None:
+            if jnp.shape(token_types) != ids.shape:
+                raise ValueError(
+                    f"token types of shape {jnp.shape(token_types)} for ids of shape {ids.shape}; "
+                    "both are (batch, length)"
+                )
+            _check_rows("token types", token_types, self.token_type)
         mask = mask.astype(bool)
         x = self.word(ids) + self.position(self._positions(mask))
         if self.token_type is not None:
             x = x + self.token_type(jnp.zeros_like(ids) if token_types is None else token_types)
         bias = jnp.where(mask[:, None, None, :], 0.0, jnp.finfo(x.dtype).min).astype(x.dtype)
-        x, hidden = _run(self.layers, self.norm(x), bias)
+        x, hidden = run(self.layers, self.norm(x), bias)
         return (x, hidden) if return_hidden else x
 
     def _positions(self, mask: jax.Array) -> jax.Array:
@@ -187,7 +131,7 @@ class ImageEncoder(nnx.Module):
                 for i in range(len(sizes.heads))
             ]
         )
-        self.norm = _norm(sizes, rngs)
+        self.norm = norm(sizes, rngs)
 
     def __call__(self, images: jax.Array, *, return_hidden: bool = False) -> Any:
         """The last hidden state of the class token, and then of every patch.
@@ -211,7 +155,7 @@ class ImageEncoder(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         first = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1) + self.position[...]
-        x, hidden = _run(self.layers, x, None)
+        x, hidden = run(self.layers, x, None)
         x = self.norm(x)
         return (x, hidden) if return_hidden else x
 
@@ -277,14 +221,14 @@ class Classifier(nnx.Module):
         return (logits, hidden) if return_hidden else logits
 
 
-def _run(layers, x, bias):
-    hidden = [x]
-    for layer in layers:
-        x = layer(x, bias)
-        hidden.append(x)
-    return x, tuple(hidden)
-
-
-def _norm(sizes: Sizes, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # E[(x - mean)^2]: E[x^2] - mean^2 cancels where one channel is much larger than others.
-    return nnx.LayerNorm(sizes.width, epsilon=sizes.epsilon, use_fast_variance=False, rngs=rngs)
+def _check_rows(what: str, rows: jax.Array, table: nnx.Embed) -> None:
+    """Raises ValueError for what is no row of a table, unless it is traced."""
+    if isinstance(rows, Tracer) or not rows.size:
+        return
+    values = np.asarray(rows)
+    least, most = np.min(values), np.max(values)
+    if least < 0 or most >= table.num_embeddings:
+        raise ValueError(
+            f"{what} from {least} to {most}; the embeddings have rows 0 to "
+            f"{table.num_embeddings - 1}"
+        )

@@ -158,6 +158,23 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
         huggingface.Tokenizer(folder)
 
 
+def test_ids_and_masks_that_do_not_fit_are_refused():
+    model = huggingface.load(CASES / "bert")
+    ids = jnp.zeros((2, 3), int)
+    for inputs, message in [
+        ((ids - 1, ids), r"ids from -1 to -1; the embeddings have rows 0 to 39"),
+        ((ids.at[0, 0].set(40), ids), r"ids from 0 to 40; .* rows 0 to 39"),
+        ((ids, ids, ids + 2), r"token types from 2 to 2; .* rows 0 to 1"),
+        ((ids, ids[:, :2]), r"a mask of shape \(2, 2\) for ids of shape \(2, 3\)"),
+        ((ids, ids[:1]), r"a mask of shape \(1, 3\) for ids of shape \(2, 3\)"),
+        ((ids, ids, ids[:1]), r"token types of shape \(1, 3\) for ids of shape \(2, 3\)"),
+        ((ids[:, :0], ids[:, :0]), r"ids of shape \(2, 0\) must be \(batch, length\)"),
+        ((ids[0], ids[0]), r"ids of shape \(3,\) must be \(batch, length\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model(*inputs)
+
+
 def test_inputs_that_do_not_fit_are_refused():
     model = huggingface.load(CASES / "roberta")
     with pytest.raises(ValueError, match=r"15 tokens each; the position embeddings are for 14"):
