@@ -1,6 +1,6 @@
 """config.json: which model a directory holds, and the sizes of it."""
 
-import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 from experiments.huggingface.layouts import LAYOUTS
 from experiments.models.sizes import ACTIVATIONS, ImageSizes, Sizes, TextSizes
 from experiments.registry import near_misses
+from jaxsparse.export import tensorfile
+from jaxsparse.text import shorten
 
 CONFIG = "config.json"
 # Our own key: how the weights are laid out, and the head that we saved with them.
@@ -19,10 +21,12 @@ FORMS: tuple[Form, ...] = get_args(Form)
 _DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
     "type_vocab_size": 2,
-    "pad_token_id": 1,
     "qkv_bias": True,
     "num_channels": 3,
 }
+# What is still believed of a count: more is a damaged file, and would fill the memory.
+_MOST, _MOST_LAYERS = 2**31 - 1, 1000
+_PADDING = "pad_token_id"
 # Variants with other arithmetic, or other inputs.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute", None),
@@ -36,8 +40,8 @@ def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: no such file; says what the directory should hold.
-      ValueError: not JSON, an unknown `model_type`, or a variant with other arithmetic;
-        names the file and the key.
+      ValueError: not JSON, an unknown `model_type`, a variant with other arithmetic, or a key of
+        another type; names the file and the key.
     """
     file = pathlib.Path(directory) / CONFIG
     if not file.is_file():
@@ -45,12 +49,7 @@ def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
             f"{file} is not there; a Hugging Face directory holds {CONFIG}, model.safetensors "
             "and, for text, tokenizer.json"
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds {config!r}, not an object")
+    config = tensorfile.parse(file.read_bytes(), str(file))
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
         raise ValueError(
@@ -63,6 +62,16 @@ def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
     ours = config.get(OURS, {"form": "dense"})
     if not isinstance(ours, dict) or ours.get("form") not in FORMS:
         raise ValueError(f"{file}: {OURS} = {ours!r} has no form that is one of {', '.join(FORMS)}")
+    names = config.get("architectures")
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(f"{file}: architectures = {shorten(names)} must be a list of names")
+    labels = config.get("id2label")
+    if labels is not None and not isinstance(labels, dict):
+        raise ValueError(
+            f"{file}: id2label = {shorten(labels)} must be an object, a name by number"
+        )
     return config
 
 
@@ -80,7 +89,8 @@ def sizes_of(config: Mapping[str, Any], file: str | pathlib.Path = CONFIG) -> Si
       ValueError: a key that is missing, or of another type, or does not fit the others.
     """
     read = _Reader(config, file)
-    width, heads, depth = read.whole("width"), read.whole("heads"), read.whole("depth")
+    width, heads = read.whole("width"), read.whole("heads")
+    depth = read.whole("depth", _MOST_LAYERS)
     if width % heads:
         raise ValueError(
             f"{file}: {read.keys['heads']} = {heads} does not divide {read.keys['width']} = {width}"
@@ -93,16 +103,22 @@ def sizes_of(config: Mapping[str, Any], file: str | pathlib.Path = CONFIG) -> Si
         )
     kept, hidden = read.layers(heads, depth)
     # DistilBERT has this number in its code.
-    epsilon = read("epsilon", float) if "epsilon" in read.keys else 1e-12
+    epsilon = read.positive("epsilon") if "epsilon" in read.keys else 1e-12
     common = (width, width // heads, kept, hidden, epsilon, activation)
     if "image" not in read.keys:
-        return TextSizes(
+        text = TextSizes(
             *common,
             vocabulary=read.whole("vocabulary"),
             positions=read.whole("positions"),
-            token_types=read("token_types", int) if "token_types" in read.keys else 0,
-            padding=read("padding", int) if "padding" in read.keys else None,
+            token_types=read.whole("token_types") if "token_types" in read.keys else 0,
+            padding=padding_of(config, file) if "padding" in read.keys else None,
         )
+        if text.longest < 1:
+            raise ValueError(
+                f"{file}: {read.keys['positions']} = {text.positions} leaves no position: they are "
+                f"counted from behind {_PADDING} = {text.padding}"
+            )
+        return text
     image, patch = read.whole("image"), read.whole("patch")
     if image % patch:
         raise ValueError(f"{file}: patch_size = {patch} does not divide image_size = {image}")
@@ -115,35 +131,67 @@ def sizes_of(config: Mapping[str, Any], file: str | pathlib.Path = CONFIG) -> Si
     )
 
 
+def padding_of(config: Mapping[str, Any], file: str | pathlib.Path = CONFIG) -> int:
+    """The id of padding of a model of text, as its config.json or its architecture has it.
+
+    Args:
+      config: of `read_config`.
+      file: where it comes from, for errors.
+
+    Raises:
+      ValueError: `pad_token_id` is none of the vocabulary's ids.
+    """
+    read = _Reader(config, file)
+    padding, vocabulary = config.get(_PADDING, read.layout.padding), read.whole("vocabulary")
+    if type(padding) is not int or not 0 <= padding < vocabulary:
+        raise ValueError(
+            f"{file}: {_PADDING} = {_shown(padding)} must be an id from 0 to {vocabulary - 1}, by "
+            f"{read.keys['vocabulary']}"
+        )
+    return padding
+
+
 class _Reader:
     """Values of a config.json by our names for them; errors name the file and its key."""
 
     def __init__(self, config: Mapping[str, Any], file: str | pathlib.Path):
         self.config, self.file = config, file
-        self.keys = LAYOUTS[config["model_type"]].keys
+        self.layout = LAYOUTS[config["model_type"]]
+        self.keys = self.layout.keys
 
     def __call__(self, name: str, kind: type) -> Any:
         key = self.keys[name]
-        value = self.config.get(key, _DEFAULTS.get(key))
-        if value is None:
+        if key not in self.config and key not in _DEFAULTS:
             raise ValueError(f"{self.file} has no {key}{near_misses(key, self.config)}")
-        if kind is float and isinstance(value, int):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ValueError(f"{self.file}: {key} = {value!r} is no {kind.__name__}")
+        value = self.config.get(key, _DEFAULTS.get(key))
+        whole = type(value) is int and abs(value) <= _MOST
+        if not (type(value) is kind or (kind is float and whole)):
+            raise ValueError(f"{self.file}: {key} = {_shown(value)} is no {kind.__name__}")
+        return kind(value)
+
+    def whole(self, name: str, most: int = _MOST) -> int:
+        value = self(name, int)
+        if not 1 <= value <= most:
+            raise ValueError(
+                f"{self.file}: {self.keys[name]} = {_shown(value)} must be from 1 to {most}"
+            )
         return value
 
-    def whole(self, name: str) -> int:
-        if (value := self(name, int)) < 1:
-            raise ValueError(f"{self.file}: {self.keys[name]} = {value} must be at least 1")
+    def positive(self, name: str) -> float:
+        value = self(name, float)
+        if not 0 < value < math.inf:
+            raise ValueError(
+                f"{self.file}: {self.keys[name]} = {value} must be above 0, and finite"
+            )
         return value
 
     def layers(self, heads: int, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Heads and neurons of every layer."""
         ours = self.config.get(OURS, {})
         if ours.get("form") == "exact":
-            return self._per_layer(ours, "heads", depth), self._per_layer(ours, "hidden", depth)
-        pruned = self.config.get("pruned_heads") or {}
+            kept_heads = self._per_layer(ours, "heads", depth, heads)
+            return kept_heads, self._per_layer(ours, "hidden", depth, self.whole("hidden"))
+        pruned = {} if (given := self.config.get("pruned_heads")) is None else given
         kept = [heads] * depth
         layers = {str(layer): layer for layer in range(depth)}
         for layer, gone in pruned.items() if isinstance(pruned, dict) else [("", pruned)]:
@@ -155,14 +203,25 @@ class _Reader:
             kept[layers[layer]] -= len(gone)
         return tuple(kept), (self.whole("hidden"),) * depth
 
-    def _per_layer(self, ours: Mapping[str, Any], name: str, depth: int) -> tuple[int, ...]:
+    def _per_layer(
+        self, ours: Mapping[str, Any], name: str, depth: int, most: int
+    ) -> tuple[int, ...]:
         counts = ours.get(name)
-        if not isinstance(counts, list) or [type(c) for c in counts if c] != [int] * depth:
+        if (
+            not isinstance(counts, list)
+            or len(counts) != depth
+            or not all(type(count) is int and 1 <= count <= most for count in counts)
+        ):
             raise ValueError(
-                f"{self.file}: {OURS}.{name} = {counts!r} must be {depth} numbers above 0, one of "
-                "every layer"
+                f"{self.file}: {OURS}.{name} = {shorten(counts)} must be {depth} numbers from 1 to "
+                f"{most}, one of every layer"
             )
         return tuple(counts)
+
+
+def _shown(value: Any) -> str:
+    """A value as the file has it, unless it is long."""
+    return shorten(value) if value is not None else "null"
 
 
 def _some(gone: list[Any], heads: int) -> bool:

@@ -24,6 +24,7 @@ class Layout:
       unused: patterns of the tensors that no module of ours takes.
       encoder: transformers' class of the encoder alone.
       classifier: its class of encoder, first token and linear head, if it has just that.
+      padding: the id of padding where config.json names none.
     """
 
     prefix: str
@@ -32,6 +33,7 @@ class Layout:
     unused: tuple[str, ...]
     encoder: str
     classifier: str | None = None
+    padding: int = 0
 
     def name_of(self, path: tuple[Any, ...]) -> str:
         """The tensor of a parameter: ("layers", 0, "output", "kernel") and so on."""
@@ -51,7 +53,7 @@ _UNUSED = (
     # They count 0, 1, 2; older versions saved them among the weights.
     r"(.*\.)?position_ids",
     # Heads: theirs and ours.
-    *(rf"{head}\..*" for head in ("pooler", "cls", "lm_head", "classifier", "head")),
+    *(rf"{head}\..*" for head in ("pooler", "cls", "lm_head", "classifier", "qa_outputs", "head")),
 )
 _SIZES = {
     "width": "hidden_size",
@@ -96,6 +98,7 @@ LAYOUTS: dict[str, Layout] = {
         prefix="roberta.",
         keys={**_BERT.keys, "padding": "pad_token_id"},
         encoder="RobertaModel",
+        padding=1,
     ),
     "distilbert": Layout(
         prefix="distilbert.",

@@ -64,8 +64,13 @@ def load_classifier(directory: str | pathlib.Path) -> Classifier:
             "classifier that was saved here; Classifier(load(directory), outputs, rngs=...) "
             "makes a new one"
         )
-    outputs = tensors[head["bias",]].shape[0]
-    model = Classifier(encoder, outputs, pool=pool, rngs=nnx.Rngs(0))
+    shape = np.shape(tensors[head["bias",]])
+    if len(shape) != 1 or not shape[0]:
+        raise ValueError(
+            f"{directory / WEIGHTS}: {name}.bias has shape {shape}; that of a linear head is "
+            "(outputs,)"
+        )
+    model = Classifier(encoder, shape[0], pool=pool, rngs=nnx.Rngs(0))
     model.head = _fill(model.head, head, tensors, directory)
     return model
 
@@ -79,7 +84,12 @@ def head_of(config: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def read_tensors(directory: pathlib.Path, layout: Layout) -> dict[str, Any]:
-    """All tensors of a directory, named as in a file of the bare encoder."""
+    """All tensors of a directory, named as in a file of the bare encoder.
+
+    Raises:
+      FileNotFoundError: no weights there.
+      ValueError: the file is damaged, or has a tensor twice under names that mean the same.
+    """
     file = directory / WEIGHTS
     if not file.is_file():
         others = sorted(path.name for path in directory.glob("*model*"))
@@ -88,13 +98,17 @@ def read_tensors(directory: pathlib.Path, layout: Layout) -> dict[str, Any]:
             "read from one safetensors file, and model.save_pretrained(directory, "
             "safe_serialization=True, max_shard_size='100GB') of transformers writes it"
         )
-    tensors = {}
-    for name, tensor in js.load_safetensors(file).items():
-        name = name.removeprefix(layout.prefix)
+    tensors, stored = {}, {}
+    for full, tensor in js.load_safetensors(file).items():
+        name = full.removeprefix(layout.prefix)
         # Names of the layer norm's parameters in files that were converted from TensorFlow.
         for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
             name = name.removesuffix(old) + new if name.endswith(old) else name
-        tensors[name] = tensor
+        if name in stored:
+            raise ValueError(
+                f"{file}: {stored[name]!r} and {full!r} are both the tensor {name!r}; one must go"
+            )
+        tensors[name], stored[name] = tensor, full
     return tensors
 
 

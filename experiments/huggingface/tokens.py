@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from experiments.huggingface.configuration import CONFIG, read_config, sizes_of
+from experiments.huggingface.configuration import CONFIG, padding_of, read_config, sizes_of
 from experiments.models.sizes import TextSizes
+from jaxsparse.text import shorten
 
 TOKENIZER = "tokenizer.json"
 
@@ -44,16 +45,18 @@ class Tokenizer:
         self.longest = sizes.longest
         # Rows without room for a token of the text come out in another number.
         self.shortest = self._tokenizer.num_special_tokens_to_add(is_pair=False) + 1
-        vocabulary = self._tokenizer.get_vocab().items()
-        last, token = max(((i, token) for token, i in vocabulary), default=(-1, ""))
+        vocabulary = self._tokenizer.get_vocab()
+        if not vocabulary:
+            raise ValueError(f"{self.file} has an empty vocabulary")
+        self._config_file, self._vocabulary = config_file, sizes.vocabulary
+        last, token = max((i, token) for token, i in vocabulary.items())
         if last >= sizes.vocabulary:
             raise ValueError(
                 f"{self.file}: token {token!r} has id {last}; {config_file} has vocab_size = "
                 f"{sizes.vocabulary}, the rows of the embeddings"
             )
-        padding = config.get("pad_token_id") or sizes.padding or 0
-        known = type(padding) is int and padding >= 0
-        self._padding = self._tokenizer.id_to_token(padding) if known else None
+        padding = padding_of(config, config_file)
+        self._padding = self._tokenizer.id_to_token(padding)
         found = (self._tokenizer.padding or {}).get("pad_id", padding)
         if self._padding is None or found != padding:
             raise ValueError(
@@ -66,15 +69,28 @@ class Tokenizer:
         """Token ids and the mask of texts: cut at `length`, padded behind.
 
         Args:
-          texts: strings, of any length.
+          texts: strings, of any length, in a list or another iterable.
           length: tokens a row, special ones among them.
 
         Returns:
-          ids (n, length) int32, and mask (n, length) bool, true at tokens.
+          ids (n, length) int32, and mask (n, length) bool, true at tokens. A text in which the
+          tokenizer finds none, and to which it adds none, is a row of padding, all false.
 
         Raises:
-          ValueError: more tokens than the model has positions, or none beside special ones.
+          TypeError: a single string, or a row that is none.
+          ValueError: more tokens than the model has positions, or none beside special ones; a
+            string with half of a surrogate pair; an id past the end of the embeddings.
         """
+        if isinstance(texts, str | bytes):
+            raise TypeError(f"texts = {shorten(texts)} is one text; [texts] would work")
+        texts = list(texts)
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{row}] = {shorten(text)} is no string")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"texts[{row}] = {shorten(text)} is no text: {error}") from error
         if not self.shortest <= length <= self.longest:
             raise ValueError(
                 f"length = {length} does not fit {self.shortest} to {self.longest} positions"
@@ -83,7 +99,13 @@ class Tokenizer:
         self._tokenizer.enable_padding(
             length=length, pad_id=self._padding_id, pad_token=self._padding
         )
-        rows = self._tokenizer.encode_batch(list(texts))
+        rows = self._tokenizer.encode_batch(texts)
         ids = np.array([row.ids for row in rows], np.int32).reshape(-1, length)
+        # Ids that a template adds are in no vocabulary.
+        if ids.size and ids.max() >= self._vocabulary:
+            raise ValueError(
+                f"{self.file} gives the id {ids.max()}; {self._config_file} has vocab_size = "
+                f"{self._vocabulary}, the rows of the embeddings"
+            )
         mask = np.array([row.attention_mask for row in rows], bool).reshape(-1, length)
         return ids, mask

@@ -107,7 +107,7 @@ def edit(folder, **changes):
         ({"hidden_size": None}, r"config.json has no hidden_size"),
         ({"hidden_size": "16"}, r"config.json: hidden_size = '16' is no int"),
         ({"hidden_size": 18}, r"num_attention_heads = 4 does not divide hidden_size = 18"),
-        ({"num_hidden_layers": 0}, r"num_hidden_layers = 0 must be at least 1"),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers = 0 must be from 1 to 1000"),
         ({"num_hidden_layers": 3}, r"model.safetensors has no tensor 'encoder.layer.2"),
         ({"num_hidden_layers": 1}, r"'encoder.layer.1.\S+, one of 16, is no tensor of a bert"),
         ({"hidden_act": "gelu_"}, r"hidden_act = 'gelu_'; did you mean 'gelu'"),
@@ -123,12 +123,96 @@ def edit(folder, **changes):
             {"jaxsparse": {"form": "exact", "heads": [4]}},
             r"heads = \[4\] must be 2 numbers",
         ),
+        (
+            {"jaxsparse": {"form": "exact", "heads": [-1, 4], "hidden": [1, 1]}},
+            r"heads = \[-1, 4\] must be 2 numbers from 1 to 4",
+        ),
+        (
+            {"jaxsparse": {"form": "exact", "heads": [1, 1], "hidden": [1, 25]}},
+            r"hidden = \[1, 25\] must be 2 numbers from 1 to 24",
+        ),
+        ({"pruned_heads": [1]}, r"config.json: pruned_heads = \[1\] must"),
+        ({"pruned_heads": {"0": 1}}, r"config.json: pruned_heads = \{'0': 1\} must"),
+        ({"pruned_heads": {"0": [[1]]}}, r"pruned_heads = \{'0': \[\[1\]\]\} must"),
+        ({"pruned_heads": {"a": [1]}}, r"pruned_heads = \{'a': \[1\]\} must"),
+        ({"architectures": 5}, r"config.json: architectures = 5 must be a list of names"),
+        ({"id2label": [1]}, r"config.json: id2label = \[1\] must be an object"),
+        ({"layer_norm_eps": float("nan")}, r"config.json: layer_norm_eps = nan must be above 0"),
+        ({"layer_norm_eps": float("inf")}, r"layer_norm_eps = inf must be above 0, and finite"),
+        ({"layer_norm_eps": -1}, r"layer_norm_eps = -1.0 must be above 0"),
+        ({"layer_norm_eps": True}, r"layer_norm_eps = True is no float"),
+        ({"layer_norm_eps": 10**400}, r"layer_norm_eps = 1\d+\.\.\.\d+ is no float"),
+        ({"type_vocab_size": 0}, r"type_vocab_size = 0 must be from 1"),
+        ({"num_hidden_layers": 10**9}, r"num_hidden_layers = 1000000000 must be from 1 to 1000"),
     ],
 )
 def test_a_directory_that_does_not_fit_is_refused_by_file_and_key(tmp_path, changes, message):
     folder = directory(tmp_path)
     edit(folder, **changes)
     with pytest.raises(ValueError, match=message):
+        huggingface.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("padding", "message"),
+    [
+        (-5, r"config.json: pad_token_id = -5 must be an id from 0 to 39, by vocab_size"),
+        (40, r"pad_token_id = 40 must be an id from 0 to 39"),
+        (15, r"max_position_embeddings = 16 leaves no position: .* behind pad_token_id = 15"),
+        (True, r"pad_token_id = True must be an id"),
+    ],
+)
+def test_roberta_counts_positions_from_an_id(tmp_path, padding, message):
+    folder = directory(tmp_path, "roberta")
+    edit(folder, pad_token_id=padding)
+    with pytest.raises(ValueError, match=message):
+        huggingface.load(folder)
+
+
+def test_a_config_that_is_no_object_is_refused_and_a_byte_order_mark_read_over(tmp_path):
+    folder = directory(tmp_path)
+    file, text = folder / "config.json", (folder / "config.json").read_text()
+    for broken, message in [
+        ("[" * 100_000, r"config.json is nested too deeply"),
+        ("{", r"config.json is not JSON"),
+        ("[1]", r"config.json is \[1\], not an object"),
+        (text.replace('"hidden_size": 16', '"hidden_size": null'), r"hidden_size = null is no int"),
+    ]:
+        file.write_text(broken)
+        with pytest.raises(ValueError, match=message):
+            huggingface.load(folder)
+    file.write_text(text, encoding="utf-8-sig")
+    assert huggingface.load(folder).norm.num_features == 16
+
+
+def changed(folder, change):
+    """Writes the tensors of a directory again, after a function changed them in place."""
+    file = folder / "model.safetensors"
+    tensors = dict(js.load_safetensors(file))
+    change(tensors)
+    js.save_safetensors(file, tensors)
+
+
+def test_heads_are_left_out(tmp_path):
+    folder = directory(tmp_path)
+    changed(folder, lambda tensors: tensors.update({"qa_outputs.weight": jnp.ones((2, 16))}))
+    assert len(huggingface.load(folder).layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [
+        ("embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.weight"),
+        ("embeddings.LayerNorm.weight", "embeddings.LayerNorm.gamma"),
+        ("embeddings.LayerNorm.bias", "bert.embeddings.LayerNorm.beta"),
+    ],
+)
+def test_a_tensor_that_comes_twice_is_refused(tmp_path, name, again):
+    folder = directory(tmp_path)
+    changed(folder, lambda tensors: tensors.update({again: tensors[name] + 1}))
+    with pytest.raises(
+        ValueError, match=rf"'{again}' .*are both the tensor|both the tensor '{name}"
+    ):
         huggingface.load(folder)
 
 
@@ -147,14 +231,72 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
     edit(folder, vocab_size=41, pad_token_id=1)
     with pytest.raises(ValueError, match=r"pad_token_id = 1; \S+tokenizer.json pads with 0"):
         huggingface.Tokenizer(folder)
-    edit(folder, pad_token_id=50)
-    with pytest.raises(ValueError, match=r"pad_token_id = 50; \S+tokenizer.json pads with 0"):
-        huggingface.Tokenizer(folder)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer"):
         huggingface.Tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"tokenizer.json is not there"):
+        huggingface.Tokenizer(folder)
+
+
+@pytest.mark.parametrize("padding", [-1, 2**40, "0", True, 40])
+def test_an_id_of_padding_that_is_none_is_refused_by_file_and_key(tmp_path, padding):
+    folder = directory(tmp_path)
+    edit(folder, pad_token_id=padding)
+    with pytest.raises(ValueError, match=r"config.json: pad_token_id = \S+ must be an id from 0"):
+        huggingface.Tokenizer(folder)
+
+
+def test_no_id_of_padding(tmp_path):
+    words = ["[UNK]", "[PAD]", *WORDS[2:]]
+    folder = directory(tmp_path, "roberta", words=words)
+    edit(folder, pad_token_id=None)
+    ids, _ = huggingface.Tokenizer(folder).encode(["a"], 5)
+    assert ids.tolist() == [[2, 4, 3, 1, 1]] and huggingface.load(folder).padding == 1
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": None}))
+    for read in (huggingface.load, huggingface.Tokenizer):
+        with pytest.raises(ValueError, match=r"config.json: pad_token_id = null must be an id"):
+            read(folder)
+
+
+def test_texts_that_are_none_are_refused_by_row(tmp_path):
+    tokenizer = huggingface.Tokenizer(directory(tmp_path))
+    for texts, error, message in [
+        ("a b", TypeError, r"texts = 'a b' is one text; \[texts\] would work"),
+        (b"a b", TypeError, r"texts = b'a b' is one text"),
+        (["a", None], TypeError, r"texts\[1\] = None is no string"),
+        ([3], TypeError, r"texts\[0\] = 3 is no string"),
+        ([b"a"], TypeError, r"texts\[0\] = b'a' is no string"),
+        (["a", "b", "c\ud800"], ValueError, r"texts\[2\] = .* is no text: .*surrogates"),
+    ]:
+        with pytest.raises(error, match=message):
+            tokenizer.encode(texts, 4)
+
+
+def test_a_text_without_tokens_is_padding(tmp_path):
+    folder = directory(tmp_path)
+    spoil(folder, post_processor=None)
+    ids, mask = huggingface.Tokenizer(folder).encode(["", "a"], 2)
+    assert ids.tolist() == [[0, 0], [4, 0]] and mask.tolist() == [[False] * 2, [True, False]]
+
+
+def spoil(folder, **changes):
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_tokenizer_without_words_or_with_other_ids_is_refused(tmp_path):
+    folder = directory(tmp_path)
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    tokens["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [90]
+    spoil(folder, post_processor=tokens["post_processor"])
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json gives the id 90; \S+ has vocab_size = 40"
+    ):
+        huggingface.Tokenizer(folder).encode(["a"], 4)
+    spoil(folder, model=tokens["model"] | {"vocab": {}})
+    with pytest.raises(ValueError, match=r"tokenizer.json has an empty vocabulary"):
         huggingface.Tokenizer(folder)
 
 
