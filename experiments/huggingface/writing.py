@@ -1,9 +1,11 @@
 """Modules of `experiments.models.encoders` into directories that others read."""
 
+import errno
 import json
+import os
 import pathlib
-import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +16,10 @@ from experiments.huggingface.configuration import CONFIG, FORMS, OURS, Form, rea
 from experiments.huggingface.layouts import LAYOUTS, Layout
 from experiments.huggingface.reading import HEAD, THEIR_HEAD, WEIGHTS, Encoder, read_tensors
 from experiments.models.encoders import Classifier, TextEncoder
-from experiments.models.sizes import Sizes
+from experiments.models.sizes import ACTIVATIONS, Sizes
 from experiments.weight_files import to_torch
 from jaxsparse.export import tensorfile
-from jaxsparse.files import replacing
+from jaxsparse.files import PART, naming, replacing
 
 # What goes along unchanged, where the source has it.
 COPIED = (
@@ -66,16 +68,19 @@ def save(
 
     Args:
       model: an encoder, or a classifier; packed weights in it are stored dense.
-      directory: where to; made if it is not there.
+      directory: where to; made if it is not there. A model in it is replaced as a whole: a
+        save that fails leaves it as it was, one that is killed may leave no config.json, which
+        `load` refuses. Files of the tokenizer that `source` has not are deleted.
       source: the directory that the model was loaded from. Its config.json and tokenizer go
         along, and the pooler, which no module of ours has, with an encoder alone.
       form: of the layers.
 
     Raises:
       FileNotFoundError: `source` has no config.json or no weights.
-      ValueError: no such form; `source` is of another model, or is `directory` itself. Nothing
-        is written then.
-      OSError: a file cannot be written.
+      ValueError: no such form; `source` is of another model, in a size, the epsilon of the
+        norms or the activation, or is `directory` itself; a head that is not one linear layer.
+        Nothing is written then.
+      OSError: a file cannot be written, or a directory has its name.
     """
     directory, source = pathlib.Path(directory), pathlib.Path(source)
     if form not in FORMS:
@@ -117,22 +122,50 @@ def save(
         others = read_tensors(source, table).items()
         tensors |= {name: np.asarray(x) for name, x in others if name.startswith("pooler.")}
 
-    directory.mkdir(parents=True, exist_ok=True)
-    # transformers reads no file that does not state this format.
-    tensorfile.write(directory / WEIGHTS, tensors, {"format": "pt"})
-    for file in COPIED:
-        if (source / file).is_file():
-            shutil.copyfile(source / file, directory / file)
-    with replacing(directory / CONFIG) as file:
-        file.write(json.dumps(config, indent=2).encode() + b"\n")
+    copied = {name: (source / name).read_bytes() for name in COPIED if (source / name).is_file()}
+    _replace(directory, config, tensors, copied)
+
+
+def _replace(
+    directory: pathlib.Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    copied: Mapping[str, bytes],
+) -> None:
+    """Writes all files of a directory; at no time do those of two models stand there together.
+
+    Everything is written beside first, so that a full disk leaves what was there. Then the
+    old config.json goes, without which nothing is loaded, and the new one comes last.
+    """
+    for name in (CONFIG, WEIGHTS, *COPIED):
+        if (file := directory / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    with naming(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, suffix=PART) as folder:
+            new = pathlib.Path(folder)
+            # transformers reads no file that does not state this format.
+            tensorfile.write(new / WEIGHTS, tensors, {"format": "pt"})
+            text = json.dumps(config, indent=2).encode() + b"\n"
+            for name, content in (*copied.items(), (CONFIG, text)):
+                with replacing(new / name) as file:
+                    file.write(content)
+            for name in (CONFIG, *sorted(set(COPIED) - set(copied))):
+                (directory / name).unlink(missing_ok=True)
+            for name in (*copied, WEIGHTS, CONFIG):
+                os.replace(new / name, directory / name)
 
 
 def _check(encoder: Encoder, sizes: Sizes, file: pathlib.Path) -> None:
-    """Raises ValueError unless a config.json states the sizes that shrinking leaves alone."""
+    """Raises ValueError unless a config.json states what the model has and computes."""
+    activations = {layer.activation for layer in encoder.layers}
+    norms = [encoder.norm, *(n for x in encoder.layers for n in (x.attention_norm, x.output_norm))]
     found: dict[str, Any] = {
         "width": encoder.norm.num_features,
         "head_dim": encoder.layers[0].attention.head_dim,
         "layers": len(encoder.layers),
+        "epsilon": _only({norm.epsilon for norm in norms}),
+        "activation": _only({_name_of(activation, sizes) for activation in activations}),
     }
     stated = {"width": sizes.width, "head_dim": sizes.head_dim, "layers": len(sizes.heads)}
     if isinstance(encoder, TextEncoder):
@@ -144,9 +177,21 @@ def _check(encoder: Encoder, sizes: Sizes, file: pathlib.Path) -> None:
     else:
         found["image"], _, found["channels"] = encoder.expected
         found["patch"] = encoder.patch.kernel_size[0]
+        found["qkv_bias"] = encoder.layers[0].attention.query.bias is not None
     stated |= {name: getattr(sizes, name, None) for name in found if name not in stated}
     if found != stated:
         raise ValueError(f"{file} is of another model: it states {stated}, the model has {found}")
+
+
+def _name_of(activation: Any, sizes: Sizes) -> str:
+    """What config.json calls an activation: as `sizes` does where both are the same."""
+    names = [name for name, known in ACTIVATIONS.items() if known is activation]
+    return sizes.activation if sizes.activation in names else next(iter(names), repr(activation))
+
+
+def _only(values: set[Any]) -> Any:
+    """The value that all layers share; a config.json has room for one."""
+    return values.pop() if len(values) == 1 else values
 
 
 def _widths(encoder: Encoder, sizes: Sizes) -> _Widths:
@@ -187,9 +232,12 @@ def _with_head(
     model: Classifier, table: Layout, tensors: dict[str, np.ndarray], config: dict[str, Any]
 ) -> dict[str, np.ndarray]:
     """Tensors of encoder and head; the config says what pools, and what the outputs are."""
-    outputs = model.head.kernel.shape[-1]
+    head = {path[-1] if len(path) == 1 else path: array for path, array in _arrays(model.head)}
+    if not {"kernel"} <= set(head) <= {"kernel", "bias"}:
+        raise ValueError(f"a head of {sorted(map(str, head))}; one linear layer can be saved")
+    outputs = head["kernel"].shape[-1]
     config[OURS]["pool"] = model.pool
-    if len(config.get("id2label", ())) != outputs:
+    if len(config.get("id2label") or ()) != outputs:
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(outputs)}
         config["label2id"] = {f"LABEL_{i}": i for i in range(outputs)}
     name = HEAD
@@ -197,5 +245,5 @@ def _with_head(
         config["architectures"], name = [table.classifier], THEIR_HEAD
         # Beside a head, names of the encoder have its prefix.
         tensors = {table.prefix + key: tensor for key, tensor in tensors.items()}
-    head = {path[-1]: array for path, array in _arrays(model.head)}
-    return tensors | {f"{name}.weight": to_torch(head["kernel"]), f"{name}.bias": head["bias"]}
+    bias = head.get("bias", np.zeros(outputs, np.float32))
+    return tensors | {f"{name}.weight": to_torch(head["kernel"]), f"{name}.bias": bias}

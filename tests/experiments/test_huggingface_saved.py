@@ -1,12 +1,13 @@
 """Directories that are written: read back exactly, and laid out as transformers reads them."""
 
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_huggingface import CASES, NAMES, case, directory
+from test_huggingface import CASES, NAMES, case, changed, directory, edit
 
 import jaxsparse as js
 from experiments import huggingface
@@ -124,10 +125,109 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
         huggingface.save(model, tmp_path / "out", source, "thin")
     with pytest.raises(ValueError, match=r"bert is the source itself; another directory"):
         huggingface.save(model, source, source)
+    for changes in ({"layer_norm_eps": 1.0}, {"hidden_act": "relu"}):
+        edit(source, **changes)
+        with pytest.raises(ValueError, match=r"of another model: it states .*, the model has"):
+            huggingface.save(model, tmp_path / "out", source)
+        edit(source, layer_norm_eps=1e-12, hidden_act="gelu")
     for other in ("vit", "distilbert"):
         with pytest.raises(ValueError, match=r"config.json is of another model: it states"):
             huggingface.save(huggingface.load(CASES / other), tmp_path / "out", source)
     assert not (tmp_path / "out").exists()
+
+
+def both(tmp_path):
+    """Two models with their directories, which differ in weights, config.json and files."""
+    one = directory(tmp_path)
+    other = directory(tmp_path / "b")
+    edit(other, layer_norm_eps=1.0)
+    changed(other, lambda tensors: tensors.update({k: x + 1 for k, x in tensors.items()}))
+    (other / "tokenizer.json").rename(other / "vocab.txt")
+    return one, other
+
+
+def told(folder):
+    """What tells the two apart: a number of config.json, and one of the weights."""
+    model = huggingface.load(folder)
+    return model.norm.epsilon, float(model.norm.scale[0])
+
+
+def test_files_of_an_older_save_go(tmp_path):
+    one, other = both(tmp_path)
+    huggingface.save(huggingface.load(one), tmp_path / "out", one)
+    huggingface.save(huggingface.load(other), tmp_path / "out", other)
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors", "vocab.txt"}
+    assert told(tmp_path / "out") == told(other)
+
+
+def test_a_directory_in_the_way_leaves_what_was_there(tmp_path):
+    one, other = both(tmp_path)
+    huggingface.save(huggingface.load(one), tmp_path / "out", one)
+    (tmp_path / "out" / "vocab.txt").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"out/vocab.txt"):
+        huggingface.save(huggingface.load(other), tmp_path / "out", other)
+    assert told(tmp_path / "out") == told(one)
+
+
+def test_a_kill_never_leaves_the_files_of_two_models(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    one, other = both(tmp_path)
+    first, second = huggingface.load(one), huggingface.load(other)
+    old, new, out = told(one), told(other), tmp_path / "out"
+    calls, last, after = 0, 0, []
+
+    def killing(operation):
+        def run(*args, **options):
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                raise Killed
+            return operation(*args, **options)
+
+        return run
+
+    for name in ("replace", "unlink", "remove"):
+        monkeypatch.setattr(os, name, killing(getattr(os, name)))
+    while not after or after[-1] != "saved":
+        huggingface.save(first, out, one)
+        calls, last = 0, len(after) + 1
+        try:
+            huggingface.save(second, out, other)
+            after.append("saved")
+        except Killed:
+            last = 0
+            try:
+                found = told(out)
+                assert found in (old, new)
+                after.append("old" if found == old else "new")
+            except FileNotFoundError as error:
+                assert "config.json is not there" in str(error)
+                after.append("refused")
+    assert told(out) == new
+    assert after[0] == "old" and "refused" in after and len(after) > 8
+
+
+def test_a_head_without_a_bias_comes_back_and_one_of_two_layers_is_refused(tmp_path):
+    inputs = case("bert")[0][:2]
+    source = directory(tmp_path)
+    file = source / "config.json"
+    file.write_text(json.dumps(config_of(source) | {"id2label": None}))
+    model = Classifier(huggingface.load(source), 5, rngs=nnx.Rngs(0))
+    model.head = nnx.Linear(16, 5, use_bias=False, rngs=nnx.Rngs(1))
+    huggingface.save(model, tmp_path / "out", source)
+    assert len(config_of(tmp_path / "out")["id2label"]) == 5
+    back = huggingface.load_classifier(tmp_path / "out")
+    np.testing.assert_allclose(back(*inputs), model(*inputs), atol=1e-6)
+    changed(tmp_path / "out", lambda tensors: tensors.update({"head.bias": jnp.zeros(())}))
+    with pytest.raises(ValueError, match=r"safetensors: head.bias has shape \(\); .*\(outputs,\)"):
+        huggingface.load_classifier(tmp_path / "out")
+    model.head = nnx.Sequential(model.head, model.head)
+    with pytest.raises(ValueError, match=r"a head of \[.*\]; one linear layer can be saved"):
+        huggingface.save(model, tmp_path / "none", source)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_directory_without_a_head_of_ours_says_so():
