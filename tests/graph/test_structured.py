@@ -1,5 +1,6 @@
 """Masks resolved to whole heads and neurons, as NNCF resolves them, and put in force."""
 
+import functools
 import json
 import pathlib
 
@@ -426,3 +427,75 @@ def test_units_that_several_weights_read_are_found():
 
     (group,) = js.graph.structure(fn, params, X).groups
     assert {m.path for m in group.members if m.role == "reads"} == {"down", "more", "gate"}
+
+
+def experts(params, x):
+    """Five experts with 6 neurons each."""
+    h = jax.nn.relu(jnp.einsum("btd,edf->btef", x, params["up"]) + params["bias"])
+    y = jnp.einsum("btef,efd->bted", h, params["down"])
+    return x + (y * jax.nn.softmax(x @ params["gate"])[..., None]).sum(2)
+
+
+def test_neurons_of_experts_go_in_all_of_them():
+    params = {"up": numbers(5, 16, 6), "bias": numbers(5, 6), "down": numbers(5, 6, 16)}
+    params["gate"] = numbers(16, 5)
+    structure = js.graph.structure(experts, params, X)
+    (group,) = structure.groups
+    assert (group.kind, group.units) == ("neurons", 6)
+    masks = {path: jnp.ones(leaf.shape, bool) for path, leaf in params.items()}
+    masks["down"] &= (jnp.arange(6) != 4)[:, None]
+    found = structure.resolve(masks, refill=False)
+    for path in "up", "bias":
+        assert found[path].reshape(-1, 6).any(axis=0).tolist() == [u != 4 for u in range(6)]
+    same, masked = (experts(js.mask_params(params, each), X) for each in (found, masks))
+    np.testing.assert_allclose(same, masked, atol=1e-5)
+
+
+def shared(params, x):
+    """One layer, twice."""
+    for _ in range(2):
+        x = mlp(params, x)
+    return x
+
+
+def stateful(params, x, start=None):
+    """What is carried is read by one weight and written by others."""
+
+    def step(state, x):
+        return jnp.tanh(jax.nn.relu(state @ params["up"]) @ params["down"] + x @ params["in"]), ()
+
+    start = x[0] @ params["in"] if start is None else start
+    return jax.lax.scan(step, start, x)[0] @ params["out"]
+
+
+@pytest.mark.parametrize("fn, width", [(shared, 16), (stateful, 8)])
+def test_a_layer_that_occurs_again_owns_its_neurons_and_no_state(fn, width):
+    params = {"up": numbers(width, 6), "down": numbers(6, width)}
+    params |= {"in": numbers(16, width), "out": numbers(width, 3)}
+    (group,) = js.graph.structure(fn, params, X).groups
+    assert [str(member) for member in group.members] == ["down[0]", "up[1]"]
+
+
+def test_a_state_that_starts_as_a_constant_has_no_units():
+    params = {
+        "up": numbers(8, 6),
+        "down": numbers(6, 8),
+        "in": numbers(16, 8),
+        "out": numbers(8, 3),
+    }
+    fn = functools.partial(stateful, start=jnp.zeros((3, 8)))
+    assert not js.graph.structure(fn, params, X).groups
+
+
+def test_a_residual_stream_of_no_input_is_none_either():
+    def fn(params, x):
+        return shared(params, x @ params["in"]) @ params["out"]
+
+    params = {
+        "up": numbers(8, 6),
+        "down": numbers(6, 8),
+        "in": numbers(16, 8),
+        "out": numbers(8, 3),
+    }
+    (group,) = js.graph.structure(fn, params, X).groups
+    assert group.units == 6

@@ -12,6 +12,7 @@ from jaxsparse.graph.analysis.trace import Analysis
 from jaxsparse.graph.analysis.values import Op, Record, Walked
 from jaxsparse.graph.shrinking.folding import MOVES
 from jaxsparse.graph.shrinking.needs import needed_beside
+from jaxsparse.graph.structured.lineages import Lineages
 from jaxsparse.graph.structured.resolving import Structure
 from jaxsparse.graph.structured.units import Member, Role, StructuredGroup
 from jaxsparse.trees import Tree
@@ -30,14 +31,18 @@ def structure(
     """Finds the heads and neurons of a model, from its trace.
 
     A group of channels (`channels`) is one of units if some weights write it, others read it
-    (sum over it), and no reader comes before a writer: what is read, worked on and added to
-    again is a residual stream, which no layer owns. Units are read by weights alone: what
-    another activation is multiplied and summed with (a Gram matrix, keys that are their own
-    values), what a norm, a mean or a constant kernel runs over, and what a weight reads
-    through more than products (its exponential) would be missed, so these are none either.
-    Where an axis is made of several groups, heads and head_dim, the major one is meant: a
-    head goes as a whole. With grouped queries that is a key head with all its query heads.
-    Layers stacked under a scan, which run at one size, share their units.
+    (sum over it), and what is read is not added to later: that is a residual stream, which no
+    layer owns. A layer that occurs twice owns its units all the same.
+
+    Units are read by weights alone: what another activation is multiplied and summed with (a
+    Gram matrix, keys that are their own values), what a norm, a mean or a constant kernel runs
+    over, and what a weight reads by more than its own numbers (by its exponential) would be
+    missed, so these are none either.
+
+    Where an axis is made of several groups, heads and head_dim, the major one that may go is
+    meant: a head goes as a whole, and a neuron in all experts of a mixture. With grouped
+    queries that is a key head with all its query heads. Layers stacked under a scan, which run
+    at one size, share their units.
 
     Args:
       fn, params, inputs, blocks: the model, as in `channels`; shapes are enough.
@@ -77,15 +82,16 @@ class _Finder:
 
     def structure(self) -> Structure:
         found = [(group, self._members(group)) for group in self.channels.groups]
-        units = [
+        owned = [
             (group, members)
             for group, members in found
             if {"writes", "reads"} <= {member.role for member in members}
-            and not self._is_inner(group)
-            and not self._is_stream(members)
+            and not self._is_stream(group, members)
         ]
-        elsewhere, heads = self._read_elsewhere(units), self._batches()
-        units = [pair for pair in units if pair[0].id not in elsewhere]
+        elsewhere, heads = self._read_elsewhere(owned), self._batches()
+        owned = [pair for pair in owned if pair[0].id not in elsewhere]
+        ids = {group.id for group, _ in owned}
+        units = [pair for pair in owned if not self._is_inner(pair[0], ids)]
         units.sort(key=lambda pair: self._first_read(pair[1]))
         groups = tuple(self._group(*pair, pair[0].id in heads) for pair in units)
         return Structure(groups, tuple(self.channels.shapes.items()))
@@ -130,36 +136,51 @@ class _Finder:
             and any(f.group == group.id and f.stride == place.stride for f in piece.factors)
         )
 
-    def _is_inner(self, group: Group) -> bool:
+    def _is_inner(self, group: Group, owned: set[int]) -> bool:
         """Whether the channels lie inside of larger units wherever weights write them."""
         return all(
-            group.id != self._major(place)
+            group.id != self._major(place, owned)
             for place in group.places
             if (place.path, place.axis) in self.written
         )
 
-    def _major(self, place: Place) -> int | None:
-        """The group of the first free factor of all that a weight ends in, at a place of it."""
+    def _major(self, place: Place, owned: set[int]) -> int | None:
+        """The first group that is owned of all that a weight ends in, at a place of it.
+
+        Heads are; the experts of a mixture, which no weight reads, are none.
+        """
         for axis in self.outputs[place.path]:
             for piece in self.channels.axes[place.path][axis]:
                 if axis == place.axis and piece.offset != place.offset:
                     continue
                 for factor in piece.factors:
-                    if factor.group is not None and factor.size > 1:
+                    if factor.group in owned and factor.size > 1:
                         return factor.group
         return None
 
-    def _is_stream(self, members: Sequence[Member]) -> bool:
+    def _is_stream(self, group: Group, members: Sequence[Member]) -> bool:
         """Whether what is read is added to later."""
         writers = {member.path for member in members if member.role == "writes"}
         readers = {member.path for member in members if member.role == "reads"}
-        if writers & readers:
+        followed = {path for op in self.ops if op.kernel is not None for path in op.weights}
+        # In a loop whose state starts as a constant, what the state meets is no op.
+        if writers & readers or not writers | readers <= followed:
             return True
-        reading = sum(1 << op.id for op in self._products(readers))
-        return any(self._before[op.id] & reading for op in self._products(writers))
+        lineage = functools.partial(self._lineages.of, self.atoms[group.id])
+        reading: dict[Any, int] = {}  # by lineage a number whose bits are the ops that read it
+        for op in self._products(readers):
+            for before in op.inputs:
+                reading[lineage(before)] = reading.get(lineage(before), 0) | 1 << op.id
+        return any(
+            self._before[op.id] & reading.get(lineage(op.id), 0) for op in self._products(writers)
+        )
 
     def _products(self, paths: set[str]) -> list[Op]:
         return [op for op in self.ops if op.kernel is not None and paths & set(op.weights)]
+
+    @functools.cached_property
+    def _lineages(self) -> Lineages:
+        return Lineages(self.analysis)
 
     @functools.cached_property
     def _before(self) -> list[int]:
