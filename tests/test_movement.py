@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 import sys
 
 import jax
@@ -311,6 +312,7 @@ def test_pruned_refuses_what_needs_raw_weights(options):
         (dict(begin=-1, end=3), "begin < end"),
         (dict(begin=0, end=3), "at step 0 there are none"),
         (dict(begin=0, end=3, initial=0.0), "must lie below"),
+        (dict(begin=1, end=2**31), "end=2147483648 lies beyond .* at most 2147483647"),
     ],
 )
 def test_bad_thresholds_are_errors(kwargs, message):
@@ -318,10 +320,18 @@ def test_bad_thresholds_are_errors(kwargs, message):
         js.importance_threshold(**kwargs)
 
 
-@pytest.mark.parametrize("factor", [-0.1, {"w": -0.1}, math.nan], ids=str)
+@pytest.mark.parametrize(
+    "factor", [-0.1, {"w": -0.1}, math.nan, math.inf, "0.1", None, [0.1], True], ids=str
+)
 def test_a_factor_that_is_no_number_from_zero_on_is_an_error(factor):
-    with pytest.raises(ValueError, match=r"(-0\.1|nan) of '(\.\*|w)'; a number from 0 on"):
+    shown = re.escape(repr(factor["w"] if isinstance(factor, dict) else factor))
+    with pytest.raises(ValueError, match=rf"{shown} of '(\.\*|w)'; a number from 0 on"):
         js.movement(regularization=factor)
+
+
+def test_a_factor_of_no_expression_is_an_error():
+    with pytest.raises(ValueError, match=r"of '\(' is of no regular expression"):
+        js.movement(regularization={"(": 1.0})
 
 
 def scores_after_one_step(params, rules, regularization):

@@ -71,8 +71,8 @@ def movement(
         hardly moves a neuron.
 
     Raises:
-      ValueError: if a factor is no number from 0 on, or an expression is none; when it sees the leaves, if one matches no
-        expression or several, or an expression matches no leaf.
+      ValueError: if a factor is no number from 0 on, or an expression is none; when it sees
+        the leaves, if one matches no expression or several, or an expression matches no leaf.
 
     >>> score = movement(regularization={".*attention.*": 0.02, ".*mlp.*": 0.5})
     """
@@ -265,7 +265,8 @@ def importance_threshold(
         (nn_pruning).
 
     Raises:
-      ValueError: on an empty window, one that ends after step 2^31 - 1, initial >= final, or nothing to find tau_0 from.
+      ValueError: on an empty window, one that ends after step 2^31 - 1, initial >= final, or
+        nothing to find tau_0 from.
     """
     return ImportanceThreshold(initial, final, begin, end, power, sigmoid, hold)
 
