@@ -351,6 +351,8 @@ def test_a_count_that_contradicts_is_an_error():
         recipe.infer_steps_per_epoch(state)
     with pytest.raises(RecipeError, match=r"counts \[\] steps"):
         recipe.infer_steps_per_epoch(optax.sgd(0.1).init(params))
+    with pytest.raises(RecipeError, match=r"steps_per_epoch is 5.0; an integer"):
+        from_config(toy(), params, steps_per_epoch=5.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RecipeError, match=r"said to be 5 and 7"):
         from_config(toy(), params, steps_per_epoch=7)
 
@@ -371,6 +373,9 @@ def without(entry, key):
         (without(ROWS, "axis"), "axis is missing"),
         (without(FINE, "target_scopes"), "target_scopes is missing"),
         (without(FINE, "mode"), "mode is None; one of fine, block, per_dim"),
+        (FINE | {"mode": ["fine"]}, r"mode is \['fine'\]; one of fine, block, per_dim"),
+        (BLOCK | {"sparse_factors": [8, 4.0]}, r"factors is \[8, 4.0\]; two integers"),
+        (BLOCK | {"sparse_factors": [8, 4, None]}, r"factors is \[8, 4, None\]; two integers"),
         (FINE | {"mode": "rows"}, "mode is 'rows'; one of fine, block, per_dim"),
         (FINE | {"axis": 0}, "axis does not go with mode 'fine'"),
         (BLOCK | {"axis": 0}, "axis does not go with mode 'block'"),
@@ -455,6 +460,14 @@ def test_a_bias_that_does_not_fit_its_kernel_is_an_error():
         ({"warmup_start_epoch": 0}, "at step 0 there are none"),
         ({"warmup_start_epoch": 1.1, "warmup_end_epoch": 1.15}, "begin < end must hold, got 5, 5"),
         ({"steps_per_epoch": 0}, "steps_per_epoch is 0; an integer from 1 on"),
+        ({"steps_per_epoch": [4]}, r"steps_per_epoch is \[4\]; an integer from 1 on"),
+        ({"steps_per_epoch": True}, "steps_per_epoch is True; an integer from 1 on"),
+        ({"steps_per_epoch": 10**400}, "an integer from 1 on, of no more than 2147483647"),
+        ({"warmup_end_epoch": 10**9}, "warmup_end_epoch is 1000000000, at 5 .*to 2147483647"),
+        ({"warmup_end_epoch": 1e300}, r"warmup_end_epoch is 1e\+300, at 5 .*to 2147483647"),
+        ({"warmup_end_epoch": 1e308, "steps_per_epoch": 100}, r"warmup_end_epoch is 1e\+308, at"),
+        ({"warmup_end_epoch": 10**400}, "warmup_end_epoch is 10+; a finite number"),
+        ({"power": [3.0]}, r"params.power is \[3.0\]; a finite number"),
         ({"steps_per_epoch": 2.5}, "steps_per_epoch is 2.5; an integer from 1 on"),
         ({"init_importance_threshold": 0.0}, r"initial=0.0 must lie below final=0.0"),
         ({"init_importance_threshold": -1, "initial_importance_threshold": -1}, "are one thing"),
@@ -480,6 +493,10 @@ def test_mistakes_in_parameters_name_the_key(params, message):
         (toy() | {"params": None}, "params is None"),
         (toy(ignored_scopes=["{re}embedding"]), "ignored_scopes: the scope .* matches no layer"),
         (toy(target_scopes="{re}embedding"), "target_scopes: the scope .* matches no layer"),
+        (toy(target_scopes=[]), r"target_scopes is \[\]; a scope or a list of scopes"),
+        (toy(ignored_scopes=0), "ignored_scopes is 0; a scope or a list of scopes"),
+        (toy(ignored_scopes=False), "ignored_scopes is False; a scope or a list of scopes"),
+        (toy(ignored_scopes={}), "ignored_scopes is {}; a scope or a list of scopes"),
         (toy(ignored_scopes="{re}."), "nothing is left to sparsify: the linear layers 'a', 'b'"),
         (toy(structure={}), "is {}; a list of entries"),
     ],
@@ -501,3 +518,35 @@ def test_files_that_cannot_be_read_are_errors(tmp_path):
     (tmp_path / "half.json").write_text('{"algorithm": ')
     with pytest.raises(RecipeError, match=r"half.json' is no JSON: .*line 1"):
         from_config(tmp_path / "half.json", TOY)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "bom.json").write_text(json.dumps(toy()), encoding="utf-8-sig")
+    assert from_config(tmp_path / "bom.json", TOY) == from_config(toy(), TOY)
+
+
+def test_numbers_of_numpy_are_numbers():
+    def config(whole, real):
+        options = {
+            "warmup_start_epoch": whole(1),
+            "importance_regularization_factor": real(0.5),
+            "steps_per_epoch": whole(5),
+        }
+        blocks = {"mode": "block", "sparse_factors": [whole(8), whole(4)], "target_scopes": "a"}
+        columns = {"mode": "per_dim", "axis": whole(1), "target_scopes": "b", "in_axis": whole(0)}
+        return toy(options, [blocks, columns])
+
+    recipe = from_config(config(np.int64, np.float32), TOY, steps_per_epoch=np.int32(5))
+    assert recipe == from_config(config(int, float), TOY)
+    assert type(recipe.steps_per_epoch) is int and type(recipe.regularization) is float
+
+
+def test_an_empty_list_ignores_nothing():
+    assert from_config(toy(ignored_scopes=[]), TOY) == from_config(toy(), TOY)
+
+
+def test_a_bias_of_another_shape_fails_no_configuration_that_ignores_its_layer():
+    params = TOY | {"odd": {"kernel": shape(4, 4), "bias": shape(1, 4)}}
+    with pytest.raises(RecipeError, match=r"'odd/bias' has shape \(1, 4\).*'odd' in ignored_scop"):
+        from_config(toy(), params)
+    assert from_config(toy(ignored_scopes=["odd"]), params) == from_config(toy(), TOY)
