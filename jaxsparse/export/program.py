@@ -59,12 +59,20 @@ def shapes_of(inputs: Sequence[Any], batch: str | None) -> tuple[Any, ...]:
       batch: the symbol; None leaves all sizes as they are.
 
     Raises:
-      ExportError: if first axes differ, so that they are not all the batch.
+      ExportError: if first axes differ, so that they are not all the batch; for a symbol
+        that is no name, and an input that is a PRNG key.
 
     Example:
       >>> shapes_of((np.zeros((8, 64), np.float32),), "b")
       (ShapeDtypeStruct(shape=(b, 64), dtype=float32),)
     """
+    _check_symbol(batch)
+    for path, leaf in leaves_by_path(tuple(inputs)).items():
+        if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise ExportError(
+                f"input {path} is a PRNG key, {leaf.dtype}; jax.random.key_data of it, and "
+                "jax.random.wrap_key_data in the model, would work"
+            )
     shapes = jax.tree.map(_shape, tuple(inputs))
     leaves = leaves_by_path(shapes)
     if batch is None or any(map(_is_open, leaves.values())):
@@ -82,6 +90,20 @@ def shapes_of(inputs: Sequence[Any], batch: str | None) -> tuple[Any, ...]:
         return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype) if leaf.shape else leaf
 
     return jax.tree.map(opened, shapes)
+
+
+def _check_symbol(batch: Any) -> None:
+    if batch is None:
+        return
+    try:
+        if not batch.isidentifier():
+            raise ValueError(batch)
+        export.symbolic_shape(batch)
+    except (AttributeError, ValueError) as error:
+        raise ExportError(
+            f"batch={batch!r} is no name for the first axis of the inputs; batch='b' would work, "
+            "and None for the sizes that they have"
+        ) from error
 
 
 def _is_open(shape: jax.ShapeDtypeStruct) -> bool:

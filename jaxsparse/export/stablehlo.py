@@ -7,7 +7,6 @@ safetensors file beside it whose tensors are the program's arguments, by name.
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -18,7 +17,7 @@ import numpy as np
 from jax import export
 
 from jaxsparse import jaxprs
-from jaxsparse.export import tensorfile
+from jaxsparse.export import programfile, tensorfile
 from jaxsparse.export.program import (
     ExportError,
     closed_over,
@@ -32,9 +31,8 @@ from jaxsparse.packed.base import is_packed
 from jaxsparse.trees import leaves_by_path, near_misses, replace_by_path
 
 Tree = Any
-PROGRAM = "jaxsparse.program"  # of which program a file of weights is, in its metadata
-_TRAILER = hashlib.sha256().digest_size
 WEIGHTS = "weights"  # the argument of a program whose weights are beside it
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def export_stablehlo(
@@ -60,13 +58,14 @@ def export_stablehlo(
       path: the file.
       params: any tree, packed weights among its leaves; of a Flax module as
         `nnx.to_pure_dict` gives it, with integers as keys, too.
-      batch: a symbol for the first axis of every input, so that the program takes batches of
-        any size; None for the sizes given, some of which may be symbolic.
+      batch: a name for the first axis of every input, so that the program takes batches of
+        any size from 1 on; None for the sizes given, some of which may be symbolic.
       platforms: of "cpu", "cuda", "rocm", "tpu", those it is to run on; None for the one that
         JAX runs on now.
       weights: "inside" makes them constants. "beside" leaves them out and writes
-        `save_safetensors` of params to the file's name with the suffix .safetensors; the
-        program takes the inputs, and a dict of that file's tensors as `weights=`.
+        `save_safetensors` of params to the file's whole name and .safetensors; the program
+        takes the inputs, and a dict of that file's tensors as `weights=`. Numbers of Python
+        and keys are constants.
 
     Both files take the place of old ones when they are whole. Of a pair that a kill left
     half new `load_stablehlo` says so.
@@ -74,8 +73,8 @@ def export_stablehlo(
     Raises:
       ExportError: something cannot be exported; says what, and what would work.
       TypeError: `model` is not callable, or a module with parameters.
-      ValueError: for another `weights`, or "beside" without params.
-      OSError: a file cannot be written.
+      ValueError: for another `weights`, "beside" without params, and other platforms.
+      OSError: a file cannot be written, or the one for weights is there and is no program's.
 
     Example:
       >>> import os, tempfile, jax.numpy as jnp, jaxsparse as js
@@ -91,21 +90,25 @@ def export_stablehlo(
         raise ValueError(f"weights={weights!r} is neither 'inside' nor 'beside'")
     if weights == "beside" and params is None:
         raise ValueError("weights='beside' needs params=, the weights that are arguments")
+    _check_platforms(platforms)
     path, function = pathlib.Path(path), function_of(model, params)
+    programfile.check_targets(path, weights == "beside")
     shapes = shapes_of(inputs, batch)
     if weights == "inside":
-        data = _program(closed_over(function, params), shapes, {}, platforms)
+        program = _program(closed_over(function, params), shapes, {}, platforms)
+        data = programfile.join(program, {})
     else:
         beside = plan(params)
 
         def of_tensors(*inputs, weights):
             return function(_with_tensors(params, weights), *inputs)
 
-        data = _program(of_tensors, shapes, {WEIGHTS: _tensors(params)}, platforms)
-        metadata = beside.metadata | {PROGRAM: _trailer(data).hex()}
-        tensorfile.write(_beside(path), beside.tensors, metadata)
+        program = _program(of_tensors, shapes, {WEIGHTS: _tensors(params)}, platforms)
+        data = programfile.join(program, programfile.structure(beside))
+        metadata = beside.metadata | {programfile.PROGRAM: programfile.digest(data)}
+        tensorfile.write(programfile.beside(path), beside.tensors, metadata)
     with replacing(path) as file:
-        file.write(data + _trailer(data))
+        file.write(data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,34 +139,44 @@ def load_stablehlo(path: str | pathlib.Path, params: Tree = None) -> StableHLO:
     Args:
       path: the file.
       params: weights for a program whose own are beside it, of the same structure: packed
-        where those are, with as many entries stored. Without them the file beside it is read.
+        as those are, with as many entries stored, and the same constants. Without them the
+        file beside it is read.
 
     Returns:
-      The program, to be called with inputs.
+      The program, to be called with inputs; it has no gradients.
 
     Raises:
       ValueError: the file is no such program, or is damaged; the weights are missing, have
-        another shape or dtype, or are another program's. Names the file and the tensor.
+        another shape, dtype or structure, or are another program's. Names the file and the tensor.
 
     Example: see `export_stablehlo`.
     """
     path = pathlib.Path(path)
-    data = path.read_bytes()
-    if data[-_TRAILER:] != _trailer(data[:-_TRAILER]):
-        raise ValueError(
-            f"{path} is no program that export_stablehlo wrote, or is damaged; "
-            "jax.export.deserialize reads programs of others"
-        )
-    exported = export.deserialize(bytearray(data[:-_TRAILER]))
+    exported, structure, digest = programfile.read(path)
     _, options = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     if (wanted := options.get(WEIGHTS)) is None:
         if params is not None:
             raise ValueError(f"the weights of {path} are its constants: it takes no params")
         return StableHLO(exported)
-    source = f"{path}: params" if params is not None else str(_beside(path))
-    found = _tensors(_read_beside(path, data[-_TRAILER:]) if params is None else params)
+    if params is None:
+        # Of this program, as its digest says, so nothing that is constant is another.
+        source, found = str(programfile.beside(path)), _tensors(_read_beside(path, digest))
+    else:
+        source, found = f"{path}: params", _tensors(params)
     _check(source, wanted, found)
+    if params is not None:
+        programfile.check_structure(source, structure, programfile.structure(plan(params)))
     return StableHLO(exported, found)
+
+
+def _check_platforms(platforms: Sequence[str] | None) -> None:
+    if platforms is None:
+        return
+    if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
+        raise ValueError(
+            f"platforms={platforms!r} are not some of {', '.join(PLATFORMS)}; ['cpu', 'cuda'] "
+            "would work, and None for the one that JAX runs on now"
+        )
 
 
 def _program(function, inputs, weights, platforms) -> bytes:
@@ -174,6 +187,11 @@ def _program(function, inputs, weights, platforms) -> bytes:
             _check_portable(jitted.trace(*inputs, **weights).jaxpr)
             exported = export.export(jitted, platforms=platforms)(*inputs, **weights)
         return bytes(exported.serialize())
+    except NotImplementedError as error:
+        raise ExportError(
+            f"jax.export cannot write the program: {error}; the model without what this names "
+            "would work"
+        ) from error
     except (TypeError, ValueError) as error:
         if "serializ" not in str(error).lower():
             raise
@@ -187,10 +205,10 @@ def _check_portable(jaxpr) -> None:
     """Raises ExportError for what would call this process, or a library of ours."""
     for equation in jaxprs.equations(jaxpr):
         name, kernel = equation.primitive.name, equation.params.get("implementation")
-        if name.endswith("_callback"):
+        if name.endswith("_callback") or name == "debug_print":
             raise ExportError(
                 f"{name} in {jaxprs.where(equation)} calls Python, which is not there when the "
-                "program runs; the same in jax.numpy would work"
+                "program runs; the same in jax.numpy would work, or the model without it"
             )
         if name.startswith("sparse_") and kernel not in (None, "xla"):
             raise ExportError(
@@ -229,22 +247,13 @@ def _is_argument(leaf: Any) -> bool:
     return isinstance(leaf, arrays) and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
-def _beside(path: pathlib.Path) -> pathlib.Path:
-    return path.with_suffix(".safetensors")
-
-
-def _trailer(data: bytes) -> bytes:
-    """What follows a program in its file; `jax.export` reads past it."""
-    return hashlib.sha256(data).digest()
-
-
-def _read_beside(path: pathlib.Path, trailer: bytes) -> Tree:
-    file = _beside(path)
+def _read_beside(path: pathlib.Path, digest: str) -> Tree:
+    file = programfile.beside(path)
     if not file.exists():
         raise ValueError(f"{path} takes weights, and {file} is not there; params= would work")
     with file.open("rb") as opened:
-        program = tensorfile.read_header(file, opened).metadata.get(PROGRAM)
-    if program != trailer.hex():
+        program = tensorfile.read_header(file, opened).metadata.get(programfile.PROGRAM)
+    if program != digest:
         raise ValueError(
             f"{file} belongs to another program than {path}, as after an export that was cut off: "
             "export again, or name the weights as params=load_safetensors(...)"

@@ -1,6 +1,7 @@
 """Programs in StableHLO: any batch, weights inside or beside, whole files, errors with a cure."""
 
 import functools
+import hashlib
 import re
 
 import jax
@@ -12,7 +13,7 @@ from jax import export
 from safetensors.numpy import load_file
 
 import jaxsparse as js
-from jaxsparse.export import stablehlo
+from jaxsparse.export import programfile, stablehlo
 from jaxsparse.export.program import ExportError
 
 X = jax.random.normal(jax.random.key(0), (6, 32))
@@ -66,13 +67,13 @@ def test_weights_beside_are_the_arguments_by_the_names_in_their_file(tmp_path):
     params = packed("blocks")
     path = tmp_path / "model.bin"
     js.export_stablehlo(mlp, X, path=path, params=params, weights="beside")
-    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / "model.bin.safetensors")
     assert {"up/kernel.values", "up/kernel.indptr", "up/bias", "down"} <= set(tensors)
     program = export.deserialize(bytearray(path.read_bytes()))  # nothing of ours
     np.testing.assert_allclose(
         program.call(X, weights=tensors), mlp(js.unpack_params(params), X), rtol=1e-4, atol=1e-5
     )
-    assert js.is_packed(js.load_safetensors(tmp_path / "model.safetensors")["up"]["kernel"])
+    assert js.is_packed(js.load_safetensors(tmp_path / "model.bin.safetensors")["up"]["kernel"])
 
 
 def test_a_program_serves_other_weights_of_the_same_structure(tmp_path):
@@ -97,6 +98,71 @@ def test_weights_that_do_not_fit_are_named(change, message, tmp_path):
     js.export_stablehlo(mlp, X, path=path, params=packed("2:4"), weights="beside")
     with pytest.raises(ValueError, match=message):
         js.load_stablehlo(path, change(packed("2:4")))
+
+
+def scaled(params, x):
+    return params["s"] * (x[:, :8] @ params["w"]) + jax.random.uniform(params["key"])
+
+
+EYE = jnp.eye(8)
+CONSTANTS = {"s": 2.0, "w": js.pack(EYE, js.NM(2, 4)), "key": jax.random.key(1)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"s": 3.0}, r"'s' is float 3\.0, and float 2\.0 in the program, a constant"),
+        ({"s": None}, "'s' is not there, and float 2"),
+        ({"key": jax.random.key(2)}, "'key' is threefry2x32 key of digest .* a constant"),
+        (
+            {"w": js.pack(EYE, js.NM(2, 4), in_axis=1, out_axis=0)},
+            r"'w' is packed otherwise .* view",
+        ),
+    ],
+    ids=["number", "missing", "key", "axes"],
+)
+def test_weights_of_another_structure_are_refused(change, message, tmp_path):
+    path = tmp_path / "model.bin"
+    js.export_stablehlo(scaled, X, path=path, params=CONSTANTS, weights="beside")
+    js.load_stablehlo(path, dict(CONSTANTS))
+    with pytest.raises(ValueError, match=message):
+        js.load_stablehlo(path, CONSTANTS | change)
+
+
+def test_a_packed_weight_of_another_shape_is_refused(tmp_path):
+    def column(rows):
+        return {"w": js.pack(jnp.eye(rows, 64), js.Unstructured())}
+
+    def model(params, x):
+        return jnp.tile(x, 2) @ params["w"]
+
+    path = tmp_path / "model.bin"
+    js.export_stablehlo(model, X, path=path, params=column(64), weights="beside")
+    with pytest.raises(ValueError, match=r"'w' is packed otherwise .*96, 64"):
+        js.load_stablehlo(path, column(96))
+
+
+def test_files_of_others_are_not_overwritten(tmp_path):
+    foreign = tmp_path / "model.bin.safetensors"
+    js.save_safetensors(foreign, weights())
+    before = foreign.read_bytes()
+    with pytest.raises(FileExistsError, match=r"not overwritten.*model\.bin\.safetensors"):
+        js.export_stablehlo(mlp, X, path=tmp_path / "model.bin", params=weights(), weights="beside")
+    assert foreign.read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match="folder"):
+        js.export_stablehlo(mlp, X, path=tmp_path / "folder", params=weights(), weights="beside")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", foreign.name]
+
+
+def test_weights_are_called_as_the_whole_name_of_their_program(tmp_path):
+    for number in (1, 2):
+        params = {"w": jnp.full((32, 2), float(number))}
+        path = tmp_path / f"epoch.{number}"
+        js.export_stablehlo(lambda p, x: x @ p["w"], X, path=path, params=params, weights="beside")
+    for number in (1, 2):
+        run = js.load_stablehlo(tmp_path / f"epoch.{number}")
+        np.testing.assert_allclose(run(jnp.ones((1, 32))), 32 * number)
 
 
 @pytest.mark.parametrize("where", ["inside", "beside"])
@@ -161,22 +227,32 @@ def test_an_export_that_is_cut_off_leaves_no_pair_that_runs(tmp_path, monkeypatc
         js.export_stablehlo(
             lambda p, x: -mlp(p, x), X, path=path, params=weights(2), weights="beside"
         )
-    with pytest.raises(ValueError, match=r"model\.safetensors belongs to another program"):
+    with pytest.raises(ValueError, match=r"model\.bin\.safetensors belongs to another program"):
         js.load_stablehlo(path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "model.bin",
+        "model.bin.safetensors",
+    ]
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):
     path = tmp_path / "model.bin"
     js.export_stablehlo(mlp, X, path=path, params=weights(), weights="beside")
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model\.safetensors is not there; params= would work"):
+    (tmp_path / "model.bin.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match=r"model\.bin\.safetensors is not there; params= would work"
+    ):
         js.load_stablehlo(path)
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     for damaged in (b"", whole[:10], whole[: len(whole) // 2], whole[:-1], flipped):
         path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.bin is no program that export_stablehlo"):
+            js.load_stablehlo(path)
+    garbage = programfile.join(b"garbage", {})  # whose checksum is right
+    for other in (b"garbage" + hashlib.sha256(b"garbage").digest(), garbage):
+        path.write_bytes(other)
         with pytest.raises(ValueError, match=r"model\.bin is no program that export_stablehlo"):
             js.load_stablehlo(path)
     js.export_stablehlo(lambda x: x, X, path=path)
@@ -244,6 +320,27 @@ def test_models_in_evaluation_mode_leave(model, x, tmp_path):
     model.eval()
     run = through(tmp_path / "model.bin", model, x)
     np.testing.assert_allclose(run(x[:2]), model(x[:2]), rtol=1e-4, atol=1e-5)
+
+
+def noisy(x):
+    jax.debug.print("{x}", x=x)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "options", "message"),
+    [
+        (noisy, (X,), {}, "debug_.* in .*test_stablehlo.* the model without it"),
+        (lambda k, x: x, (jax.random.key(0), X), {}, "input 0 is a PRNG key.*key_data"),
+        *((jnp.tanh, (X,), {"batch": b}, "no name for the") for b in ("", "b,c", "my b", 8, True)),
+        (jnp.tanh, (X,), {"batch": "9"}, "batch='9' is no name .*batch='b' would work"),
+        *((jnp.tanh, (X,), {"platforms": p}, "are not some of cpu") for p in ("cpu", ["foo"], [])),
+    ],
+)
+def test_what_is_asked_for_is_checked(model, inputs, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        js.export_stablehlo(model, *inputs, path=tmp_path / "model.bin", **options)
+    assert not any(tmp_path.iterdir())
 
 
 def test_errors_of_the_model_are_its_own(tmp_path):
