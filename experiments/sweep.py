@@ -18,6 +18,7 @@ import sys
 import absl.logging
 
 from experiments import claims, workdir
+from experiments.data.download import DownloadError
 
 MOVEMENT = "movement"
 
@@ -30,6 +31,8 @@ def main() -> None:
     parser.add_argument("--workdir", default="runs/sweep", help="folder of the runs")
     parser.add_argument("--results", default="experiments/results", help="folder of the outcome")
     options = parser.parse_args()
+    if options.seeds < 1:
+        sys.exit(f"error: --seeds {options.seeds} must be at least 1")
     absl.logging.set_verbosity(absl.logging.WARNING)
     logging.getLogger("experiments").setLevel(logging.WARNING)
     seeds, runs = range(options.seeds), pathlib.Path(options.workdir)
@@ -43,7 +46,7 @@ def main() -> None:
         else:
             outcome = claims.measure(options.claim, seeds, runs)
             text = claims.as_markdown(outcome)
-    except ValueError as error:
+    except (ValueError, OSError, DownloadError) as error:
         sys.exit(f"error: {error}")
     folder = pathlib.Path(options.results)
     folder.mkdir(parents=True, exist_ok=True)

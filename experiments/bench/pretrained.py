@@ -6,6 +6,7 @@ every group of channels is a line of the table. The function must stay as it was
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from flax import nnx
 
 import jaxsparse as js
 from experiments import huggingface, permutation, pretrained
+from experiments.data.download import DownloadError
 from experiments.timing import write
 
 
@@ -57,7 +59,11 @@ def main() -> None:
     options = parser.parse_args()
     tokens = jnp.asarray(np.random.default_rng(0).integers(1000, 30000, (2, 16)))
     images = jax.random.normal(jax.random.key(0), (2, 224, 224, 3))
-    bert, weights = nnx.split(huggingface.load(pretrained.minilm()))
+    try:
+        minilm, efficientnet = pretrained.minilm(), pretrained.efficientnet_lite0()
+    except DownloadError as error:
+        sys.exit(f"error: {error}")
+    bert, weights = nnx.split(huggingface.load(minilm))
     networks = {
         "all-MiniLM-L6-v2": (
             lambda params, *inputs: nnx.merge(bert, params)(*inputs),
@@ -66,7 +72,7 @@ def main() -> None:
         ),
         "EfficientNet-lite0": (
             pretrained.efficientnet,
-            pretrained.efficientnet_lite0(),
+            efficientnet,
             (images,),
         ),
     }

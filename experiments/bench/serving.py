@@ -12,6 +12,7 @@ import argparse
 import os
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 import jaxsparse as js
+from experiments.data.download import DownloadError
 from experiments.export import example
 from experiments.huggingface.sources import load_any
 from experiments.models.encoders import Classifier, TextEncoder
@@ -232,7 +234,10 @@ def main() -> None:
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):  # JAX takes the threads that there are
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
-    encoder, _ = load_any("minilm")
+    try:
+        encoder, _ = load_any("minilm")
+    except DownloadError as error:
+        sys.exit(f"error: {error}")
     assert isinstance(encoder, TextEncoder)
     dense = Classifier(encoder, 1, rngs=nnx.Rngs(0))
     models = {"dense": dense} | {name: shrunk(dense, *left) for name, left in LEFT.items()}

@@ -78,9 +78,11 @@ def _download(wheel: Wheel, scratch: pathlib.Path) -> pathlib.Path:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     found = sorted(scratch.glob("*.whl"))
     if result.returncode or len(found) != 1:
+        reason = " ".join(result.stderr.split()[-40:]) or "no file came"
         raise DownloadError(
-            f"pip could not download {requirement} (expected sha256 {wheel.sha256}, found no "
-            f"file):\n{result.stderr.strip()}"
+            f"pip could not download {requirement} (sha256 {wheel.sha256}): {reason}; repeat the "
+            f"command where pip reaches an index, or copy {scratch.parent} from a machine that "
+            "has it"
         )
     _check(found[0], wheel.sha256, "the package index or the connection altered it")
     return found[0]
