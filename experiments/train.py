@@ -37,6 +37,7 @@ def run(config: configs.Config, path: str, overwrite: bool = False, html: bool =
       OSError: a file cannot be written; it is named. The same call goes on from there.
     """
     clock = _Clock()
+    _LOG.info("preparing data %r and model %r", config.data.name, config.model.name)
     experiment = experiments.build(configs.check(config))
     # What is finished is only read, on a disk for reading, too.
     reads = workdir.finished(pathlib.Path(path)) and not overwrite
@@ -46,6 +47,7 @@ def run(config: configs.Config, path: str, overwrite: bool = False, html: bool =
             _LOG.info("%s is finished; --overwrite starts it again", folder)
         else:
             state, history = _fit(experiment, folder, clock)
+            _LOG.info("measuring the result")
             outcome.write(experiment, state, history, folder, html)
         return workdir.read_report(folder)
 
@@ -66,6 +68,8 @@ def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Cloc
             _LOG.info("%s resumes after step %d", folder, begin)
         writer = stack.enter_context(contextlib.closing(MetricWriter(folder, begin)))
         bar = stack.enter_context(tqdm(total=steps, initial=begin, unit="step", disable=None))
+        if begin < steps:
+            _LOG.info("compiling, then steps %d to %d", begin + 1, steps)
         clock.resume(begin, writer.history[-1]["seconds"] if writer.history else 0.0)
         for number in range(begin, steps):
             inputs, targets = experiment.batches(number)
@@ -83,7 +87,10 @@ def _fit(experiment: experiments.Experiment, folder: pathlib.Path, clock: "_Cloc
                     record |= experiment.evaluate(state)
                 writer.write(done, **record, seconds=clock.total())
                 clock.start_lap(done)
-                bar.set_postfix({name: f"{record[name]:.3g}" for name in shown})
+                brief = {name: f"{record[name]:.3g}" for name in shown}
+                bar.set_postfix(brief)
+                if bar.disable and evaluates:  # into a file, where no bar is drawn
+                    _LOG.info("step %d of %d: %s", done, steps, brief)
             bar.update()
             if done == experiment.recipe.dense_until and experiment.permute is not None:
                 state, report = experiment.permute(state)

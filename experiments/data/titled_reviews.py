@@ -1,6 +1,7 @@
 """Clothing reviews as a pretrained model reads them: its own tokens, title first."""
 
 import hashlib
+import logging
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from experiments.data.base import DATASETS, Dataset, Split
 from experiments.data.reviews import LABELS, as_labels
 from experiments.registry import near_misses
 
+_LOG = logging.getLogger(__name__)
 # Batches are as long as their longest review, in these shares of the longest allowed:
 # a few lengths are a few compilations.
 _BUCKETS = (0.5, 0.75, 1.0)
@@ -64,6 +66,7 @@ def titled_reviews(
         text if title is None else f"{title}. {text}"
         for title, text in zip(titles, texts, strict=True)
     ]
+    _LOG.info("tokenising %d reviews", len(joined))
     ids, mask = Tokenizer(directory(tokenizer)).encode(joined, length)
     labels = np.array(columns[LABELS[label]][rows], np.int32)
     whole = Split({"ids": ids, "mask": mask}, as_labels(labels, label))

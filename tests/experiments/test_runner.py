@@ -1,4 +1,7 @@
+import io
+import logging
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -24,9 +27,24 @@ def pruning():
 
 
 @pytest.fixture(scope="module")
-def finished(pruning, tmp_path_factory):
+def said():
+    """What the finished run logs where no terminal draws its bar."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def finished(pruning, said, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    return folder, train.run(pruning, str(folder))
+    log, handler = logging.getLogger("experiments"), logging.StreamHandler(said)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", io.StringIO())
+        before = log.level
+        log.setLevel(logging.INFO)
+        log.addHandler(handler)
+        report = train.run(pruning, str(folder))
+        log.removeHandler(handler)
+        log.setLevel(before)
+    return folder, report
 
 
 def test_a_run_leaves_its_files(finished):
@@ -137,6 +155,12 @@ def test_an_interrupted_run_ends_bit_identical(finished, pruning, tmp_path, monk
     ):
         times = {"seconds", "step_ms"}
         assert {k: one[k] for k in one.keys() - times} == {k: two[k] for k in two.keys() - times}
+
+
+def test_a_line_stands_before_every_long_phase(finished, said):
+    lines = iter(said.getvalue().splitlines())
+    for begin in ("preparing data", "compiling, then steps 1 to 24", "step 24 of 24", "measuring"):
+        assert any(line.startswith(begin) for line in lines), (begin, said.getvalue())
 
 
 def test_a_finished_run_is_not_run_again(finished, pruning, monkeypatch, caplog):

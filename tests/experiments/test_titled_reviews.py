@@ -26,8 +26,10 @@ def rows(split):
     return {tuple(row) for row in split.inputs["ids"][:, :3]}
 
 
-def test_titles_come_first_and_parts_follow_from_the_text(folder):
-    loaded = load(folder)
+def test_titles_come_first_and_parts_follow_from_the_text(folder, caplog):
+    with caplog.at_level("INFO", logger="experiments"):
+        loaded = load(folder)
+    assert "tokenising 61 reviews" in caplog.text
     parts = (loaded.train, loaded.validation, loaded.test)
     assert sum(map(len, parts)) == 61 and loaded.outputs == 1
     found = np.concatenate([part.inputs["ids"] for part in parts])
