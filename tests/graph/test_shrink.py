@@ -338,3 +338,8 @@ def test_leaves_that_are_to_be_kept_keep_their_shape():
         js.graph.shrink(fn, params, masks, x, keep=("potision",))
     with pytest.raises(TypeError, match=r"keep='pos.\*' is no list"):
         js.graph.shrink(fn, params, masks, x, keep="pos.*")
+    with pytest.raises(ValueError, match=r"keep: '\(' is no regular expression: .*'\\\\\('"):
+        js.graph.shrink(fn, params, masks, x, keep=("(",))
+    for wrong in None, (1,):
+        with pytest.raises(TypeError, match=r"keep=.* is no list of regular expressions"):
+            js.graph.shrink(fn, params, masks, x, keep=wrong)  # pyright: ignore[reportArgumentType]

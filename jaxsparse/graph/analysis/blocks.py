@@ -18,7 +18,7 @@ def declare(
     """Pins what is inside of declared blocks, as `channels` takes them.
 
     Raises:
-      ValueError: for blocks that no leaf has.
+      ValueError: for blocks that no leaf has, and what is no expression.
     """
     for pattern, (axis, size) in blocks.items():
         for path in _matched("blocks", pattern, leaves):
@@ -39,7 +39,7 @@ def hold(patterns: Iterable[str], leaves: Mapping[str, Value], terms: Terms) -> 
     """Pins all axes of the leaves that match, as `shrink` takes `keep`.
 
     Raises:
-      ValueError: for an expression that matches no leaf.
+      ValueError: for an expression that matches no leaf, and what is none.
     """
     for pattern in patterns:
         for path in _matched("keep", pattern, leaves):
@@ -48,7 +48,13 @@ def hold(patterns: Iterable[str], leaves: Mapping[str, Value], terms: Terms) -> 
 
 
 def _matched(argument: str, pattern: str, leaves: Mapping[str, Value]) -> list[str]:
-    paths = [path for path in leaves if re.fullmatch(pattern, path)]
+    try:
+        paths = [path for path in leaves if re.fullmatch(pattern, path)]
+    except re.error as error:
+        raise ValueError(
+            f"{argument}: {pattern!r} is no regular expression: {error}; "
+            f"{re.escape(pattern)!r} would match it letter by letter"
+        ) from error
     if not paths:
         raise ValueError(f"{argument}: {pattern!r} matches no leaf; {near_misses(pattern, leaves)}")
     return paths

@@ -71,9 +71,9 @@ def shrink(
 
     Raises:
       ValueError: for another `resolve`, masks of other shapes, and an expression of `keep`
-        or `blocks` that no leaf has.
-      TypeError: for parameters of which only the shapes are given, and one `keep` that is
-        no list.
+        or `blocks` that no leaf has or that is none.
+      TypeError: for parameters of which only the shapes are given, and a `keep` that is no
+        list of expressions.
       KeyError: for masks of leaves that are not there.
 
     Example:
@@ -99,6 +99,11 @@ def shrink(
     masked = mask_params(params, masks)
     if isinstance(keep, str):
         raise TypeError(f"keep={keep!r} is no list; keep=({keep!r},) would work")
+    if not isinstance(keep, Sequence) or not all(isinstance(each, str) for each in keep):
+        raise TypeError(
+            f"keep={keep!r} is no list of regular expressions; keep=(r'.*position.*',) would work, "
+            "and keep=() keeps nothing"
+        )
     analyse = functools.partial(Analysis, fn, blocks=blocks, removal=True, keep=tuple(keep))
     analysis = analyse(params, inputs)
     choice = Choice(analysis, masked, leaves_by_path(masks))
