@@ -304,7 +304,7 @@ def test_what_is_kept_is_told_by_name():
         lambda params, x: layer(params["layers"]["0"], x), {"layers": {"0": PARAMS}}, X
     )
     report = nested.report({f"layers/0/{path}": mask for path, mask in found.items()})
-    assert str(report).splitlines()[0] == "layers/0: heads kept [0, 2] of 4"
+    assert str(report).splitlines()[0] == "layers/0/{k, q, v, o}: heads kept [0, 2] of 4"
     assert report.groups[1].kept.tolist() == [0, 1, 3, 4, 5, 6, 8, 9, 10, 11]
 
 
@@ -499,3 +499,28 @@ def test_a_residual_stream_of_no_input_is_none_either():
     }
     (group,) = js.graph.structure(fn, params, X).groups
     assert group.units == 6
+
+
+def test_names_of_groups_are_unlike():
+    def fn(params, x):
+        inside = params["params"]
+        for n in "12":
+            x = x + jnp.tanh(x @ inside["up" + n]) @ inside["down" + n]
+        alone = params["last"]
+        return x + jnp.tanh(x @ alone["up"]) @ alone["down"]
+
+    params = {"params": {}, "last": {"up": jnp.ones((16, 6)), "down": jnp.ones((6, 16))}}
+    for n in "12":
+        params["params"] |= {f"up{n}": jnp.ones((16, 6)), f"down{n}": jnp.ones((6, 16))}
+    found = [group.name for group in js.graph.structure(fn, params, X).groups]
+    assert found == ["params/{up1, down1}", "params/{up2, down2}", "last"]
+
+
+def test_groups_in_the_same_weights_are_numbered():
+    def fn(params, x):
+        h = jnp.tanh(x @ params["up"])
+        return jnp.tanh(h[..., :4]) @ params["down"][:4] + jnp.exp(h[..., 4:]) @ params["down"][4:]
+
+    params = {"up": jnp.ones((16, 8)), "down": jnp.ones((8, 16))}
+    found = [group.name for group in js.graph.structure(fn, params, X).groups]
+    assert found == ["up, down", "up, down #2"]

@@ -13,6 +13,7 @@ from jaxsparse.graph.analysis.values import Op, Record, Walked
 from jaxsparse.graph.shrinking.folding import MOVES
 from jaxsparse.graph.shrinking.needs import needed_beside
 from jaxsparse.graph.structured.lineages import Lineages
+from jaxsparse.graph.structured.names import names
 from jaxsparse.graph.structured.resolving import Structure
 from jaxsparse.graph.structured.units import Member, Role, StructuredGroup
 from jaxsparse.trees import Tree
@@ -93,18 +94,22 @@ class _Finder:
         ids = {group.id for group, _ in owned}
         units = [pair for pair in owned if not self._is_inner(pair[0], ids)]
         units.sort(key=lambda pair: self._first_read(pair[1]))
-        groups = tuple(self._group(*pair, pair[0].id in heads) for pair in units)
+        labels = names([_weights(members) for _, members in units])
+        groups = tuple(
+            self._group(name, *pair, pair[0].id in heads)
+            for name, pair in zip(labels, units, strict=True)
+        )
         return Structure(groups, tuple(self.channels.shapes.items()))
 
-    def _group(self, group: Group, members: tuple[Member, ...], heads: bool) -> StructuredGroup:
+    def _group(
+        self, name: str, group: Group, members: tuple[Member, ...], heads: bool
+    ) -> StructuredGroup:
         weights = [member for member in members if member.role != "beside"]
         convolved = any(m.path in self.convolved for m in weights if m.role == "writes")
         kind = "heads" if heads else "channels" if convolved else "neurons"
         inside = {member.path for member in members}
         readers = {member.path for member in weights if member.role == "reads"}
         outputs = [p for p, at in self.layers.items() if at in readers and p not in inside]
-        weights.sort(key=lambda member: member.role == "reads")
-        name = _name(list(dict.fromkeys(member.path for member in weights)))
         return StructuredGroup(name, kind, group.size, members, tuple(outputs))
 
     def _members(self, group: Group) -> tuple[Member, ...]:
@@ -270,12 +275,7 @@ def _batched(record: Record) -> Iterable[int]:
     return [record.operands[0].axes[i] for i in batch]
 
 
-def _name(paths: Sequence[str]) -> str:
-    """The folder that all paths share; the paths themselves where there is none."""
-    parts = [path.split("/")[:-1] for path in paths]
-    shared = []
-    for names in zip(*parts, strict=False):
-        if len(set(names)) != 1:
-            break
-        shared.append(names[0])
-    return "/".join(shared) or ", ".join(paths)
+def _weights(members: Sequence[Member]) -> list[str]:
+    """Paths of what writes units, then of what reads them."""
+    weights = (member for role in ("writes", "reads") for member in members if member.role == role)
+    return list(dict.fromkeys(member.path for member in weights))

@@ -84,7 +84,8 @@ class StructuredGroup:
     """The heads of one attention, or the neurons of one layer: units that go as a whole.
 
     Attributes:
-      name: what all its weights have in common of their paths.
+      name: of a group that was found, the folder that its weights share, if no other group
+        shares the same, else that and their names, as in `layers/0/{up, down}`.
       kind: "heads", "neurons", "channels" of a convolution, or a word of your own.
       units: how many.
       members: where they lie.
