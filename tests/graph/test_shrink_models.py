@@ -177,3 +177,35 @@ def test_modules(build, x):
         assert (small.conv.in_features, small.conv.feature_group_count) == (2, 2)
         assert (small.up.in_features, small.up.out_features) == (4, 3)
         assert (small.turned.in_features, small.turned.out_features) == (3, 5)
+
+
+class Heads(nnx.Module):
+    """Attention that knows its head_dim as a number of its own."""
+
+    def __init__(self, rngs):
+        self.query, self.key, self.value, self.out = (nnx.Linear(8, 8, rngs=rngs) for _ in range(4))
+        self.head_dim = 4
+
+    def __call__(self, x):
+        q, k, v = (
+            part(x).reshape(*x.shape[:-1], -1, self.head_dim)
+            for part in (self.query, self.key, self.value)
+        )
+        return self.out(jax.nn.dot_product_attention(q, k, v).reshape(*x.shape[:-1], -1))
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (("query", "key"), "does not run: its own code insists on sizes"),
+        (("query", "key", "value"), "computes something else than the masked one"),
+    ],
+)
+def test_heads_that_all_lost_half_of_a_static_head_dim_are_refused(names, message):
+    even = jnp.arange(8) % 2 == 0
+    masks = {f"{name}/kernel": jnp.broadcast_to(even, (8, 8)) for name in names}
+    masks |= {f"{name}/bias": even for name in names}
+    if "value" in names:
+        masks["out/kernel"] = jnp.broadcast_to(even[:, None], (8, 8))
+    with pytest.raises(ValueError, match=message):
+        js.graph.shrink_model(Heads(nnx.Rngs(0)), masks, numbers(2, 3, 8))

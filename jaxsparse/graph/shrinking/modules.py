@@ -45,7 +45,8 @@ def shrink_model(
     Args:
       model: in evaluation mode; called as model(*inputs). It is left as it is.
       masks, resolve, blocks, keep: as in `shrink`.
-      inputs: arrays; with shapes only, no more than that the new model runs is checked.
+      inputs: arrays; with shapes only, no more than that the new model runs is checked: one
+        whose heads were cut, but not its `head_dim`, might run on heads of other channels.
 
     Returns:
       The smaller model, and the report of `shrink`.

@@ -86,10 +86,11 @@ class Structure:
         and 0 on others, and biases that follow the readers are 1: NNCF's structured
         masking. What is refilled has the value that training left there.
 
-        Without `refill` nothing comes back: masks are ANDed with the kept units. What none
-        of its readers keeps an entry of adds nothing, so the union then is that of the
-        readers: the function stays that of the masked model, and `shrink` removes all that
-        was dropped, with constants that it finds beyond.
+        Without `refill` nothing comes back: masks are ANDed with the kept units. The union then
+        is that of the readers: a unit of which none of them keeps an entry adds nothing and
+        goes, so the function stays that of the masked model. `shrink` can remove more than
+        was dropped here: units that nothing feeds, and constants that the next bias takes over.
+        Its ShrinkReport has the final count.
 
         Groups some of whose weights have no mask stay as they are (`report` names them), and
         so do all leaves in no group. Every number here is static but for the masks: it runs
