@@ -10,7 +10,7 @@ not free to choose; it overrides the second half of the interface.
 import dataclasses
 import functools
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +155,7 @@ class GroupMask:
       view: the matrix view of the weight.
     """
 
-    groups: Bool[Array, "*groups"]
+    groups: Any  # an array, but trees are also made of Variables, shapes and shardings
     pattern: Pattern
     view: View
 
