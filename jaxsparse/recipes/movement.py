@@ -6,10 +6,12 @@ mean: docs/movement.md.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, SupportsIndex
 
 import optax
 from flax import nnx
+from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from jaxsparse.patterns.rules import Rule
 from jaxsparse.pruning.movement import (
@@ -99,7 +101,9 @@ class MovementRecipe:
         score = movement(optimizer, self.regularization)
         return prune(self.rules, score=score, schedule=self.schedule)
 
-    def statistics(self, opt_state: Tree, margin: float = 0.01) -> MovementStatistics:
+    def statistics(
+        self, opt_state: Tree, margin: float | Float[Array, ""] = 0.01
+    ) -> MovementStatistics:
         """How far sparsification has come, by leaf; see `MovementStatistics`.
 
         May be called in `jax.jit`.
@@ -110,10 +114,14 @@ class MovementRecipe:
             scores' default optimizer.
 
         Raises:
-          RecipeError: if the state is none of this recipe's.
+          RecipeError: if the state is none of this recipe's, by leaves, patterns, axes and the
+            initial threshold, this only outside `jit`; a state holds no more of it. On a
+            margin that is no number from 0 on.
         """
         factors = {p: layer.regularization for layer in self.layers for p in layer.leaves}
-        return statistics_of(self.schedule, self.steps_per_epoch, factors, opt_state, margin)
+        return statistics_of(
+            self.rules, self.schedule, self.steps_per_epoch, factors, opt_state, margin
+        )
 
     def infer_steps_per_epoch(self, opt_state: Tree) -> "MovementRecipe":
         """The recipe with the steps of an epoch, as counted in the state after the first one.
@@ -124,9 +132,16 @@ class MovementRecipe:
         tau_0 where it is found.
 
         Raises:
-          RecipeError: if the state counts other steps than were given, or none.
+          RecipeError: if the state counts other steps than were given, or none, and in `jit`,
+            where its count has no value.
         """
-        counts = {int(nnx.as_pure(state).count) for state in prune_states(opt_state)}
+        found = [nnx.as_pure(state).count for state in prune_states(opt_state)]
+        if any(isinstance(count, Tracer) for count in found):
+            raise RecipeError(
+                "infer_steps_per_epoch: the optimizer's state is traced, so its count has no value "
+                "yet; a call outside jit would work"
+            )
+        counts = {int(count) for count in found}
         if len(counts) != 1 or not min(counts):
             raise RecipeError(
                 f"steps_per_epoch: the optimizer's state counts {sorted(counts)} steps; the state "
@@ -137,7 +152,9 @@ class MovementRecipe:
         return recipe
 
 
-def from_config(config: Any, params: Tree, *, steps_per_epoch: int | None = None) -> MovementRecipe:
+def from_config(
+    config: Any, params: Tree, *, steps_per_epoch: SupportsIndex | None = None
+) -> MovementRecipe:
     """Reads NNCF's configuration of movement sparsity for these parameters.
 
     Layers are those with a leaf `kernel` of rank 2, or of rank 3 in Flax's attention, and any

@@ -2,23 +2,26 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxsparse.patterns.base import GroupMask
-from jaxsparse.patterns.rules import LeafSpec
+from jaxsparse.patterns.rules import LeafSpec, Rule, is_real, resolve
 from jaxsparse.pruning.choosers import ChoiceContext
 from jaxsparse.pruning.movement import ImportanceThreshold, MovementState, penalty_weight
-from jaxsparse.pruning.state import prune_states
+from jaxsparse.pruning.state import PruneState, prune_states
 from jaxsparse.recipes.configuration import RecipeError
 from jaxsparse.recipes.scopes import layer_of
 from jaxsparse.text import columned
 from jaxsparse.trees import Tree, near_misses
+
+_OWN = "the state of a chain with this recipe.prune() would work"
 
 
 class LeafStatistics(NamedTuple):
@@ -78,10 +81,10 @@ class MovementStatistics(NamedTuple):
         rows: list[tuple[str, ...]] = [("leaf", "entries", "sparsity", "expected", "near", "pull")]
         for path, leaf in self.leaves.items():
             shares = (leaf.sparsity, leaf.expected, leaf.near)
-            shown = (f"{float(share):.2%}" for share in shares)
+            shown = (f"{float(share):z.2%}" for share in shares)
             rows.append((path, f"{leaf.size:,}", *shown, f"{float(leaf.pull):.2g}"))
         size = sum(leaf.size for leaf in self.leaves.values())
-        overall = (f"{float(share):.2%}" for share in (self.sparsity, self.expected))
+        overall = (f"{float(share):z.2%}" for share in (self.sparsity, self.expected))
         rows.append(("all", f"{size:,}", *overall, "", ""))
         return (
             f"step {int(self.step)}, epoch {float(self.epoch):.2f}, threshold "
@@ -90,15 +93,19 @@ class MovementStatistics(NamedTuple):
 
 
 def statistics_of(
+    rules: Sequence[Rule],
     schedule: ImportanceThreshold,
     steps_per_epoch: int | None,
     factors: Mapping[str, float],
     opt_state: Tree,
-    margin: float,
+    margin: float | Float[Array, ""],
 ) -> MovementStatistics:
     """See `MovementRecipe.statistics`."""
+    if not is_real(margin) or not (isinstance(margin, Tracer) or float(margin) >= 0):
+        raise RecipeError(f"margin is {margin!r}; a number from 0 on would work")
     states = [nnx.as_pure(state) for state in prune_states(opt_state)]
     states = [state for state in states if isinstance(state.score, MovementState)]
+    states = [state for state in states if not factors.keys().isdisjoint(state.masks)] or states
     masks = {path: mask for state in states for path, mask in state.masks.items()}
     for path in factors:
         if path not in masks:
@@ -106,9 +113,13 @@ def statistics_of(
                 f"no state of recipe.prune() in the optimizer's has a mask of {path!r}; "
                 f"{near_misses(path, masks)}"
             )
-    scores = {path: score for state in states for path, score in state.score.scores.items()}
-    step, initial = states[0].count, states[0].threshold
-    masks, scores = ({path: of[path] for path in factors} for of in (masks, scores))
+    if len(states) != 1:
+        raise RecipeError(f"{len(states)} states of the optimizer's have masks of it; {_OWN}")
+    (state,) = states
+    masks, scores = ({path: of[path] for path in factors} for of in (masks, state.score.scores))
+    _check_groups(rules, masks)
+    _check_threshold(schedule, state)
+    step, initial = state.count, state.threshold
     threshold, shares = _shares(schedule, step, initial, masks, scores, margin)
     leaves, layers = {}, len({layer_of(path) for path in factors})
     for path, factor in factors.items():
@@ -119,6 +130,46 @@ def statistics_of(
         leaves[path] = LeafStatistics(size, masked, then, near, pull)
     epoch = step / (jnp.nan if steps_per_epoch is None else steps_per_epoch)
     return MovementStatistics(step, epoch, threshold, schedule.ramp(step), leaves)
+
+
+def _check_groups(rules: Sequence[Rule], masks: Mapping[str, GroupMask]) -> None:
+    """Raises RecipeError where the state's groups are not those of the rules."""
+    shapes = {
+        path: jax.ShapeDtypeStruct(mask.view.shape, jnp.float32) for path, mask in masks.items()
+    }
+    try:
+        specs = resolve(rules, shapes)
+    except ValueError as error:
+        raise RecipeError(f"the state's masks do not fit the recipe: {error}") from error
+    for path, mask in masks.items():
+        if (mask.pattern, mask.view) != (specs[path].pattern, specs[path].view):
+            raise RecipeError(
+                f"the state's mask of {path!r}, of shape {mask.view.shape}, is of {mask.pattern} "
+                f"on {mask.view}, the recipe's of {specs[path].pattern} on {specs[path].view}; "
+                f"{_OWN}"
+            )
+
+
+def _check_threshold(schedule: ImportanceThreshold, state: PruneState) -> None:
+    """Raises RecipeError where the state cannot have come from the schedule.
+
+    All that it holds of one is tau_0, and in `jit` not even its value can be asked for.
+    """
+    found = state.threshold
+    if not is_real(found):
+        raise RecipeError(f"the state is of a schedule without importance thresholds; {_OWN}")
+    if isinstance(found, Tracer):
+        return
+    if schedule.initial is not None and found != jnp.asarray(schedule.initial, found.dtype):
+        raise RecipeError(
+            f"the state's initial importance threshold is {found}, the recipe's "
+            f"{schedule.initial}; {_OWN}"
+        )
+    if schedule.initial is None and not jnp.isnan(found) and state.count < schedule.begin:
+        raise RecipeError(
+            f"the state has an initial importance threshold, {found}, at step {state.count}, the "
+            f"recipe finds one at step {schedule.begin}; {_OWN}"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -120,6 +120,62 @@ def test_it_reads_an_optimizer_of_nnx():
     assert recipe.statistics(optimizer.opt_state).step == 1
 
 
+def test_the_state_of_another_recipe_over_the_same_leaves_is_an_error():
+    recipe = from_config(CONFIG, PARAMS)
+    fine = from_config(CONFIG | {"sparse_structure_by_scopes": []}, PARAMS)
+    message = r"'a/kernel', of shape \(2, 4\), is of Unstructured.* the recipe's of Channel\(-1\)"
+    with pytest.raises(RecipeError, match=message):
+        recipe.statistics(fine.prune().init(PARAMS))
+    with pytest.raises(RecipeError, match=message):
+        jax.jit(recipe.statistics)(fine.prune().init(PARAMS))
+    options = CONFIG["params"] | {"init_importance_threshold": -4.0}
+    other = from_config(CONFIG | {"params": options}, PARAMS)
+    with pytest.raises(RecipeError, match=r"threshold is -4.0, the recipe's -8.0; the state of a"):
+        recipe.statistics(other.prune().init(PARAMS))
+    del options["init_importance_threshold"]
+    finds = from_config(CONFIG | {"params": options}, PARAMS)
+    with pytest.raises(
+        RecipeError, match=r"has .* -8.0, at step 0, the recipe finds one at step 2"
+    ):
+        finds.statistics(recipe.prune().init(PARAMS))
+    counted = js.prune(recipe.rules, score=js.movement(), schedule=js.cubic(end=4), sparsity=0.5)
+    with pytest.raises(RecipeError, match="of a schedule without importance thresholds; the state"):
+        recipe.statistics(counted.init(PARAMS))
+    two = (recipe.prune().init(PARAMS), recipe.prune().init(PARAMS))
+    with pytest.raises(RecipeError, match="2 states of the optimizer's have masks of it"):
+        recipe.statistics(two)
+    entry = {"mode": "block", "sparse_factors": [4, 2], "target_scopes": "a"}
+    blocks = from_config(CONFIG | {"sparse_structure_by_scopes": [entry]}, PARAMS)
+    odd = {"a": {"kernel": jnp.ones((3, 5))}, "b": {"kernel": jnp.ones((3, 1))}}
+    with pytest.raises(RecipeError, match=r"masks do not fit the recipe: .*'a/kernel'"):
+        blocks.statistics(fine.prune().init(odd))
+
+
+@pytest.mark.parametrize("margin", ["a", None, -0.1, np.nan, True])
+def test_a_margin_that_is_no_number_from_zero_on_is_an_error(margin):
+    recipe = from_config(CONFIG, PARAMS)
+    with pytest.raises(RecipeError, match=r"margin is .*; a number from 0 on would work"):
+        recipe.statistics(recipe.prune().init(PARAMS), margin)
+
+
+def test_zeros_have_no_sign():
+    recipe = from_config(CONFIG, PARAMS)
+    said = recipe.statistics(recipe.prune().init(PARAMS))
+    minus = {
+        path: leaf._replace(sparsity=jnp.asarray(-0.0), expected=jnp.asarray(-1e-9))
+        for path, leaf in said.leaves.items()
+    }
+    assert "0.00%" in str(said._replace(leaves=minus))
+    assert "-0.00%" not in str(said._replace(leaves=minus))
+
+
+def test_steps_are_not_inferred_in_jit():
+    recipe = from_config(CONFIG, PARAMS)
+    infer = jax.jit(lambda state: recipe.infer_steps_per_epoch(state).epochs)
+    with pytest.raises(RecipeError, match=r"state is traced.*; a call outside jit would work"):
+        infer(recipe.prune().init(PARAMS))
+
+
 def test_the_state_of_another_pruner_is_an_error():
     recipe = from_config(CONFIG, PARAMS)
     other = js.prune([js.Rule("a/kernel", js.Unstructured(), 0.5)], schedule=js.one_shot())
