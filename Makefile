@@ -23,7 +23,8 @@ test-fast: $(READY)  ## what one runs while working: under three minutes
 
 # jaxtyping compiles the checks in as jaxsparse is imported; tests that provoke an error are
 # left out, since an annotation would refuse first.
-TYPED = activations graph/test_channels.py graph/test_shrink.py test_arrays.py test_packed.py \
+TYPED = activations graph/test_channels.py graph/test_shrink.py recipes/test_distillation.py \
+  recipes/test_movement_config.py recipes/test_statistics.py test_arrays.py test_packed.py \
   test_reports.py test_rules.py test_schedules.py test_sparsify.py test_safetensors.py test_surgery.py
 test-types: $(READY)  ## part of the fast part, with every annotation of jaxsparse checked as it runs
 	$(PYTEST) -m "not slow" --jaxtyping-packages=jaxsparse,typecheck.checked $(TYPED:%=tests/%)
