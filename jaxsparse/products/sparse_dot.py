@@ -65,6 +65,12 @@ def sparse_dot(
       >>> js.sparse_dot(jnp.ones((2, 8)), packed).shape
       (2, 8)
     """
+    if isinstance(packed, jax.core.Tracer):
+        raise TypeError(
+            f"sparse_dot multiplies by a packed weight, not by a traced array of shape "
+            f"{packed.shape}: functions that js.sparsify runs, and those exported with packed "
+            "params=, see weights as if they were dense, so x @ w would work in them."
+        )
     if not isinstance(packed, Packed):
         raise TypeError(
             f"sparse_dot multiplies by a packed weight, not by {type(packed).__name__}."

@@ -346,6 +346,9 @@ def test_what_is_asked_for_is_checked(model, inputs, options, message, tmp_path)
 def test_errors_of_the_model_are_its_own(tmp_path):
     with pytest.raises(TypeError, match="contracting dimensions"):
         js.export_stablehlo(lambda x: x @ x, X, path=tmp_path / "model.bin")
+    model = lambda params, x: js.sparse_dot(x, params["up"]["kernel"])  # noqa: E731
+    with pytest.raises(TypeError, match=r"shape \(32, 48\).*packed params=.* x @ w would work"):
+        js.export_stablehlo(model, X, path=tmp_path / "model.bin", params=packed("blocks"))
 
 
 def test_arguments_are_checked_first(tmp_path):
