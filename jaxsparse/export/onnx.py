@@ -40,6 +40,7 @@ from jaxsparse.packed.packing import unpack_params
 
 Tree = Any
 LIMIT = 2**31  # bytes of a message of protocol buffers
+OPSET = 23
 _EXTRA = "export_onnx needs jax2onnx and onnxruntime: pip install 'jaxsparse[onnx]'"
 _AS_FUNCTION = "the module as a function, lambda *inputs: model(*inputs),"
 _PATCHED = ("jax", "flax", "equinox", "dm_pix")  # what the converter assigns to
@@ -52,7 +53,7 @@ def export_onnx(
     path: str | pathlib.Path,
     params: Tree = None,
     batch: str | None = "b",
-    opset: int = 23,
+    opset: int = OPSET,
 ) -> None:
     """Writes a model as an ONNX file, its weights inside.
 
@@ -92,6 +93,8 @@ def export_onnx(
         session = onnxruntime.InferenceSession("model.onnx")
         session.run(None, {"inputs": np.ones((5, 8), np.float32)})
     """
+    if type(opset) is not int or opset < 1:
+        raise ExportError(f"opset={opset!r} is no version of operators; opset={OPSET} would work")
     convert, load = _converter(), _runtime()
     dense = None if params is None else unpack_params(params)
     function = closed_over(function_of(model, dense), dense)
@@ -105,6 +108,8 @@ def export_onnx(
         called, whole = _flat(model, tree), True
     names = input_names(model, inputs, 0 if params is None else 1)
     results = [f"output.{n}" if n in names else n for n in output_names(outputs)]
+    _check_names("inputs", names)
+    _check_names("outputs", results)
     try:
         message = convert(
             _apart(called),
@@ -121,7 +126,7 @@ def export_onnx(
             "weights of 16 bits, or export_stablehlo, would work"
         )
     data = message.SerializeToString()
-    _check(load, data, names, outputs, function, inputs, whole)
+    _check(load, data, names, outputs, function, inputs, _advice(program, whole, opset))
     with replacing(path) as file:
         file.write(data)
 
@@ -164,10 +169,32 @@ def _runtime() -> Callable[[bytes], Any]:
     return load
 
 
-def _check(load, data, names, outputs, function, inputs, whole) -> None:
-    """Raises ExportError unless ONNX Runtime reads the file, and computes what JAX does."""
+def _check_names(what: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ExportError(
+                f"two {what} would be called {name!r}, by the keys on their paths; keys without "
+                "dots would work"
+            )
+
+
+def _advice(program: core.ClosedJaxpr, whole: bool, opset: int) -> str:
+    """What may be the cause where ONNX Runtime refuses or mistakes a file, and what would work."""
+    equations = list(jaxprs.equations(program))
+    avals = [*program.in_avals, *program.out_avals, *(v.aval for e in equations for v in e.outvars)]
+    if any(getattr(aval, "dtype", None) == jnp.bfloat16 for aval in avals):
+        return (
+            "it has little for bfloat16 on CPUs; float32 for inputs, weights and results, or "
+            "export_stablehlo, would work"
+        )
+    if opset != OPSET:
+        return f"opset={opset} may be older or newer than what it knows; opset={OPSET} may work"
     cures = _AS_FUNCTION if whole else "other operations in its place, or export_stablehlo,"
-    advice = f"the converter mistakes an operation of it; {cures} would work"
+    return f"the converter mistakes an operation of it; {cures} would work"
+
+
+def _check(load, data, names, outputs, function, inputs, advice) -> None:
+    """Raises ExportError unless ONNX Runtime reads the file, and computes what JAX does."""
 
     def run(*inputs):
         values = map(np.asarray, jax.tree.leaves(inputs))
@@ -214,6 +241,12 @@ def _flat(model: Callable[..., Any], tree: Any) -> Callable[..., Any]:
 def _reason(error: Exception, program: core.ClosedJaxpr, whole: bool) -> str:
     """What the converter failed at, where, and what would work."""
     cures = _AS_FUNCTION if whole else "batch=None, or export_stablehlo,"
+    if isinstance(error, jax.errors.InconclusiveDimensionOperation):
+        reason = str(error).strip().partition("\n")[0]
+        return (
+            f"jax2onnx needs to know a size that is open: {reason}, as for remainders and floor "
+            "division; batch=None, for the sizes of these inputs, or export_stablehlo, may work"
+        )
     found = _UNKNOWN.search(str(error))
     if found is None:
         return f"jax2onnx fails with {type(error).__name__}: {error}; {cures} may work"

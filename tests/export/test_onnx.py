@@ -226,8 +226,11 @@ def test_a_second_export_is_as_the_first(model, tmp_path):
         ),
         (lambda x: x if x.shape[0] > 4 else -x, r"'b' > '4' is inconclusive.*batch=None"),
         (nnx.Dropout(0.5, rngs=nnx.Rngs(0)), r"dropout '' is active"),
+        (lambda x: x % 3, r"^jax2onnx needs to know .* 'b' used in .*; batch=None.* may work$"),
+        (lambda x: {"a": {"b": x + 1}, "a.b": x}, r"two outputs .* 'a\.b'.* without dots"),
+        (lambda x: x.astype(jnp.bfloat16), r"little for bfloat16 on CPUs; float32"),
     ],
-    ids=["callback", "fft", "module", "size", "dropout"],
+    ids=["callback", "fft", "module", "size", "dropout", "remainder", "names", "bfloat16"],
 )
 def test_what_cannot_leave_is_named_with_a_cure(model, message, tmp_path):
     path = tmp_path / "model.onnx"
@@ -235,6 +238,26 @@ def test_what_cannot_leave_is_named_with_a_cure(model, message, tmp_path):
     with pytest.raises(ExportError, match=message):
         js.export_onnx(model, X, path=path)
     assert path.read_bytes() == b"old"
+
+
+@converted
+@pytest.mark.parametrize(
+    ("opset", "message"),
+    [(99, "opset=99 may be .*; opset=23 may work"), ("23", "opset='23' is no version")],
+)
+def test_versions_of_operators_that_are_not_there(opset, message, tmp_path):
+    with pytest.raises(ExportError, match=message):
+        js.export_onnx(lambda x: 2 * x, X, path=tmp_path / "model.onnx", opset=opset)
+
+
+@converted
+def test_inputs_of_one_name(tmp_path):
+    with pytest.raises(ExportError, match=r"two inputs would be called 'd\.a\.b'.*without dots"):
+        js.export_onnx(
+            lambda d: d["a"]["b"] + d["a.b"],
+            {"a": {"b": X}, "a.b": X},
+            path=tmp_path / "model.onnx",
+        )
 
 
 def most(x):
