@@ -1,6 +1,7 @@
 """tokenizer.json: texts to rows of token ids."""
 
 import pathlib
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,11 +22,17 @@ class Tokenizer:
     Raises:
       FileNotFoundError: a file is missing.
       ValueError: not the tokenizer of that model: ids past the end of its embeddings, another
-        id for padding, or a model of images; names file and key.
+        id for padding, or a model of images; names file and key. Also where the package
+        tokenizers is not installed.
     """
 
     def __init__(self, directory: str | pathlib.Path):
-        import tokenizers  # late: models of images need none
+        try:
+            import tokenizers  # late: models of images need none
+        except ImportError:
+            raise ValueError(
+                f"{TOKENIZER} is read by tokenizers: {sys.executable} -m pip install tokenizers"
+            ) from None
 
         directory = pathlib.Path(directory)
         self.file, config_file = directory / TOKENIZER, directory / CONFIG

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -237,6 +238,12 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"tokenizer.json is not there"):
         huggingface.Tokenizer(folder)
+
+
+def test_a_missing_package_says_its_cure(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match=r"tokenizer.json is read by .* -m pip install tokenizers"):
+        huggingface.Tokenizer(CASES / "bert")
 
 
 @pytest.mark.parametrize("padding", [-1, 2**40, "0", True, 40])
