@@ -45,3 +45,11 @@ def test_the_library_here_was_built_with_a_version_that_this_jaxlib_reads(monkey
     monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
     found = ffi.load(cpu.__name__, "libjaxsparse_cpu.so", "the kernels", "not built")
     assert found[0] is None and f"it was built with XLA FFI {built[0]}.{built[1]}" in found[1]
+
+
+def test_kernels_that_are_missing_from_a_source_folder_are_no_matter_of_compilers(tmp_path):
+    assert "installed without a C++17 compiler" in library._absent(tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    assert library._absent(tmp_path).startswith(
+        f"jaxsparse is imported from the source folder {tmp_path}, which has no built kernels; "
+    )
