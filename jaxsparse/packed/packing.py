@@ -136,7 +136,10 @@ def pack_params(
     leaves, given = leaves_by_path(params), leaves_by_path(masks)
     for path in given:
         if path not in specs:
-            raise ValueError(f"mask for {path!r}, but no rule for it; {near_misses(path, specs)}")
+            raise ValueError(
+                f"mask for {path!r}, but no rule for it ({near_misses(path, specs)}); masks "
+                "without it, {path: masks[path] for path in packed}, or a rule for it would work"
+            )
     packed = {}
     for path, spec in specs.items():
         try:

@@ -118,6 +118,11 @@ def test_code_that_insists_on_a_size_is_an_error():
         js.graph.shrink_model(model, masks, jax.ShapeDtypeStruct((5, 3), np.float32))
 
 
+def test_what_is_no_module_is_referred_to_the_function_that_takes_it():
+    with pytest.raises(TypeError, match=r"function is no nnx.Module; shrink\(apply, params, masks"):
+        js.graph.shrink_model(lambda x: x, {}, numbers(5, 3))  # pyright: ignore[reportArgumentType]
+
+
 def test_constants_go_into_the_next_bias():
     model = drawn(
         nnx.Sequential(

@@ -52,6 +52,7 @@ def shrink_model(
       The smaller model, and the report of `shrink`.
 
     Raises:
+      TypeError: if it is no `nnx.Module`.
       ValueError: if it is not in evaluation mode, and if the smaller model does not run or computes
         something else.
 
@@ -65,6 +66,11 @@ def shrink_model(
       >>> small.layers[0].out_features, small.layers[2].in_features
       (5, 5)
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"{type(model).__name__} is no nnx.Module; shrink(apply, params, masks, *inputs), with "
+            "the model as a function of its parameters and inputs, would work"
+        )
     if found := active(model):
         raise ValueError(
             f"{found}, and the smaller model would draw or average other numbers: model.eval() "
