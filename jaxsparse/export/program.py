@@ -79,10 +79,13 @@ def shapes_of(inputs: Sequence[Any], batch: str | None) -> tuple[Any, ...]:
         return shapes
     first = {path: leaf.shape[0] for path, leaf in leaves.items() if leaf.shape}
     if len(set(first.values())) > 1:
-        sizes = ", ".join(f"input {path} has {size}" for path, size in first.items())
+        said = [f"input {path} has {size}" for path, size in first.items()]
+        more = f" and {len(said) - 8} more" if len(said) > 8 else ""
+        sizes = ", ".join(said[:8]) + more
         raise ExportError(
             f"batch={batch!r} is to be the first axis of every input, and these differ: {sizes}; "
-            "batch=None, with sizes of jax.export.symbolic_shape where they are open, would work"
+            "weights are no inputs and go in params=; batch=None, with sizes of "
+            "jax.export.symbolic_shape where they are open, would work"
         )
     (size,) = export.symbolic_shape(batch)
 

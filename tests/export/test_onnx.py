@@ -107,6 +107,18 @@ def test_packed_weights_leave_as_dense_products(name, tmp_path):
 
 
 @converted
+def test_products_of_integers_by_floats_are_of_floats(tmp_path):
+    """As an einsum with a mask of heads that is of integers."""
+    heads = jnp.array([1, 0, 1, 2])
+
+    def model(x):
+        return jnp.einsum("h,bhd->bhd", heads, x.reshape(-1, 4, 8))
+
+    js.export_onnx(model, X, path=tmp_path / "model.onnx")
+    assert_runs(tmp_path / "model.onnx", {"output": model(X)}, x=X)
+
+
+@converted
 def test_modules_leave_whole_and_shrunk_ones_smaller(tmp_path):
     model, x = Attention(nnx.Rngs(0)), X.reshape(3, 2, 32).repeat(2, 0)
     x, mask = x[:6], np.array([[True, True], [True, False]] * 3)

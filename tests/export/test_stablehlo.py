@@ -289,7 +289,17 @@ def attention(**options):
         ),
         (lambda x: {1: x}, (X,), "dicts with strings as keys.*key 1"),
         (lambda x: nnx.State({"x": nnx.Param(x)}), (X,), "dicts with strings as keys"),
-        (lambda x, y: x, (X, X[:2]), "input 0 has 6, input 1 has 2; batch=None"),
+        (
+            lambda x, y: x,
+            (X, X[:2]),
+            "input 0 has 6, input 1 has 2; .* params=; batch=None",
+        ),
+        (
+            lambda x, *y: x,
+            (X, *[X[:1]] * 9),
+            "input 7 has 1 and 2 more; weights are no inputs and go in params=",
+        ),
+        (lambda x: jax.tree_util.Partial(abs, x), (X,), r"as in return output\.logits"),
         (nnx.Dropout(0.5, rngs=nnx.Rngs(0)), (X,), r"dropout '' is active; model\.eval\(\)"),
         (
             nnx.Sequential(nnx.BatchNorm(32, rngs=nnx.Rngs(0))),
@@ -298,7 +308,19 @@ def attention(**options):
         ),
         (attention(deterministic=False), (X[:, None],), r"dropout of the Multi.* '' is active"),
     ],
-    ids=["callback", "native", "size", "key", "state", "axes", "dropout", "norm", "attention"],
+    ids=[
+        "callback",
+        "native",
+        "size",
+        "key",
+        "state",
+        "axes",
+        "many",
+        "class",
+        "dropout",
+        "norm",
+        "attention",
+    ],
 )
 def test_what_cannot_leave_is_named_with_a_cure(model, inputs, message, tmp_path):
     path = tmp_path / "model.bin"
