@@ -68,7 +68,7 @@ def shapes_of(inputs: Sequence[Any], batch: str | None) -> tuple[Any, ...]:
     """
     _check_symbol(batch)
     for path, leaf in leaves_by_path(tuple(inputs)).items():
-        if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+        if hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
             raise ExportError(
                 f"input {path} is a PRNG key, {leaf.dtype}; jax.random.key_data of it, and "
                 "jax.random.wrap_key_data in the model, would work"

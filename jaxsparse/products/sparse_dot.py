@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, DTypeLike, Float
 
@@ -65,7 +66,7 @@ def sparse_dot(
       >>> js.sparse_dot(jnp.ones((2, 8)), packed).shape
       (2, 8)
     """
-    if isinstance(packed, jax.core.Tracer):
+    if isinstance(packed, Tracer):
         raise TypeError(
             f"sparse_dot multiplies by a packed weight, not by a traced array of shape "
             f"{packed.shape}: functions that js.sparsify runs, and those exported with packed "
