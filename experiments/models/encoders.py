@@ -71,11 +71,11 @@ class TextEncoder(nnx.Module):
             another shape, segments of a model without; ids and segments that are no row of
             their embeddings, where values are known.
         """
-        if jnp.ndim(ids) != 2 or not ids.shape[-1]:
-            raise ValueError(f"ids of shape {jnp.shape(ids)} must be (batch, length), length > 0")
-        if jnp.shape(mask) != ids.shape:
+        if np.ndim(ids) != 2 or not ids.shape[-1]:
+            raise ValueError(f"ids of shape {np.shape(ids)} must be (batch, length), length > 0")
+        if np.shape(mask) != ids.shape:
             raise ValueError(
-                f"a mask of shape {jnp.shape(mask)} for ids of shape {ids.shape}; both are "
+                f"a mask of shape {np.shape(mask)} for ids of shape {ids.shape}; both are "
                 "(batch, length)"
             )
         if ids.shape[-1] > self.longest:
@@ -87,9 +87,9 @@ class TextEncoder(nnx.Module):
             raise ValueError("this model has no embeddings of token types; None would work")
         _check_rows("ids", ids, self.word)
         if token_types is not None and self.token_type is not None:
-            if jnp.shape(token_types) != ids.shape:
+            if np.shape(token_types) != ids.shape:
                 raise ValueError(
-                    f"token types of shape {jnp.shape(token_types)} for ids of shape {ids.shape}; "
+                    f"token types of shape {np.shape(token_types)} for ids of shape {ids.shape}; "
                     "both are (batch, length)"
                 )
             _check_rows("token types", token_types, self.token_type)

@@ -25,7 +25,7 @@ from jax.extend import core
 from jaxsparse import jaxprs
 from jaxsparse.comparing import compare
 from jaxsparse.export.densify import densified
-from jaxsparse.export.dtypes import of_one_dtype
+from jaxsparse.export.plain_products import plain_products
 from jaxsparse.export.program import (
     ExportError,
     closed_over,
@@ -102,7 +102,7 @@ def export_onnx(
     shapes = shapes_of(inputs, batch)
     with of_any_batch():
         jaxpr, outputs = jax.make_jaxpr(function, return_shape=True)(*shapes)
-    program = of_one_dtype(densified(jaxpr))
+    program = plain_products(densified(jaxpr))
     leaves, tree = jax.tree.flatten(shapes)
     called, whole = core.jaxpr_as_fun(program), False
     if isinstance(model, nnx.Module) and program is jaxpr:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import types
 
 import pytest
 
@@ -53,7 +52,7 @@ def test_what_falls_short_of_a_target_is_bold_and_what_was_not_measured_is_left_
     assert lines[-1] == "Met: 1 of 3 ratios, 1 of 2 shares of the peak."
 
 
-def test_a_turn_is_one_call_or_as_many_as_fill_it(monkeypatch):
+def test_a_turn_is_one_call_or_as_many_as_fill_it():
     now, calls = 0.0, {"quick": 0, "slow": 0}
 
     def run(name, seconds):
@@ -64,11 +63,13 @@ def test_a_turn_is_one_call_or_as_many_as_fill_it(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: now))
+    def interleave(**options):
+        return timing.interleave(runs, rounds=2, clock=lambda: now, **options)
+
     runs = {"quick": run("quick", 1 / 1024), "slow": run("slow", 1 / 32)}
-    assert timing.interleave(runs, rounds=2) == {"quick": [1 / 1024] * 2, "slow": [1 / 32] * 2}
+    assert interleave() == {"quick": [1 / 1024] * 2, "slow": [1 / 32] * 2}
     assert calls == {"quick": 3, "slow": 3}
-    found = timing.interleave(runs, rounds=2, turn=1 / 128)
+    found = interleave(turn=1 / 128)
     assert found == {"quick": [1 / 1024] * 2, "slow": [1 / 32] * 2}  # the mean of a turn's calls
     assert calls == {"quick": 3 + 1 + 2 * 8, "slow": 6}
 
