@@ -44,6 +44,12 @@ def layers_of(section: Mapping[str, Any], params: Tree, factor: float) -> tuple[
     leaves = {path: describe(leaf) for path, leaf in leaves_by_path(params).items()}
     shapes = {path: leaf.shape for path, leaf in leaves.items() if not isinstance(leaf, str)}
     kernels = {layer_of(path): path for path in shapes if path.rpartition("/")[2] == "kernel"}
+    if not kernels:
+        raise RecipeError(
+            f"no leaf is called 'kernel', and layers are told by that; {near_misses('', shapes)}. "
+            "js.prune(rules, score=js.movement(), schedule=js.importance_threshold(begin=, end=)) "
+            "takes leaves of any names"
+        )
     linear = {layer: path for layer, path in kernels.items() if _is_linear(path, shapes[path])}
     taken = _taken_out(section, shapes)
     chosen: dict[str, Structure] = {}

@@ -33,6 +33,7 @@ from jaxsparse.recipes.configuration import (
 from jaxsparse.recipes.layers import ENTRIES, Layer, layers_of
 from jaxsparse.recipes.statistics import MovementStatistics, statistics_of
 from jaxsparse.recipes.structures import FACTOR
+from jaxsparse.text import columned
 from jaxsparse.trees import Tree
 
 _SECTION = ("algorithm", "params", ENTRIES, "ignored_scopes", "target_scopes")
@@ -65,6 +66,22 @@ class MovementRecipe:
     power: float
     structured_masking: bool
     steps_per_epoch: int | None
+
+    def __str__(self) -> str:
+        """The schedule, and a line for every layer."""
+        rows: list[tuple[str, ...]] = [("layer", "kernel", "bias", "factor", "by")]
+        for layer in self.layers:
+            patterns = [str(rule.pattern) for rule in layer.rules]
+            kernel, bias = (*patterns, "")[:2]
+            rows.append((layer.path, kernel, bias, f"{layer.regularization:g}", layer.structure))
+        steps = "unknown" if self.steps_per_epoch is None else self.steps_per_epoch
+        initial = "found" if self.initial is None else f"{self.initial:g}"
+        head = (
+            f"warm-up from epoch {self.epochs[0]} to {self.epochs[1]}, steps per epoch {steps}\n"
+            f"threshold from {initial} to {self.final:g}, power {self.power:g}\n"
+            f"structured masking {'asked for' if self.structured_masking else 'not asked for'}"
+        )
+        return "\n".join([head, *columned(rows, {0, 1, 2, 4})])
 
     @property
     def rules(self) -> tuple[Rule, ...]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse.patterns.base import GroupMask
 from jaxsparse.patterns.rules import LeafSpec, Rule, is_real, resolve
@@ -21,6 +21,9 @@ from jaxsparse.recipes.scopes import layer_of
 from jaxsparse.text import columned
 from jaxsparse.trees import Tree, near_misses
 
+_LEGEND = """
+sparsity: masked now; expected: masked at the end, did scores stay as they are
+near: groups a step or two from the threshold; pull: slope of the regularizer at full strength"""
 _OWN = "the state of a chain with this recipe.prune() would work"
 
 
@@ -53,6 +56,7 @@ class MovementStatistics(NamedTuple):
       epoch: step / steps per epoch; NaN while these are unknown.
       threshold: tau(step), -inf before the warm-up.
       strength: lambda(step) as a share of the leaf's regularization factor.
+      ended: whether the warm-up is over: masks stay, and nothing is regularized.
       leaves: by slash path.
     """
 
@@ -60,6 +64,7 @@ class MovementStatistics(NamedTuple):
     epoch: Float[Array, ""]
     threshold: Float[Array, ""]
     strength: Float[Array, ""]
+    ended: Bool[Array, ""]
     leaves: dict[str, LeafStatistics]
 
     @property
@@ -86,10 +91,17 @@ class MovementStatistics(NamedTuple):
         size = sum(leaf.size for leaf in self.leaves.values())
         overall = (f"{float(share):z.2%}" for share in (self.sparsity, self.expected))
         rows.append(("all", f"{size:,}", *overall, "", ""))
-        return (
-            f"step {int(self.step)}, epoch {float(self.epoch):.2f}, threshold "
-            f"{float(self.threshold):.4g}, regularization at {float(self.strength):.1%}\n"
-        ) + "\n".join(columned(rows, {0}))
+        threshold, strength = float(self.threshold), f"at {float(self.strength):.1%}"
+        if self.ended:
+            strength = "ended"
+        elif threshold == -math.inf:
+            strength = "not started"
+        shown = "not found yet" if math.isnan(threshold) else f"{threshold:.4g}"
+        head = (
+            f"step {int(self.step)}, epoch {float(self.epoch):.2f}, threshold {shown}, "
+            f"regularization {strength}"
+        )
+        return "\n".join([head, *columned(rows, {0}), _LEGEND])
 
 
 def statistics_of(
@@ -129,7 +141,9 @@ def statistics_of(
         size = math.prod(masks[path].view.shape)
         leaves[path] = LeafStatistics(size, masked, then, near, pull)
     epoch = step / (jnp.nan if steps_per_epoch is None else steps_per_epoch)
-    return MovementStatistics(step, epoch, threshold, schedule.ramp(step), leaves)
+    return MovementStatistics(
+        step, epoch, threshold, schedule.ramp(step), step >= schedule.end, leaves
+    )
 
 
 def _check_groups(rules: Sequence[Rule], masks: Mapping[str, GroupMask]) -> None:

@@ -509,6 +509,8 @@ def test_mistakes_in_the_whole_are_errors(config, message):
 
 def test_parameters_without_linear_layers_are_an_error():
     with pytest.raises(RecipeError, match="no leaf is a 'kernel' of rank 2"):
+        from_config(toy(), {"conv": {"kernel": shape(3, 3, 4, 4)}})
+    with pytest.raises(RecipeError, match="no leaf is called 'kernel'"):
         from_config(toy(), {"norm": {"scale": shape(4)}})
 
 
@@ -550,3 +552,18 @@ def test_a_bias_of_another_shape_fails_no_configuration_that_ignores_its_layer()
     with pytest.raises(RecipeError, match=r"'odd/bias' has shape \(1, 4\).*'odd' in ignored_scop"):
         from_config(toy(), params)
     assert from_config(toy(ignored_scopes=["odd"]), params) == from_config(toy(), TOY)
+
+
+def test_a_recipe_is_shown_as_its_schedule_and_a_line_for_every_layer():
+    recipe = from_config(toy(), TOY)
+    head, *rows = str(recipe).split("\nlayer ")
+    assert "warm-up from epoch 1 to 4, steps per epoch 5" in head
+    assert [row.split()[0] for row in rows[0].splitlines()[1:]] == [p.path for p in recipe.layers]
+
+
+def test_parameters_without_kernels_are_referred_to_prune():
+    params = {"emb": shape(4, 4), "layers": [{"w": shape(4, 4)}]}
+    with pytest.raises(
+        RecipeError, match=r"no leaf is called 'kernel'.*js\.movement\(\).*any names"
+    ):
+        from_config(toy(ignored_scopes=["emb"]), params)

@@ -101,9 +101,24 @@ def test_it_is_a_table_and_runs_in_jit():
     assert text.splitlines()[0].startswith(
         "step 5, epoch 2.50, threshold -0.125, regularization at"
     )
-    first = [line.split()[0] for line in text.splitlines()[1:]]
+    table, legend = text.split("\n\n")
+    first = [line.split()[0] for line in table.splitlines()[1:]]
     assert first == ["leaf", "a/kernel", "b/kernel", "all"]
     assert f"{float(said.leaves['a/kernel'].sparsity):.2%}" in text.splitlines()[2]
+    for column in table.splitlines()[1].split()[2:]:
+        assert f"{column}: " in legend
+
+
+def test_its_first_line_says_where_in_the_warm_up_it_is():
+    options = {k: v for k, v in CONFIG["params"].items() if k != "init_importance_threshold"}
+    recipe = from_config(CONFIG | {"params": options}, PARAMS)
+    states = run(recipe, [jnp.arange(7.0)] * 7)
+    said = [str(recipe.statistics(state)).splitlines()[0] for state in states]
+    assert said[1].endswith("threshold -inf, regularization not started")
+    assert said[2].endswith("regularization at 0.0%")  # the first step of the warm-up
+    assert said[6].endswith("threshold 0, regularization ended")
+    unknown = recipe.statistics(states[1])._replace(threshold=jnp.asarray(jnp.nan))
+    assert "threshold not found yet" in str(unknown)
 
 
 def test_it_reads_an_optimizer_of_nnx():
