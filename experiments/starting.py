@@ -52,7 +52,7 @@ def weights_of(key: str, path: str, model: Model) -> dict[str, np.ndarray]:
     if not workdir.finished(folder):
         raise ValueError(
             f"config.{key} = {path!r} is no folder of a finished run; train one first, with "
-            f"--workdir {path}"
+            f"--workdir {path}, or name another with --config.{key}="
         )
     file = folder / WEIGHTS
     try:

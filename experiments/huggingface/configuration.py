@@ -44,6 +44,11 @@ def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
         another type; names the file and the key.
     """
     file = pathlib.Path(directory) / CONFIG
+    if not file.parent.is_dir():
+        raise FileNotFoundError(
+            f"{file} is not there, for {file.parent} is no folder; a finished run's, or a Hugging "
+            "Face directory would work"
+        )
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is not there; a Hugging Face directory holds {CONFIG}, model.safetensors "

@@ -39,7 +39,7 @@ def test_images_and_a_batch_of_ones_own(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none", "--to=stablehlo"], r"none/config\.json is not there"),
+        (["none", "--to=stablehlo"], r"none/config\.json is not there, for none is no folder"),
         ([str(CASES / "bert"), "--to=stablehlo", "--tokens=4000"], r"--tokens 4000: the model"),
         ([str(CASES / "bert"), "--to=stablehlo", "--batch=0"], r"--batch 0 .* at least 1"),
     ],
