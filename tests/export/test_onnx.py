@@ -108,11 +108,11 @@ def test_packed_weights_leave_as_dense_products(name, tmp_path):
 
 @converted
 def test_products_of_integers_by_floats_are_of_floats(tmp_path):
-    """As an einsum with a mask of heads that is of integers."""
+    """Contracted: of axes that are kept alone the converter makes an einsum that is none."""
     heads = jnp.array([1, 0, 1, 2])
 
     def model(x):
-        return jnp.einsum("h,bhd->bhd", heads, x.reshape(-1, 4, 8))
+        return jnp.einsum("bhd,h->bd", x.reshape(-1, 4, 8), heads)
 
     js.export_onnx(model, X, path=tmp_path / "model.onnx")
     assert_runs(tmp_path / "model.onnx", {"output": model(X)}, x=X)
