@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from pathlib import Path
 
 import jax
 
@@ -21,9 +22,21 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         "jaxsparse.kernels.cpu",
         "libjaxsparse_cpu.so",
         "the native kernels",
-        "the native kernels were not built: jaxsparse was installed without a C++17 compiler or "
-        "XLA's headers (install g++ or clang++, then install jaxsparse again)",
+        _absent(Path(__file__).parents[3]),
         check=_check,
+    )
+
+
+def _absent(folder: Path) -> str:
+    """Why nothing was built, for a package that lies in a folder."""
+    if (folder / "pyproject.toml").is_file():  # which no installation has beside the package
+        return (
+            f"jaxsparse is imported from the source folder {folder}, which has no built kernels; "
+            f"pip install {folder}, where g++ or clang++ is, and an import of that would work"
+        )
+    return (
+        "the native kernels were not built: jaxsparse was installed without a C++17 compiler or "
+        "XLA's headers (install g++ or clang++, then install jaxsparse again)"
     )
 
 
