@@ -32,7 +32,8 @@ def plain_products(jaxpr: core.ClosedJaxpr) -> core.ClosedJaxpr:
             dtype = equation.outvars[0].aval.dtype
             operands = [lax.convert_element_type(operand, dtype) for operand in operands]
         if _is_outer(equation):
-            return [_outer(*operands, equation.params["dimension_numbers"][1])]
+            x, y = operands
+            return [_outer(x, y, equation.params["dimension_numbers"][1])]
         if inner := jaxprs.programs(equation):
             return control.rebuild(
                 equation, operands, lambda i, o: jaxprs.walk(inner[i], o, visit), border
