@@ -35,7 +35,7 @@ def perplexity(
     Example:
       >>> def apply(params, tokens):  # always the same four logits
       ...     return jnp.broadcast_to(params, (*tokens.shape, 4))
-      >>> perplexity(apply, jnp.zeros(4), [np.array([[0, 1, 2], [3, 3, 3]])])
+      >>> round(perplexity(apply, jnp.zeros(4), [np.array([[0, 1, 2], [3, 3, 3]])]), 6)
       4.0
     """
     total, count, vocabulary = 0.0, 0, None
