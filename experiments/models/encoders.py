@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.core import Tracer
 
-from experiments.models.layers import Layer, norm, run
+from experiments.models.layers import Layer, check_rows, norm, run
 from experiments.models.sizes import ImageSizes, TextSizes
 
 Pool = Literal["mean", "first"]
@@ -85,14 +84,14 @@ class TextEncoder(nnx.Module):
             )
         if token_types is not None and self.token_type is None:
             raise ValueError("this model has no embeddings of token types; None would work")
-        _check_rows("ids", ids, self.word)
+        check_rows("ids", ids, self.word)
         if token_types is not None and self.token_type is not None:
             if np.shape(token_types) != ids.shape:
                 raise ValueError(
                     f"token types of shape {np.shape(token_types)} for ids of shape {ids.shape}; "
                     "both are (batch, length)"
                 )
-            _check_rows("token types", token_types, self.token_type)
+            check_rows("token types", token_types, self.token_type)
         mask = mask.astype(bool)
         x = self.word(ids) + self.position(self._positions(mask))
         if self.token_type is not None:
@@ -219,16 +218,3 @@ class Classifier(nnx.Module):
             x = x.mean(axis=1)
         logits = self.head(x)
         return (logits, hidden) if return_hidden else logits
-
-
-def _check_rows(what: str, rows: jax.Array, table: nnx.Embed) -> None:
-    """Raises ValueError for what is no row of a table, unless it is traced."""
-    if isinstance(rows, Tracer) or not rows.size:
-        return
-    values = np.asarray(rows)
-    least, most = np.min(values), np.max(values)
-    if least < 0 or most >= table.num_embeddings:
-        raise ValueError(
-            f"{what} from {least} to {most}; the embeddings have rows 0 to "
-            f"{table.num_embeddings - 1}"
-        )

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from experiments.models.sizes import ACTIVATIONS, Sizes
 
@@ -100,3 +102,16 @@ def norm(sizes: Sizes, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A layer norm over a token's vector."""
     # E[(x - mean)^2]: E[x^2] - mean^2 cancels where one channel is much larger than others.
     return nnx.LayerNorm(sizes.width, epsilon=sizes.epsilon, use_fast_variance=False, rngs=rngs)
+
+
+def check_rows(what: str, rows: Any, table: nnx.Embed) -> None:
+    """Raises ValueError for what is no row of a table, unless it is traced."""
+    if isinstance(rows, Tracer) or not rows.size:
+        return
+    values = np.asarray(rows)
+    least, most = np.min(values), np.max(values)
+    if least < 0 or most >= table.num_embeddings:
+        raise ValueError(
+            f"{what} from {least} to {most}; the embeddings have rows 0 to "
+            f"{table.num_embeddings - 1}"
+        )

@@ -1,4 +1,4 @@
-"""What encoders are made of: sizes and activations, as a config.json states them."""
+"""What transformers are made of: sizes and activations, as a config.json states them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,14 +22,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the layers of an encoder are made of.
+    """What the layers of a transformer are made of.
 
     Attributes:
       width: size of a token's vector.
       head_dim: size of one head; attention is scaled by its inverse square root.
       heads: heads of every layer; those of a shrunk model differ.
       hidden: neurons of every layer's feed-forward part.
-      epsilon: of the layer norms.
+      epsilon: of the norms.
       activation: a key of `ACTIVATIONS`.
     """
 
@@ -79,3 +79,26 @@ class ImageSizes(Sizes):
     patch: int
     channels: int
     qkv_bias: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaSizes(Sizes):
+    """`Sizes`, and those of a decoder; `heads` are of queries.
+
+    Attributes:
+      vocabulary: number of token ids.
+      longest: the longest text in tokens, generated ones among them.
+      key_heads: heads of keys and values of every layer; as many queries belong to each.
+      theta: base of the wavelengths of rotary positions.
+      tied: whether the embeddings are the head as well.
+      attention_bias: whether the four products of attention have biases.
+      mlp_bias: whether those of the feed-forward part have.
+    """
+
+    vocabulary: int
+    longest: int
+    key_heads: tuple[int, ...]
+    theta: float
+    tied: bool
+    attention_bias: bool = False
+    mlp_bias: bool = False
