@@ -3,12 +3,15 @@
 from jaxsparse.calibration.criteria import (
     Criterion,
     alps,
+    given,
     magnitude,
+    optimal_brain_damage,
     reconstructed,
     sparsegpt,
     swapped,
     wanda,
 )
+from jaxsparse.calibration.fisher import fisher
 from jaxsparse.calibration.layer_loss import Quadratic, quadratic, reconstruct
 from jaxsparse.calibration.observe import Met, Site, observe, sites
 from jaxsparse.calibration.oneshot import OneShot, prune_oneshot
@@ -24,10 +27,13 @@ __all__ = [
     "Site",
     "Target",
     "alps",
+    "fisher",
+    "given",
     "gram",
     "largest",
     "magnitude",
     "observe",
+    "optimal_brain_damage",
     "prune_oneshot",
     "quadratic",
     "reconstruct",

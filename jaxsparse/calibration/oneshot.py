@@ -99,6 +99,7 @@ def prune_oneshot(
     _check_numbers(params, specs)
     shares = targets_of(specs, sparsity, as_distribution(distribution))
     targets = {path: _target(spec, shares[path], per) for path, spec in specs.items()}
+    known = {path: criterion.known(spec) for path, spec in specs.items()} if criterion.known else {}
     where = _only_sites(sites(fn, params, *batches[0]), specs)
     order = _in_stages(stages, specs)
 
@@ -108,7 +109,9 @@ def prune_oneshot(
         new = {}
         for path in paths:
             weight, state = leaves_by_path(params)[path], states[where[path]]
-            masks[path], new[path] = _prune(criterion, weight, state, targets[path], specs[path])
+            masks[path], new[path] = _prune(
+                criterion, weight, state, targets[path], specs[path], known.get(path)
+            )
         params = replace_by_path(params, leaves_by_path(params) | new)
     return OneShot(params, {path: masks[path] for path in specs})
 
@@ -147,19 +150,22 @@ def _observed(fn, params, batches, reducer: Reducer, paths: Sequence[str]) -> di
     return states
 
 
-def _prune(criterion: Criterion, weight, state, target: Target, spec: LeafSpec):
-    """A leaf, kernel by kernel."""
+def _prune(criterion: Criterion, weight, state, target: Target, spec: LeafSpec, known=None):
+    """A leaf, kernel by kernel; `known` beforehand is of its shape."""
     view, path = spec.view, spec.path
     _check_met(path, state[1])
 
     @jax.jit
-    def run(weight, state):
-        matrices = view.matrix(weight).reshape(-1, *view.matrix_shape)
+    def run(weight, state, *known):
+        def kernels(leaf):
+            return view.matrix(leaf).reshape(-1, *view.matrix_shape)
+
+        matrices = kernels(weight)
         state = jax.tree.map(lambda a: a.reshape(len(matrices), *a.shape[len(view.batch) :]), state)
 
-        def one(pair):
-            kernel, state = pair
-            mask, found = criterion.prune(kernel.astype(jnp.float32), state, target)
+        def one(slices):
+            kernel, state, *known = slices
+            mask, found = criterion.prune(kernel.astype(jnp.float32), state, target, *known)
             if found is not None and not jnp.issubdtype(weight.dtype, jnp.floating):
                 raise ValueError(
                     f"{weight.dtype} weights cannot take the new ones of this criterion; wanda() "
@@ -169,10 +175,15 @@ def _prune(criterion: Criterion, weight, state, target: Target, spec: LeafSpec):
             return mask, jnp.where(mask, found, jnp.zeros((), weight.dtype))
 
         shape = (*view.batch_shape, *view.matrix_shape)
-        return [view.leaf(a.reshape(shape)) for a in lax.map(one, (matrices, state))]
+        return [
+            view.leaf(a.reshape(shape))
+            for a in lax.map(one, (matrices, state, *map(kernels, known)))
+        ]
 
     try:
-        mask, found = run(jnp.asarray(weight), state[0])
+        mask, found = run(
+            jnp.asarray(weight), state[0], *([] if known is None else [jnp.asarray(known)])
+        )
     except ValueError as error:
         raise ValueError(
             f"prune_oneshot: {path!r} of shape {view.shape}, seen as {view}: {error}"
