@@ -176,8 +176,8 @@ def build(config: Config) -> Experiment:
     @jax.jit
     def sparsity(state: TrainState):
         masks = recipe.masks(state.opt_state).values()
-        kept = sum(jnp.sum(mask, dtype=jnp.int32) for mask in masks)
-        return 1.0 - kept / max(1, sum(mask.size for mask in masks)) if masks else jnp.zeros(())
+        gone = sum(jnp.sum(~mask, dtype=jnp.int32) for mask in masks)
+        return gone / max(1, sum(mask.size for mask in masks)) if masks else jnp.zeros(())
 
     @jax.jit
     def leaf_sparsity(state: TrainState):
@@ -192,7 +192,9 @@ def build(config: Config) -> Experiment:
     def resolve(state: TrainState):
         options = recipe.structure or {}
         opt_state, report = structure.resolve(found_structure(), state.opt_state, **options)
-        return state._replace(opt_state=opt_state), report
+        # Weights that come back start from zero, so that the function stays what was trained:
+        # what they were before their masks fits nothing any more.
+        return state._replace(params=masked(state), opt_state=opt_state), report
 
     return Experiment(
         config=config,

@@ -39,7 +39,8 @@ def structured_movement(
       power: of its rise.
       resolve: "union" keeps a head or neuron that any of its weights keeps,
         "intersection" one that all do.
-      refill: makes what is kept dense again, as NNCF does. False leaves the zeros in it.
+      refill: makes what is kept dense again, as NNCF does; its new weights start from zero,
+        where NNCF takes up the values of before. False leaves the zeros in it.
     """
     start, stop = setup.at(begin=begin, end=end)
     optimizer, rate = setup.optimizer((start,) if start else ())
