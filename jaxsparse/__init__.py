@@ -29,6 +29,7 @@ from jaxsparse.products.sparse_dot import sparse_dot
 from jaxsparse.products.sparsify import sparsify
 from jaxsparse.products.traced_axes import read_axes
 from jaxsparse.pruning.choosers import ChoiceContext, Chooser
+from jaxsparse.pruning.depth import alpha_pruning, arithmetic_progression
 from jaxsparse.pruning.distributions import Distribution, erk, global_, targets, uniform
 from jaxsparse.pruning.masking import apply_masks, mask_params, masked
 from jaxsparse.pruning.movement import importance_threshold, movement
@@ -92,7 +93,9 @@ __all__ = [
     "activations",
     "add_group_lasso",
     "add_l1",
+    "alpha_pruning",
     "apply_masks",
+    "arithmetic_progression",
     "calibration",
     "checkpoint",
     "compute_masks",

@@ -15,6 +15,7 @@ from jaxsparse.calibration.fisher import fisher
 from jaxsparse.calibration.layer_loss import Quadratic, quadratic, reconstruct
 from jaxsparse.calibration.observe import Met, Site, observe, sites
 from jaxsparse.calibration.oneshot import OneShot, prune_oneshot
+from jaxsparse.calibration.outliers import owl
 from jaxsparse.calibration.reducers import Reducer, gram, largest, square_norms, zeros
 from jaxsparse.calibration.targets import Target
 
@@ -34,6 +35,7 @@ __all__ = [
     "magnitude",
     "observe",
     "optimal_brain_damage",
+    "owl",
     "prune_oneshot",
     "quadratic",
     "reconstruct",
