@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "calibration": ABOVE,
     "activations": ABOVE,
     "nn": ABOVE | {"activations", "graph"},
-    "recipes": ABOVE | {"graph"},
+    "recipes": ABOVE | {"graph", "calibration"},
     "tools": ABOVE | {"graph", "export"},
     "jaxsparse": ABOVE
     | {"activations", "calibration", "export", "graph", "nn", "recipes", "tools"},
