@@ -18,7 +18,9 @@ MAGIC = b"GGUF"
 # 2 and 3 differ in what they say of byte orders; in 1 lengths had 32 bits.
 VERSIONS = (2, 3)
 _STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = dict(
+# By number of the type: codes of struct. Those of texts and arrays are none.
+_CODES = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
+_SCALARS = {number: code for number, code in enumerate(_CODES) if code}
     zip(range(13), ["B", "b", "H", "h", "I", "i", "f", "?", "-", "-", "Q", "q", "d"], strict=True)
 )
 _ALIGNMENT = "general.alignment"
@@ -118,7 +120,7 @@ class _Reader:
         if kind == _STRING:
             self.need(8 * count)  # each has its length, at least
             return [self.string() for _ in range(count)]
-        if kind == _ARRAY or kind not in _SCALARS:
+        if kind not in _SCALARS:
             raise self.error(f"{kind} is no type of value that can be read here")
         found = self.numbers("B" if kind == _BOOL else _SCALARS[kind], count)
         if kind == _BOOL and not set(found) <= {0, 1}:
@@ -180,7 +182,7 @@ def _parse(reader: _Reader) -> Header:
 def _bytes_of(reader: _Reader, kind: int, shape: tuple[int, ...]) -> int:
     gguf = package()
     if kind not in gguf.GGML_QUANT_SIZES:
-        raise reader.error(f"{kind} is no storage that the package gguf {_version()} knows")
+        raise reader.error(f"{kind} is no storage that the package gguf knows")
     count, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
     if 0 in shape or shape[-1] % count:
         raise reader.error(
