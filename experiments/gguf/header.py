@@ -21,8 +21,6 @@ _STRING, _ARRAY, _BOOL = 8, 9, 7
 # By number of the type: codes of struct. Those of texts and arrays are none.
 _CODES = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
 _SCALARS = {number: code for number, code in enumerate(_CODES) if code}
-    zip(range(13), ["B", "b", "H", "h", "I", "i", "f", "?", "-", "-", "Q", "q", "d"], strict=True)
-)
 _ALIGNMENT = "general.alignment"
 _MOST_AXES = 4
 
