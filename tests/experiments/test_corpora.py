@@ -73,10 +73,9 @@ def test_an_unknown_corpus():
 
 
 def test_docstrings(tmp_path, monkeypatch):
-    source = (
+    (tmp_path / "a.py").write_text(
         '"""Module."""\nclass A:\n    """Class."""\n    async def b():\n        """Method."""\n'
     )
-    (tmp_path / "a.py").write_text('"""Module."""\n' + inner)
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
     assert corpora.documents("docstrings") == ["Module.\n\nClass.\n\nMethod."]
 
