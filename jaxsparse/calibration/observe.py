@@ -9,7 +9,7 @@ through loops and branches with all else that these carry: nothing large is kept
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -174,7 +174,8 @@ def _sites(traced: Traced, paths: str) -> list[Site]:
     return list(finder.sites.values())
 
 
-def _site(equation, sight: Sight, position: int) -> Site:
+def site_of(equation, sight: Sight, position: int) -> Site:
+    """The site of a product in which an array that shows a weight is the operand at a position."""
     name = equation.primitive.name
     product = sight.product(name, *ENDS[name](equation, position))
     axes = product.in_axis, product.batch_axis
@@ -190,7 +191,7 @@ class _Finder(Reader):
 
     def meet(self, equation, sight, position, other):
         if re.fullmatch(self._paths, sight.path):
-            site = _site(equation, sight, position)
+            site = site_of(equation, sight, position)
             altered = site.altered or self.sites.get(site, site).altered
             self.sites[site] = dataclasses.replace(site, altered=altered)
 
@@ -207,17 +208,18 @@ class _Observer(Reader):
         self._reducer, self.state = reducer, states
 
     def meet(self, equation, sight, position, other):
-        site = _site(equation, sight, position)
-        if site not in self.state:
-            return
-        value = _Turned(site, equation, sight, position, other)
-        update = lambda state, x: self._reducer.update(state, Met(x, value.rows), site)  # noqa: E731
-        for _ in value.stacked:
-            update = jax.vmap(update)
-        before = jax.tree.map(lambda array: array[value.index], self.state[site])
-        after = update(before, value.array)
-        new = jax.tree.map(lambda a, b: a.at[value.index].set(b), self.state[site], after)
-        self.state = self.state | {site: new}
+        site = site_of(equation, sight, position)
+        if site in self.state:
+            value = Turned(site, equation, sight, position, other)
+            new = value.reduced(self._reducer, self.state[site], value.index)
+            self.state = self.state | {site: new}
+
+
+def _backwards(at, size: int):
+    """A position counted from the other end; what is past the end stays so."""
+    if isinstance(at, int):
+        return size - 1 - at if at < size else size
+    return jnp.where(at < size, size - 1 - at, size)
 
 
 _PUT_TOGETHER = (
@@ -227,17 +229,30 @@ _PUT_TOGETHER = (
 )
 
 
-class _Turned:
+class Turned:
     """A value, turned to the axes of the weight that it meets.
 
     Attributes:
       array: axes that number kernels first, then all others as they come.
       stacked: those axes of the weight.
-      index: which kernels they are, of all of the weight.
+      index: which kernels they are, of all of the weight: slices, numbers and scalar arrays.
+
+    Args:
+      site, equation, sight, position, other: as `Reader.meet` has them.
+      caller: whose errors they are, and what would leave the weight out there.
     """
 
-    def __init__(self, site: Site, equation, sight: Sight, position: int, other: Value):
+    def __init__(
+        self,
+        site: Site,
+        equation,
+        sight: Sight,
+        position: int,
+        other: Value,
+        caller: tuple[str, str] = ("observe", "paths= that leaves it out"),
+    ):
         self._site, self._equation, self._weight = site, equation, sight.shape
+        self._caller = caller
         name = equation.primitive.name
         if name == "ragged_dot_general":
             self._refuse("each kernel of a stack meets rows that data choose")
@@ -258,9 +273,10 @@ class _Turned:
         self._turn(other.array, places)
 
     def _refuse(self, why: str, instead: str = ""):
+        name, without = self._caller
         raise ValueError(
-            f"observe: {self._site.path!r} of shape {self._site.shape}: {why} "
-            f"({self._equation.primitive.name}); {instead}paths= that leaves it out would work"
+            f"{name}: {self._site.path!r} of shape {self._site.shape}: {why} "
+            f"({self._equation.primitive.name}); {instead}{without} would work"
         )
 
     def _check(self, batched: Sequence[Axis]) -> None:
@@ -307,7 +323,7 @@ class _Turned:
             if others or not whole or at is None:
                 self._refuse("which kernel of the stack it is cannot be told")
             turned = sight.backwards(name)
-            places[name[0]] = jnp.where(at < size, size - 1 - at, size) if turned else at
+            places[name[0]] = _backwards(at, size) if turned else at
         return places
 
     def _turn(self, array: Array, places: Mapping[int, Any]) -> None:
@@ -329,6 +345,40 @@ class _Turned:
         self.array = array.transpose(*fronts, *rest)
         self._factors = [flat[i][0] for i in rest]
         self.index = tuple(slice(None) if a in self.stacked else places.get(a, 0) for a in kernels)
+
+    def reduced(self, reducer: Reducer, state, index: tuple[Any, ...]):
+        """A state, at some kernels of it, with what they meet here."""
+        site = self._site
+        update = lambda state, x: reducer.update(state, Met(x, self.rows), site)  # noqa: E731
+        for _ in self.stacked:
+            update = jax.vmap(update)
+        after = update(jax.tree.map(lambda a: a[index], state), self.array)
+        return jax.tree.map(lambda a, b: a.at[index].set(b), state, after)
+
+    @property
+    def count(self) -> int:
+        """How many rows the matrix has."""
+        if self._equation.primitive.name == "conv_general_dilated":
+            [out] = self._equation.outvars
+            return (
+                out.aval.size
+                // out.aval.shape[self._equation.params["dimension_numbers"].out_spec[1]]
+            )
+        sizes = self.array.shape[len(self.stacked) :]
+        return math.prod(n for n, f in zip(sizes, self._factors, strict=True) if f is None)
+
+    @property
+    def way(self) -> Hashable:
+        """Equal for weights of which every one makes the same `array` and rows of a value."""
+        site, backwards = self._site, self._sight.backwards
+        major = {axis: place for place, axis in enumerate(site.in_axis)}
+        columns = tuple(
+            f and (major[f[0][0]], f[0][1:], f[1], backwards(f[0])) for f in self._factors
+        )
+        window = ()
+        if self._equation.primitive.name == "conv_general_dilated":
+            window = [(name, str(value)) for name, value in self._equation.params.items()]
+        return tuple(site.shape[axis] for axis in site.in_axis), columns, tuple(window)
 
     def rows(self, array: Array) -> Array:
         """See `Met.rows`."""

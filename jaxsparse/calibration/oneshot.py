@@ -1,7 +1,9 @@
 """`prune_oneshot`: a trained model, a few inputs, no training."""
 
 import dataclasses
-import re
+import functools
+import pathlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -11,16 +13,28 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool
 
+from jaxsparse.calibration.checks import (
+    check_batches,
+    check_met,
+    check_numbers,
+    check_rows,
+    check_units,
+    only_sites,
+)
 from jaxsparse.calibration.criteria import Criterion, wanda
-from jaxsparse.calibration.observe import Site, observe, sites
+from jaxsparse.calibration.observe import Site
+from jaxsparse.calibration.pieces import Unit, units_of
+from jaxsparse.calibration.progress import Pruned, relative_error
 from jaxsparse.calibration.reducers import Reducer, largest
+from jaxsparse.calibration.resuming import Folder, fingerprint
+from jaxsparse.calibration.straight import lines_of
 from jaxsparse.calibration.targets import Target
-from jaxsparse.patterns.rules import LeafSpec, Rule, resolve
-from jaxsparse.products.traced_axes import read_axes
+from jaxsparse.calibration.walk import part, place_of, walk
+from jaxsparse.patterns.rules import LeafSpec, Rule, check_rules, choose, resolve
+from jaxsparse.patterns.views import View
+from jaxsparse.products.traced_axes import with_axes
 from jaxsparse.pruning.distributions import Distribution, as_distribution, targets_of
 from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
-
-SMALLEST = 1e-18  # its square is still a normal float32
 
 
 class OneShot(NamedTuple):
@@ -45,7 +59,9 @@ def prune_oneshot(
     sparsity: float | None = None,
     distribution: Distribution | None = None,
     per: Literal["layer", "output"] = "layer",
-    stages: Sequence[str] = (".*",),
+    on_pruned: Callable[[Pruned], Any] | None = None,
+    folder: str | pathlib.Path | None = None,
+    spill: str | pathlib.Path | None = None,
 ) -> OneShot:
     """Prunes weights by what they meet in a few inputs.
 
@@ -83,7 +99,7 @@ def prune_oneshot(
       ...     return jax.nn.relu(x @ params["up"]) @ params["down"]
       >>> batches = [(jax.random.normal(jax.random.key(i), (4, 8)),) for i in range(3)]
       >>> rules = [js.Rule(".*", js.NM(2, 4))]
-      >>> found = prune_oneshot(model, params, batches, rules, stages=["up", "down"])
+      >>> found = prune_oneshot(model, params, batches, rules)
       >>> float(found.masks["up"].mean())
       0.5
     """
@@ -93,27 +109,65 @@ def prune_oneshot(
     if hasattr(batches, "shape"):
         raise TypeError("prune_oneshot: batches is one array; [(batch,), ...] would work")
     batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    if not batches:
-        raise ValueError("prune_oneshot: no batches; one tuple of arrays would work")
-    specs = resolve(read_axes(rules, fn, params, *batches[0]), params)
-    _check_numbers(params, specs)
+    check_batches(batches)
+    named = choose(check_rules(rules), params)
+    traced, lines, data = lines_of(fn, params, batches, named)
+    line = lines[0]
+    specs = resolve(with_axes(rules, params, line.found.values()), params)
+    check_numbers(params, specs)
     shares = targets_of(specs, sparsity, as_distribution(distribution))
     targets = {path: _target(spec, shares[path], per) for path, spec in specs.items()}
     known = {path: criterion.known(spec) for path, spec in specs.items()} if criterion.known else {}
-    where = _only_sites(sites(fn, params, *batches[0]), specs)
-    order = _in_stages(stages, specs)
+    where = only_sites(list(line.sites.values()), specs)
+    for error in line.untold.values():
+        raise error
+    units = units_of(line)
+    check_units(units, where)
+    check_rows(lines, data, criterion.reducer, where)
 
-    masks: dict[str, Bool[Array, ...]] = {}
-    for paths in order:
-        states = _observed(fn, params, batches, criterion.reducer, paths)
-        new = {}
-        for path in paths:
-            weight, state = leaves_by_path(params)[path], states[where[path]]
-            masks[path], new[path] = _prune(
-                criterion, weight, state, targets[path], specs[path], known.get(path)
-            )
-        params = replace_by_path(params, leaves_by_path(params) | new)
-    return OneShot(params, {path: masks[path] for path in specs})
+    masks: dict[Unit, Any] = {}
+    done: dict[Unit, Any] = {}
+    kept = None
+    leaves = leaves_by_path(params)
+    if folder is not None:
+        run = {
+            "program": fingerprint(str(traced.program[0])),
+            "weights": fingerprint(params),
+            "batches": fingerprint(batches),
+            "rules": fingerprint([(path, str(specs[path]), targets[path]) for path in specs]),
+            "criterion": fingerprint(criterion),
+        }
+        kept = Folder(folder, run)
+        for unit, (mask, found) in kept.load(units).items():
+            weight = part(jnp.asarray(leaves[unit.path]), where[unit.path], unit)
+            masks[unit], done[unit] = mask, jnp.where(mask, weight if found is None else found, 0)
+    began = time.perf_counter()
+
+    def prune(unit: Unit, weight, state):
+        nonlocal began
+        path = unit.path
+        view = dataclasses.replace(specs[path].view, shape=weight.shape)
+        spec = dataclasses.replace(specs[path], view=view)
+        beforehand = part(jnp.asarray(known[path]), where[path], unit) if path in known else None
+        mask, found = _prune(criterion, weight, state, targets[path], spec, beforehand)
+        if kept is not None:
+            stayed = np.array_equal(found, jnp.where(mask, weight, 0))
+            kept.save(unit, mask, None if stayed else found)
+        masks[unit] = np.asarray(mask)
+        if on_pruned is not None:
+            error = relative_error(spec.view, weight, found, state[0])
+            jax.block_until_ready(found)
+            now = time.perf_counter()
+            on_pruned(Pruned(path, unit.index, len(masks), len(units), error, now - began))
+            began = now
+        return found
+
+    weights = {
+        name: a for name, a in zip(traced.names, traced.arrays, strict=True) if name is not None
+    }
+    new = walk(lines, weights, data, _with_size(criterion.reducer), prune, done=done, spill=spill)
+    whole = {path: _together(masks, path, where[path]) for path in specs}
+    return OneShot(replace_by_path(params, leaves | {path: new[path] for path in specs}), whole)
 
 
 def _target(spec: LeafSpec, sparsity: float, per: Any) -> Target:
@@ -122,67 +176,42 @@ def _target(spec: LeafSpec, sparsity: float, per: Any) -> Target:
     return Target(spec.pattern, sparsity, per, dataclasses.replace(spec.view, shape=shape))
 
 
-def _observed(fn, params, batches, reducer: Reducer, paths: Sequence[str]) -> dict[Site, Any]:
-    """What weights meet in all batches: the reducer's state, and how large it gets."""
+def _with_size(reducer: Reducer) -> Reducer:
+    """A reducer that keeps how large the numbers get, too."""
     size = largest()
-    both = Reducer(
+    return Reducer(
         lambda site: (reducer.init(site), size.init(site)),
         lambda state, met, site: (
             reducer.update(state[0], met, site),
             size.update(state[1], met, site),
         ),
     )
-    pattern = "|".join(map(re.escape, paths))
 
-    def look(numbers, states, rest, tree):
-        params, batch = jax.tree.unflatten(
-            tree, [n if r is None else r for n, r in zip(numbers, rest, strict=True)]
-        )
-        return observe(fn, params, *batch, reducer=both, paths=pattern, states=states)[1]
 
-    step, states = jax.jit(look, static_argnums=(2, 3)), None
-    for batch in batches:
-        leaves, tree = jax.tree.flatten((params, batch))
-        numbers = [leaf if hasattr(leaf, "dtype") else None for leaf in leaves]
-        rest = tuple(None if hasattr(leaf, "dtype") else leaf for leaf in leaves)
-        states = step(numbers, states, rest, tree)
-    assert states is not None
-    return states
+def _together(masks: dict[Unit, Any], path: str, site: Site) -> Bool[Array, "..."]:
+    """The mask of a leaf, of those of its kernels."""
+    whole = np.zeros(site.shape, bool)
+    for unit, mask in masks.items():
+        if unit.path == path:
+            whole[place_of(site, unit)] = mask
+    return jnp.asarray(whole)
 
 
 def _prune(criterion: Criterion, weight, state, target: Target, spec: LeafSpec, known=None):
-    """A leaf, kernel by kernel; `known` beforehand is of its shape."""
+    """A leaf or some kernels of it, kernel by kernel; `known` beforehand is of its shape."""
     view, path = spec.view, spec.path
-    _check_met(path, state[1])
-
-    @jax.jit
-    def run(weight, state, *known):
-        def kernels(leaf):
-            return view.matrix(leaf).reshape(-1, *view.matrix_shape)
-
-        matrices = kernels(weight)
-        state = jax.tree.map(lambda a: a.reshape(len(matrices), *a.shape[len(view.batch) :]), state)
-
-        def one(slices):
-            kernel, state, *known = slices
-            mask, found = criterion.prune(kernel.astype(jnp.float32), state, target, *known)
-            if found is not None and not jnp.issubdtype(weight.dtype, jnp.floating):
-                raise ValueError(
-                    f"{weight.dtype} weights cannot take the new ones of this criterion; wanda() "
-                    "leaves them as they are"
-                )
-            found = kernel if found is None else found.astype(weight.dtype)
-            return mask, jnp.where(mask, found, jnp.zeros((), weight.dtype))
-
-        shape = (*view.batch_shape, *view.matrix_shape)
-        return [
-            view.leaf(a.reshape(shape))
-            for a in lax.map(one, (matrices, state, *map(kernels, known)))
-        ]
-
+    check_met(path, state[1])
+    lead = state[1].ndim  # as many axes number kernels
+    met = jax.tree.map(lambda a: a.reshape(-1, *a.shape[lead:]), state[0])
+    beforehand = [] if known is None else [jnp.asarray(known)]
     try:
-        mask, found = run(
-            jnp.asarray(weight), state[0], *([] if known is None else [jnp.asarray(known)])
+        mask, found = _run(
+            jnp.asarray(weight),
+            met,
+            *beforehand,
+            prune=criterion.prune,
+            target=target,
+            view=view,
         )
     except ValueError as error:
         raise ValueError(
@@ -197,82 +226,23 @@ def _prune(criterion: Criterion, weight, state, target: Target, spec: LeafSpec, 
     return mask, found
 
 
-def _check_numbers(params: Tree, specs: dict[str, LeafSpec]) -> None:
-    leaves = leaves_by_path(params)
-    for path, spec in specs.items():
-        if jnp.iscomplexobj(leaves[path]):
-            raise ValueError(
-                f"prune_oneshot: {path!r} of shape {spec.view.shape} is complex; js.compute_masks, "
-                "which goes by the modulus, would work"
-            )
-        if 0 in spec.view.shape:
-            raise ValueError(
-                f"prune_oneshot: {path!r} of shape {spec.view.shape} has no entries; a rule that "
-                "leaves it out would work"
-            )
+# Equal layers share a compilation: a criterion, a target and a view are what it depends on.
+@functools.partial(jax.jit, static_argnames=("prune", "target", "view"))
+def _run(weight, state, *known, prune, target: Target, view: View):
+    def kernels(leaf):
+        return view.matrix(leaf).reshape(-1, *view.matrix_shape)
 
-
-def _check_met(path: str, size: Array) -> None:
-    """Refuses a kernel whose statistics say nothing."""
-    small, large = float(jnp.min(size)), float(jnp.max(size))
-    if not np.isfinite(large) or not np.isfinite(small):
-        raise ValueError(
-            f"prune_oneshot: what {path!r} meets is not finite; look at the batches, and at the "
-            "weights before it"
-        )
-    if small < SMALLEST:
-        kernels = "" if not size.ndim else f" of kernels {np.argwhere(size < SMALLEST).tolist()}"
-        raise ValueError(
-            f"prune_oneshot: {path!r}{kernels} meets nothing but zeros, or numbers below "
-            f"{SMALLEST}, whose squares float32 does not hold; batches that reach it (an expert, "
-            "a branch), or values scaled up, would work"
-        )
-
-
-def _only_sites(found: Sequence[Site], specs: dict[str, LeafSpec]) -> dict[str, Site]:
-    where: dict[str, Site] = {}
-    for site in found:
-        if site.path in where and site.path in specs:
+    def one(slices):
+        kernel, state, *known = slices
+        mask, found = prune(kernel.astype(jnp.float32), state, target, *known)
+        if found is not None and not jnp.issubdtype(weight.dtype, jnp.floating):
             raise ValueError(
-                f"prune_oneshot: products sum over {site.path!r} of shape {site.shape} along "
-                f"{where[site.path].in_axis} and along {site.in_axis}; a rule that leaves it out "
-                "would work"
+                f"{weight.dtype} weights cannot take the new ones of this criterion; wanda() "
+                "leaves them as they are"
             )
-        where[site.path] = site
-    for path, spec in specs.items():
-        if path not in where:
-            raise ValueError(
-                f"prune_oneshot: no product meets {path!r} of shape {spec.view.shape}; js.prune "
-                "or js.compute_masks, which look at weights alone, would work"
-            )
-        site, view = where[path], spec.view
-        if site.altered:
-            raise ValueError(
-                f"prune_oneshot: products multiply by something made of {path!r} of shape "
-                f"{view.shape}, such as a gain times it, and not by the weight itself; with that "
-                "folded into the weight in the parameters it would work"
-            )
-        if (site.in_axis, site.batch_axis) != (view.inputs, view.batch):
-            raise ValueError(
-                f"prune_oneshot: the rule sees {path!r} of shape {view.shape} as {view}, its "
-                f"products sum over {site.in_axis} with kernels along {site.batch_axis}; a rule "
-                "without axes would work"
-            )
-    return where
+        found = kernel if found is None else found.astype(weight.dtype)
+        return mask, jnp.where(mask, found, jnp.zeros((), weight.dtype))
 
-
-def _in_stages(stages: Sequence[str], specs: dict[str, LeafSpec]) -> list[list[str]]:
-    if isinstance(stages, str):
-        raise TypeError(f"prune_oneshot: stages={stages!r}: a list of expressions would work")
-    try:
-        order = [[path for path in specs if re.fullmatch(stage, path)] for stage in stages]
-    except re.error as error:
-        raise ValueError(f"prune_oneshot: stages={list(stages)}: {error}") from error
-    for path in specs:
-        times = sum(path in paths for paths in order)
-        if times != 1:
-            raise ValueError(
-                f"prune_oneshot: {path!r} is in {times} of the stages {list(stages)}; one "
-                "expression that matches it would work"
-            )
-    return [paths for paths in order if paths]
+    slices = kernels(weight), state, *map(kernels, known)
+    shape = (*view.batch_shape, *view.matrix_shape)
+    return [view.leaf(a.reshape(shape)) for a in lax.map(one, slices)]

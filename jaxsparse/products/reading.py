@@ -52,29 +52,35 @@ class Traced:
 
     Args:
       fn, params, args: as in `products`.
+
+    Attributes:
+      program: of the arrays among the leaves of params and args.
+      arrays: these.
+      shapes: theirs, as the program has them.
+      names: by array the path of the weight that it is; None of the data.
     """
 
     def __init__(self, fn: Callable[..., Any], params: Tree, args: Sequence[Any]):
         paths = [path for path, _ in flatten(params)]
         leaves, tree = jax.tree.flatten((params, args))
-        places = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
-        self._arrays = [leaves[i] for i in places]
-        self._names = [paths[i] if i < len(paths) else None for i in places]
+        places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+        self.arrays = [leaves[i] for i in places]
+        self.names = [paths[i] if i < len(paths) else None for i in places]
         # Shapes without shardings: with explicit axes the types would name the mesh.
-        self._shapes = [jax.ShapeDtypeStruct(a.shape, _as_traced(a.dtype)) for a in self._arrays]
-        shapes = dict(zip(places, self._shapes, strict=True))
-        self._program, self._output = jaxprs.trace(
+        self.shapes = [jax.ShapeDtypeStruct(a.shape, _as_traced(a.dtype)) for a in self.arrays]
+        shapes = dict(zip(places, self.shapes, strict=True))
+        self.program, self._output = jaxprs.trace(
             lambda given: fn(given[0], *given[1]), tree, leaves, shapes
         )
 
     def read(self, reader: "Reader") -> Iterable[Product]:
         """The products that a reader finds, without running anything."""
-        jax.eval_shape(lambda *a: evaluate(self._program, reader, self._names, a), *self._shapes)
+        jax.eval_shape(lambda *a: evaluate(self.program, reader, self.names, a), *self.shapes)
         return reader.found.values()
 
     def run(self, reader: "Reader") -> Any:
         """What the function returns."""
-        results = evaluate(self._program, reader, self._names, self._arrays)
+        results = evaluate(self.program, reader, self.names, self.arrays)
         return jax.tree.unflatten(self._output, results)
 
 
@@ -96,7 +102,8 @@ def evaluate(
     return reader.arrays(jaxprs.walk(program, values, reader.visit))
 
 
-def _is_array(leaf):
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an argument of the traced program; what is not is a constant of it."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
@@ -277,7 +284,7 @@ def _dynamic_slice(reader, equation, values):
     shape = equation.params["slice_sizes"]
     # Past the end the last slice is meant.
     starts = [
-        jnp.clip(_whole(start.array), 0, have - 1) if size == 1 else start.array
+        _clipped(_whole(start.array), have) if size == 1 else start.array
         for start, have, size in zip(starts, weight.array.shape, shape, strict=True)
     ]
     return [_part(reader, equation, weight.sights, shape, starts)]
@@ -329,12 +336,23 @@ def _place(ids, params, axis, size):
         return None
     place = _whole(ids[..., numbers.start_index_map.index(axis)].reshape(()))
     if params["mode"] is lax.GatherScatterMode.CLIP:
-        return jnp.clip(place, 0, size - 1)
-    return jnp.where(place < 0, size, place)  # below 0 as past the end: filled, no slice of it
+        return _clipped(place, size)
+    # Below 0 as past the end: filled, no slice of it.
+    if isinstance(place, int):
+        return size if place < 0 else place
+    return jnp.where(place < 0, size, place)
+
+
+def _clipped(place, size):
+    if isinstance(place, int):
+        return min(max(place, 0), size - 1)
+    return jnp.clip(place, 0, size - 1)
 
 
 def _whole(number):
-    """An index that can say any size."""
+    """An index that can say any size, a number where it is one."""
+    if isinstance(number, np.ndarray | np.generic | int):
+        return int(number)
     return jnp.asarray(number).astype(jnp.int32)
 
 
