@@ -106,7 +106,9 @@ def test_a_recipe_is_the_run_that_it_asks_for(recipe, pattern, options):
 
 
 def test_outliers_say_where_the_sparsity_goes():
-    body = "sparsity: 0.6\nsparsity_profile: OWL\nowl_m: 3\nowl_lmbda: 0.1\ntargets: ['re:.*up_proj']"
+    body = (
+        "sparsity: 0.6\nsparsity_profile: OWL\nowl_m: 3\nowl_lmbda: 0.1\ntargets: ['re:.*up_proj']"
+    )
     rules = [js.Rule(r".*/up/kernel", js.Unstructured())]
     shares = owl(model, PARAMS, BATCHES, rules, multiple=3, strength=0.1)
     options = {"criterion": wanda(), "sparsity": 0.6, "per": "output", "distribution": shares}
