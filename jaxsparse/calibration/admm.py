@@ -56,7 +56,7 @@ def admm(
     wanted = matmul(gram, dense)
 
     def keep(x):
-        mask = target.mask(x * x)  # of squares, since blocks go by their norm
+        mask = target.mask(x * x, reduce="sum")  # the nearest: groups go by their norm
         return jnp.where(mask, x, 0), mask
 
     begin, support = keep(dense)

@@ -22,19 +22,22 @@ def brain_surgeon(
 
     Args:
       problem: as `quadratic` makes it.
-      target: `Unstructured()`, `NM` or `Block`.
-      block: inputs whose entries compete for what is kept, and after which the rest is
-        updated. n:m is chosen anew every m inputs.
+      target: of any pattern.
+      block: inputs whose entries or blocks compete for what is kept, and after which the rest is
+        updated. n:m is chosen anew every m inputs. Where groups are no runs of inputs (channels,
+        transposable n:m) all inputs are one block, and what goes is chosen before any update.
 
     Returns:
       The mask and float32 weights (K, N), +0 where it is.
     """
     inputs, outputs = problem.weight.shape
-    size = target.span * max(1, block // target.span)
+    span = target.span or inputs
+    size = span * max(1, block // span)
     # n:m sees what the inputs before a group did to it.
-    steps = target.span if isinstance(target.pattern, NM) else size
+    grouped = isinstance(target.pattern, NM) and target.span is not None
+    steps = span if grouped else size
     weight, gram = problem.weight, problem.gram
-    if isinstance(target.pattern, NM) and (short := -inputs % target.span):
+    if grouped and (short := -inputs % span):
         # Inputs that fill the last group up: nothing to them, and nothing that they change.
         weight = jnp.pad(weight, ((0, short), (0, 0)))
         gram = jnp.pad(gram, ((0, short), (0, short))).at[-short:, -short:].set(jnp.eye(short))
@@ -72,7 +75,7 @@ def brain_surgeon(
 
     # What goes in a block is counted from the first input on, so that the whole is exact.
     ends = [*range(size, len(weight), size), len(weight)]
-    gone = [target.pruned(end, outputs) for end in [0, *ends]] if target.single else None
+    gone = None if grouped else [0, *(target.pruned(end, outputs) for end in ends)]
     counts = None if gone is None else jnp.diff(jnp.array(gone, jnp.int32))
     whole, rest = divmod(len(weight), size)
     if whole:

@@ -213,7 +213,10 @@ def swapped(criterion: Criterion, *, damping: float = DAMPING, limit: int = 1000
         del found
         group = target.span if isinstance(target.pattern, NM) else None
         if group is None and not target.single:
-            raise ValueError(f"swapped: groups of {target.pattern} cannot be swapped one by one")
+            raise ValueError(
+                f"swapped: groups of {target.pattern} cannot be swapped one by one; Unstructured() "
+                "or NM(n, m), or reconstructed(...) in its place, would work"
+            )
         problem = quadratic(weight, state["products"], damping)
         return swap(problem, mask, group=group, limit=limit), None
 

@@ -1,17 +1,16 @@
 """What a one-shot method has to keep of one kernel."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsparse.patterns.base import Pattern, Unstructured
+from jaxsparse.patterns.base import Pattern, Reduce, Unstructured
 from jaxsparse.patterns.groups import Block
 from jaxsparse.patterns.nm import NM
-from jaxsparse.patterns.rules import Rule
+from jaxsparse.patterns.rules import LeafSpec
 from jaxsparse.patterns.views import View
-from jaxsparse.pruning.prune import compute_masks
 from jaxsparse.top_k import Candidates, top_k_masks
 
 
@@ -45,8 +44,8 @@ class Target:
                 f"per='output' is for Unstructured(), whose entries compete; groups of "
                 f"{self.pattern} compete as the pattern says, with per='layer'"
             )
-        if self.sparsity is None and self.single:
-            raise ValueError("Unstructured() needs a sparsity, such as 0.5")
+        if self.sparsity is None and not self.pattern.fixed:
+            raise ValueError(f"{self.pattern} needs a sparsity, such as 0.5")
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity {self.sparsity} is not in [0, 1); 0.5 would work")
 
@@ -56,55 +55,66 @@ class Target:
         return isinstance(self.pattern, Unstructured)
 
     def mask(
-        self, scores: Float[Array, "k n"], pruned: Int[Array, ""] | None = None
+        self,
+        scores: Float[Array, "k n"],
+        pruned: Int[Array, ""] | int | None = None,
+        reduce: Reduce | None = None,
     ) -> Bool[Array, "k n"]:
         """Keeps what scores highest; of equal scores what comes first.
 
         Args:
           scores: at least zero, one for every entry; groups are scored by what their pattern
             reduces them to.
-          pruned: how many entries go, of the kernel or of each output, in place of what
-            `sparsity` says; where any entry may be kept.
+          pruned: how many units go in place of what `sparsity` says: entries of the kernel, or
+            of each output, where any entry may be kept; else groups.
+          reduce: in place of the pattern's own.
 
         Raises:
           ValueError: the pattern does not fit the shape.
         """
         inputs, outputs = scores.shape
+        gone = self.pruned(inputs, outputs) if pruned is None else pruned
         if self.single:
             per_output = self.per == "output"
             slices = scores.T if per_output else scores.reshape(1, -1)
-            kept = slices.shape[1] - (self.pruned(inputs, outputs) if pruned is None else pruned)
-            counts = jnp.broadcast_to(jnp.asarray(kept, jnp.int32), slices.shape[:1])
-            mask = top_k_masks([Candidates(slices, counts)])[0]
+            mask = _best(slices, slices.shape[1] - gone)
             return mask.T if per_output else mask.reshape(scores.shape)
-        view = self.view
-        if view is None or view.matrix_shape != scores.shape:  # some of the inputs
-            view = View((inputs, outputs), (), (0,), (1,))
-        axes: dict[str, Any] = {"in_axis": view.inputs, "out_axis": view.outputs}
-        axes["batch_axis"] = view.batch
-        one = view.leaf(scores.reshape(*view.batch_shape, inputs, outputs))
-        mask = compute_masks({"kernel": one}, [Rule("kernel", self.pattern, self.sparsity, **axes)])
-        return view.matrix(mask["kernel"]).reshape(inputs, outputs)
+        spec = self._spec(inputs, outputs)
+        view, pattern = spec.view, spec.pattern
+        groups = spec.pool(view.leaf(scores.reshape(*view.batch_shape, inputs, outputs)), reduce)
+        units, _ = pattern.unit_scores(groups, None, view)
+        kept = _best(units.reshape(1, -1), spec.units - gone).reshape(units.shape)
+        mask = spec.expand(pattern.finish(kept, groups, None, view))
+        return view.matrix(mask).reshape(inputs, outputs)
 
     def pruned(self, inputs: int, outputs: int) -> int:
-        """How many single entries go of so many inputs, of all outputs or of each."""
-        assert self.sparsity is not None
-        return round(self.sparsity * inputs * (1 if self.per == "output" else outputs))
+        """How many units go of so many inputs: single entries, of all outputs or of each, groups,
+        or of n:m the m-groups that lose all but n.
+        """
+        if self.single:
+            assert self.sparsity is not None
+            return round(self.sparsity * inputs * (1 if self.per == "output" else outputs))
+        spec = self._spec(inputs, outputs)
+        share = self.pattern.max_sparsity if self.sparsity is None else self.sparsity
+        return spec.units - spec.kept(share)
+
+    def _spec(self, inputs: int, outputs: int) -> LeafSpec:
+        view = self.view
+        if view is None or view.matrix_shape != (inputs, outputs):  # some of the inputs
+            view = View((inputs, outputs), (), (0,), (1,))
+        self.pattern.check("kernel", view)
+        return LeafSpec("kernel", self.pattern, view, self.sparsity)
 
     @property
-    def span(self) -> int:
-        """How many inputs lie in a group.
-
-        Raises:
-          ValueError: of a pattern for which that is not known.
-        """
+    def span(self) -> int | None:
+        """How many consecutive inputs a group takes; None where groups do not lie so."""
         if isinstance(self.pattern, NM) and self.pattern.method == "1d":
             return self.pattern.m
         if isinstance(self.pattern, Block):
             return self.pattern.rows
-        if self.single:
-            return 1
-        raise ValueError(
-            f"how many inputs a group of {self.pattern} spans is not known: Unstructured(), "
-            "NM(n, m) and Block(k, n) would work"
-        )
+        return 1 if self.single else None
+
+
+def _best(scores: Float[Array, "b n"], kept) -> Bool[Array, "b n"]:
+    counts = jnp.broadcast_to(jnp.asarray(kept, jnp.int32), scores.shape[:1])
+    return top_k_masks([Candidates(scores, counts)])[0]

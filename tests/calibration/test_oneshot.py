@@ -469,7 +469,7 @@ E = jnp.ones((8, 8), complex)
         ({"fn": lambda p, x: x @ jnp.tanh(p["w"])}, "something made of 'w' of shape .8, 8."),
         (
             {"rules": [js.Rule("w", js.NM(2, 4, "best"))], "criterion": swapped(wanda())},
-            "'w' of shape .8, 8., seen as .8, 8.: how many inputs a group of NM",
+            "'w' of shape .8, 8., seen as .8, 8.: swapped: groups of NM",
         ),
     ],
     ids=["complex", "int", "empty", "tiny", "nothing", "huge", "per", "tanh", "best"],
