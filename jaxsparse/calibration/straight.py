@@ -122,11 +122,12 @@ class Line(Reader):
     def __init__(self, traced: Traced, named: Collection[str]):
         super().__init__()
         self._named, self._values, self._depth = named, dict[Ref, Any](), 0
-        self._uses, self._counted, self._now = list[Use](), False, (None, ())
+        self._uses, self._counted = list[Use](), False
+        self._now: tuple[Any, Sequence[Any]] = None, ()
         self._casts: dict[Hashable, tuple[Ref, ...]] = {}
         self.steps, self.constants = list[Step](), dict[Ref, Any]()
         self.sites, self.untold = dict[Site, Site](), dict[str, ValueError]()
-        self.data: set[Ref] = set()
+        self.data, self.arguments = set[Ref](), list[Ref]()
 
         def follow(*arrays):
             pairs = zip(traced.names, arrays, strict=True)
