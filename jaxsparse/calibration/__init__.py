@@ -16,6 +16,7 @@ from jaxsparse.calibration.layer_loss import Quadratic, quadratic, reconstruct
 from jaxsparse.calibration.observe import Met, Site, observe, sites
 from jaxsparse.calibration.oneshot import OneShot, prune_oneshot
 from jaxsparse.calibration.outliers import owl
+from jaxsparse.calibration.progress import Pruned
 from jaxsparse.calibration.reducers import Reducer, gram, largest, square_norms, zeros
 from jaxsparse.calibration.targets import Target
 
@@ -23,6 +24,7 @@ __all__ = [
     "Criterion",
     "Met",
     "OneShot",
+    "Pruned",
     "Quadratic",
     "Reducer",
     "Site",

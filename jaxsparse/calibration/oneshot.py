@@ -65,32 +65,46 @@ def prune_oneshot(
 ) -> OneShot:
     """Prunes weights by what they meet in a few inputs.
 
-    Axes come from the products of the traced model, so any framework will do. A stack of
-    kernels is pruned kernel by kernel.
+    The program runs once over all batches, cut before the last product of every weight that a
+    rule names: there the weight is pruned by what it meets, and the run goes on with what is
+    left, so that later weights see what pruned ones make. Of a stack every kernel has its place,
+    whether a `scan` takes it or an index. Axes come from the products, so any framework will do.
+
+    A weight with several products is pruned before the last of them, by what it meets in all;
+    the earlier ones ran with the dense weight. Weights in the body of a `while`, a `cond`, or a
+    `scan` that is not over their stack are pruned together: the loop runs once to look, and once
+    more with what is left. Weights that meet the same value share one statistic, and equal parts
+    of the program one compilation: `update` of a reducer sees the site of the first, and may use
+    its shape and axes but not its path.
 
     Args:
       fn: called as fn(params, *batch): the model, not its loss.
       params: its weights.
-      batches: tuples of arrays of one shape, gone through once a stage.
+      batches: tuples of arrays; sizes may differ where the program does not.
       rules: which leaves, with which pattern.
       criterion: `wanda()` by default; `alps()` loses least and takes longest.
       sparsity: overall target of the leaves whose rules name none.
       distribution: how they share it; default `uniform()`.
       per: what competes in an unstructured kernel: all of it, or each output's entries.
-      stages: regular expressions of paths. Weights of a stage are pruned together, by what
-        they meet when the stages before are pruned; a stage for every block of a
-        transformer is usual. Every leaf that a rule names is in one.
+      on_pruned: called with a `Pruned` after every weight or kernel of a stack, for a bar.
+      folder: where masks and new weights are kept as they are found. With the same arguments a
+        killed run goes on behind the last of them.
+      spill: a folder for files with the values that the walk carries from cut to cut, which are
+        in memory otherwise: those of all batches at one place of the program.
 
     Returns:
       The weights and their masks.
 
     Raises:
-      ValueError: a leaf that no product meets or that products sum over in different ways,
-        that is in no stage or in two, that is complex, or integer where the criterion makes
-        new weights; batches that are none. Path and shape are quoted, before anything is
-        pruned. And, once a stage is seen: a kernel that met nothing, or numbers that are not
-        finite or too small or large for float32 squares.
+      ValueError: a leaf or a kernel of a stack that no product meets, a leaf that products sum
+        over in different ways, that is complex or not finite, or integer where the criterion
+        makes new weights; batches that are none, have NaN or make another program; a folder of
+        another run. Path and shape are quoted, before anything is pruned. And, once it is seen:
+        a kernel that met numbers that are not finite or too small or large for float32 squares.
       TypeError: on arguments of the wrong kind.
+
+    Warns:
+      UserWarning: XᵀX of a criterion that solves with it has fewer rows than columns.
 
     Example:
       >>> import jaxsparse as js
