@@ -12,6 +12,7 @@ from jaxsparse.calibration.criteria import (
     wanda,
 )
 from jaxsparse.calibration.fisher import fisher
+from jaxsparse.calibration.fitting import Fitted, Part, fit, fit_parts
 from jaxsparse.calibration.layer_loss import Quadratic, quadratic, reconstruct
 from jaxsparse.calibration.observe import Met, Site, observe, sites
 from jaxsparse.calibration.oneshot import OneShot, prune_oneshot
@@ -22,8 +23,10 @@ from jaxsparse.calibration.targets import Target
 
 __all__ = [
     "Criterion",
+    "Fitted",
     "Met",
     "OneShot",
+    "Part",
     "Pruned",
     "Quadratic",
     "Reducer",
@@ -31,6 +34,8 @@ __all__ = [
     "Target",
     "alps",
     "fisher",
+    "fit",
+    "fit_parts",
     "given",
     "gram",
     "largest",
