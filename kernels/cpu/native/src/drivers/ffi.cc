@@ -34,6 +34,13 @@ class XlaPool : public Pool {
   ffi::ThreadPool& pool_;
 };
 
+// The calling thread and no other.
+class OneThread : public Pool {
+ public:
+  int threads() const override { return 1; }
+  void schedule(std::function<void()> task) override { task(); }
+};
+
 // The first thing wrong ends a call.
 struct Refused {
   const char* what;
@@ -98,6 +105,16 @@ template <class Weights>
 constexpr size_t kIndices = 2;
 template <>
 constexpr size_t kIndices<NmWeights> = 1;
+
+// Multiplications below which the calling thread works alone, some ten microseconds of them on a
+// Zen 5 core: to wake a helper takes about as long, and half the processor time of the product
+// besides. Single weights take several times as long as those in vectors.
+template <class Weights>
+constexpr long kAlone = 32 * 1024;
+template <>
+constexpr long kAlone<NmWeights> = 256 * 1024;
+template <>
+constexpr long kAlone<BlockWeights> = 256 * 1024;
 
 void read(const Operands& o, BlockWeights* w) {
   require(rank(o.values) == 3, "values must be (nnz, bk, bn)");
@@ -184,8 +201,11 @@ ffi::Error run(ffi::ThreadPool& threads, const F& body) {
 template <class Weights>
 ffi::Error product(ffi::ThreadPool threads, ffi::Dictionary attributes, Buffer x, Buffer values,
                    ffi::RemainingArgs rest, ffi::Result<Buffer> y) {
-  return run(threads, [&](Pool& pool) {
+  return run(threads, [&](Pool& all) {
     const Matrix in = matrix(x), out = matrix(*y);
+    OneThread one;
+    const bool alone = in.rows * (long)values.element_count() <= kAlone<Weights>;
+    Pool& pool = alone ? static_cast<Pool&>(one) : all;
     require(in.rows == out.rows, "the batches differ");
     const auto found = attributes.get<bool>("transpose");
     const bool transpose = found.has_value() && *found;
