@@ -21,9 +21,14 @@ from experiments.smaller import pack_blocks
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 DENSE, ARMS_OF = "reviews_dense.py", "reviews_movement.py"
-# Those that are compared with dense, and by how much they may fall short of it.
-ARMS = ("light", "light_blocks", "strong", "strong_blocks", "magnitude")
-EXTREME = ("extreme_blocks", "extreme_magnitude")
+ARMS = (
+    "light",
+    "light_blocks",
+    "light_magnitude",
+    "strong",
+    "strong_blocks",
+    "strong_magnitude",
+)
 TOKENS, PACKED = 64, ", packed"
 
 
@@ -68,11 +73,11 @@ BOUNDS = tuple(
         *(Bound(arm, runtime, True, speed) for runtime, speed in speeds.items()),
     )
 )
-RIVALS = (("strong_blocks", "magnitude"), ("extreme_blocks", "extreme_magnitude"))
+RIVALS = (("light_blocks", "light_magnitude"), ("strong_blocks", "strong_magnitude"))
 
 
 def measure(
-    seeds: Sequence[int], folder: pathlib.Path, arms: Sequence[str] = (*ARMS, *EXTREME)
+    seeds: Sequence[int], folder: pathlib.Path, arms: Sequence[str] = ARMS
 ) -> dict[str, Any]:
     """Runs the dense model and every arm at every seed; what is finished is only read.
 

@@ -5,10 +5,9 @@
     $run/reviews_movement.py:strong --workdir runs/strong
 
 `init_from` and `distillation.teacher` name the folder of the first run. Arms, named behind
-the file: "light" leaves some 40 % of the linear weights, "strong" 22 %, both dense again
-inside of what is kept, as NNCF does it; "_blocks" keep the zeros that movement left there
-and store them packed. "magnitude" and "extreme_magnitude" (12 %) are the rivals of
-"strong_blocks" and "extreme_blocks", "dense" prunes nothing in as many steps.
+the file: "light" and "strong" are dense again inside of the heads and neurons that are kept, as
+NNCF does it; "_blocks" keep the zeros that movement left there and store them packed.
+"_magnitude" are the rivals of "_blocks", "dense" prunes nothing in as many steps.
 """
 
 from experiments.configs import reviews_dense
@@ -18,13 +17,12 @@ from experiments.registry import near_misses
 # the share of zeros. What is left of the linear weights follows, and is in the report; heads
 # go as a whole, which is what makes attention fast, only where its own factor is high enough.
 ARMS = {
-    "light": {"factors": (0.012, 0.07), "refill": True},
-    "strong": {"factors": (0.025, 0.12), "refill": True},
-    "light_blocks": {"factors": (0.002, 0.035), "refill": False},
-    "strong_blocks": {"factors": (0.008, 0.07), "refill": False},
-    "extreme_blocks": {"factors": (0.014, 0.12), "refill": False},
-    "magnitude": {"sparsity": 0.78, "refill": False},
-    "extreme_magnitude": {"sparsity": 0.88, "refill": False},
+    "light": {"factors": (0.0085, 0.05), "refill": True},
+    "strong": {"factors": (0.02, 0.1), "refill": True},
+    "light_blocks": {"factors": (0.005, 0.042), "refill": False},
+    "strong_blocks": {"factors": (0.0115, 0.095), "refill": False},
+    "light_magnitude": {"sparsity": 0.78, "refill": False},
+    "strong_magnitude": {"sparsity": 0.88, "refill": False},
     "dense": {},
 }
 
@@ -34,7 +32,7 @@ def get_config(arm: str = "strong_blocks"):
         raise ValueError(f"no arm {arm!r}{near_misses(arm, ARMS)}")
     options = ARMS[arm]
     config = reviews_dense.get_config()
-    config.steps = 700
+    config.steps = 1000
     config.init_from = config.distillation.teacher = "runs/reviews"
     config.distillation.states = 1.0
     config.learning_rate.restart = False

@@ -19,7 +19,7 @@ def runs(monkeypatch):
         if arm == "dense":
             return found
         left = LEFT.get(arm, 0.2)
-        if arm == "magnitude":
+        if arm == "strong_magnitude":
             found["sparse_auc"] = 0.88
         sizes = {"smallest": left * 100, "dense": 100}
         keys = ("linear_bytes", "model_bytes", "linear_bytes_16", "model_bytes_16")
@@ -57,7 +57,7 @@ def runs(monkeypatch):
 
 def test_arms_of_a_seed_share_its_dense_run(runs, tmp_path):
     outcome = movement_claim.measure([0, 1], tmp_path)
-    assert len(runs) == 2 * (1 + 5 + 2)
+    assert len(runs) == 2 * (1 + 6)
     for path, config in runs.items():
         arm, seed = path.split("/")[-2:]
         dense = "" if arm == "dense" else str(tmp_path / "dense" / seed)
@@ -67,12 +67,12 @@ def test_arms_of_a_seed_share_its_dense_run(runs, tmp_path):
     assert held["light: linear_left <= 0.4"] and held["strong_blocks: linear_left <= 0.22"]
     assert held["light: JAX >= 2.2"] and held["strong_blocks: JAX >= 5.5"]
     assert not held["strong: JAX >= 3.2"] and held["strong: OpenVINO >= 2.6"] is None
-    rival = outcome["rivals"][0]
+    rival = outcome["rivals"][1]
     assert rival["auc_points"] == pytest.approx(2.0) and rival["linear_left"] == [0.22, 0.2]
     table = movement_claim.as_markdown(outcome)
     assert "| strong_blocks: JAX >= 5.5 | 6.000 | holds |" in table
     assert "| light: OpenVINO >= 1.8 | - | not installed |" in table
-    assert "strong_blocks against magnitude (22.0% and 20.0% left): AUC +2.00" in table
+    assert "strong_blocks against strong_magnitude (22.0% and 20.0% left): AUC +2.00" in table
     assert "| dense | 90.00 (90.00 90.00) |" in table
 
 

@@ -161,13 +161,17 @@ def test_the_rules_are_those_of_nncf(tiny):
     }
 
 
-@pytest.mark.parametrize("arm", ["light", "magnitude", "dense"])
+@pytest.mark.parametrize("arm", ["light", "light_magnitude", "dense"])
 def test_arms(arm):
     config = configs.load(f"{CONFIGS}/reviews_movement.py:{arm}")
     recipe = config.recipe.to_dict()
-    names = {"light": "structured_movement", "magnitude": "structured_magnitude", "dense": "dense"}
+    names = {
+        "light": "structured_movement",
+        "light_magnitude": "structured_magnitude",
+        "dense": "dense",
+    }
     assert recipe["name"] == names[arm] and recipe["begin"] == 0.03
-    assert recipe.get("refill") == {"light": True, "magnitude": False, "dense": None}[arm]
+    assert recipe.get("refill") == {"light": True, "light_magnitude": False, "dense": None}[arm]
 
 
 def test_an_unknown_arm():
