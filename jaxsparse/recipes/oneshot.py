@@ -5,6 +5,8 @@ which of them, for which layers of a tree.
 """
 
 import dataclasses
+import os
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -66,20 +68,29 @@ class OneShotRecipe:
     steps: tuple[OneShotStep, ...]
 
     def prune(
-        self, fn: Callable[..., Any], params: Tree, batches: Iterable[Any], **options: Any
+        self,
+        fn: Callable[..., Any],
+        params: Tree,
+        batches: Iterable[Any],
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        **options: Any,
     ) -> OneShot:
         """Runs `js.calibration.prune_oneshot` for every modifier, each on what those before left.
 
         Args:
           fn, params, batches, options: as in `prune_oneshot`.
+          folder: what a killed run goes on from; every modifier has a folder of its own in it.
 
         Returns:
           The weights, and the masks of all modifiers together.
         """
         batches = list(batches)
         masks: dict[str, Bool[Array, ...]] = {}
-        for step in self.steps:
+        for number, step in enumerate(self.steps):
             own = step.options(fn, params, batches)
+            if folder is not None:
+                own["folder"] = pathlib.Path(folder, str(number))
             found = prune_oneshot(fn, params, batches, step.rules, **own, **options)
             params, masks = found.params, masks | found.masks
         return OneShot(params, masks)

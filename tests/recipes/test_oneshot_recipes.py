@@ -201,7 +201,9 @@ def test_modifiers_run_one_after_the_other(tmp_path):
     for given in recipe, file, str(file), json.dumps(recipe):
         found = from_yaml(given, SMALL)
         assert len(found.steps) == 2
-    found = found.prune(model, SMALL, BATCHES)
+    # Each of them goes on from a folder of its own.
+    found.prune(model, SMALL, BATCHES, folder=tmp_path / "kept")
+    found = found.prune(model, SMALL, BATCHES, folder=tmp_path / "kept")
     same(found, second._replace(masks=first.masks | second.masks))
 
 
