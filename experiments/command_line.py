@@ -9,7 +9,7 @@ import ast
 import fractions
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from experiments import config as configs
@@ -22,12 +22,20 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help lists what there is")
 
 
-def parse(arguments: Sequence[str], description: str = "") -> argparse.Namespace:
+def parse(
+    arguments: Sequence[str],
+    description: str = "",
+    *,
+    program: str = "experiments.run",
+    check: Callable[[Any], Any] = configs.check,
+) -> argparse.Namespace:
     """The arguments of a run.
 
     Args:
       arguments: without the program's name.
       description: what ``--help`` says first.
+      program: the module's name.
+      check: of a config, returns it or raises ValueError.
 
     Returns:
       ``config`` (a checked config with the overrides applied), ``workdir`` and
@@ -37,7 +45,7 @@ def parse(arguments: Sequence[str], description: str = "") -> argparse.Namespace
       ValueError: whatever cannot be meant; one line.
     """
     parser = _Parser(
-        prog="python -m experiments.run",
+        prog=f"python -m {program}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -60,7 +68,7 @@ def parse(arguments: Sequence[str], description: str = "") -> argparse.Namespace
         group = key.removesuffix(".name")
         if key.endswith(".name") and (dropped := configs.drop_options(config, group)):
             _LOG.warning("left out, for %s has none of them: %s", pairs[key], ", ".join(dropped))
-    options.config = configs.check(config)
+    options.config = check(config)
     return options
 
 

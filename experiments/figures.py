@@ -143,6 +143,28 @@ def latencies(spread: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
+def perplexities(found: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
+    """Perplexity against sparsity, a panel for each corpus and a line for each method.
+
+    Args:
+      found: corpus -> method -> (sparsity, perplexity).
+    """
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    lines = {}
+    for axes, (corpus, methods) in zip(
+        figure.subplots(1, max(1, len(found)), squeeze=False)[0], found.items(), strict=False
+    ):
+        for method, points in methods.items():
+            x, y = zip(*sorted(points), strict=True)
+            (lines[method],) = axes.plot(x, y, marker="o", markersize=3, label=method)
+        axes.set_yscale("log")
+        axes.set_title(corpus, fontsize=9)
+        axes.set_xlabel("sparsity (fraction zero)")
+        axes.set_ylabel("perplexity")
+    figure.legend(handles=list(lines.values()), fontsize=7, loc="outside lower center", ncols=2)
+    return figure
+
+
 def densities(leaves: Sequence[Mapping[str, Any]]) -> Figure:
     """A bar per pruned leaf: the fraction of its entries that is kept.
 

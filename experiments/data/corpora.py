@@ -16,7 +16,7 @@ CORPORA: Registry[list[str]] = Registry("corpus")
 HELD_OUT = 0.2
 # Characters that a document of running text has at least: some 300 tokens.
 _DOCUMENT = 1200
-Encode = Callable[[str], Sequence[int]]
+Encode = Callable[[str], Sequence[int] | np.ndarray]
 
 
 @CORPORA.register("reviews")

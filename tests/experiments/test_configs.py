@@ -5,7 +5,12 @@ import pytest
 from experiments import config as configs
 from experiments.steps import resolve
 
-CONFIGS = sorted(pathlib.Path("experiments/configs").glob("[a-z]*.py"))
+# Those of language models have other keys: test_oneshot.py loads them.
+CONFIGS = sorted(
+    path
+    for path in pathlib.Path("experiments/configs").glob("[a-z]*.py")
+    if not path.stem.startswith("smollm_")
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,0 +1,7 @@
+"""SmolLM2 pruned by alps; behind the file a pattern, as in smollm_alps.py:2:4."""
+
+from experiments.oneshot.config import get_config as base
+
+
+def get_config(pattern: str = "unstructured"):
+    return base("alps", pattern)

@@ -1,0 +1,1 @@
+"""One-shot pruning of a real language model: `python -m experiments.oneshot`."""

@@ -1,0 +1,132 @@
+"""The keys of a run of `experiments.oneshot`, and their mistakes, before any work."""
+
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+import jaxsparse as js
+from experiments import config as configs
+from experiments.data import corpora
+from experiments.oneshot import methods, models
+from experiments.registry import near_misses
+from experiments.rules import parse_pattern
+
+# Pattern -> sparsity; n:m patterns have theirs.
+PATTERNS = {"unstructured": 0.5, "2:4": 0.5, "4:8": 0.5, "4x16": 0.3}
+PARTS = ("auto", "layer", "output")
+
+
+def get_config(criterion: str = "wanda", pattern: str = "unstructured") -> Any:
+    """SmolLM2 pruned by a criterion, calibrated and tested on reviews and the handbook."""
+    config = ConfigDict()
+    # It chooses the calibration windows.
+    config.seed = 0
+    # "smollm2", a GGUF file of a Llama, or "tiny": random, for tests.
+    config.model = "smollm2"
+    config.criterion = criterion
+    # What follows the criterion: "swaps", "reconstruction". Every stage is a row of the report.
+    config.stages = ()
+    # As rules spell it, for all linear layers of all blocks; embeddings, norms and head stay.
+    config.pattern = pattern
+    # Of patterns other than n:m.
+    config.sparsity = PATTERNS.get(pattern, 0.5)
+    # What competes in an unstructured kernel: all of its "layer", or the entries of an "output";
+    # "auto" is an output for Wanda, as its authors have it, and the layer for all else.
+    config.per = "auto"
+    # Windows of `length` tokens, as many of each corpus: "reviews", "handbook", "docstrings" or
+    # a text file.
+    config.calibration = ConfigDict(
+        {"corpora": ("reviews", "handbook"), "sequences": 24, "length": 256}
+    )
+    # So many windows of each corpus, all texts that no calibration sees.
+    config.test = ConfigDict({"corpora": ("reviews", "handbook"), "sequences": 16})
+    # Sequences that run together.
+    config.batch_size = 4
+    # What is written, for the tokens per second and the sample; 0 tokens write nothing.
+    config.generation = ConfigDict(
+        {"prompt": "The most important thing about a good book is", "tokens": 128, "rounds": 3}
+    )
+    return config
+
+
+def load(path: str, overrides: dict[str, Any] | None = None) -> Any:
+    """The config of a file with some keys changed, checked; see `experiments.config.load`."""
+    config = configs.read(path)
+    for key, value in (overrides or {}).items():
+        configs.assign(config, key, value)
+    return check(config)
+
+
+def check(config: Any) -> Any:
+    """Returns `config`.
+
+    Raises:
+      ValueError: a key that is unknown or missing, or a value that cannot be meant.
+    """
+    known = dict(configs.flatten(get_config().to_dict()))
+    given = dict(configs.flatten(config.to_dict()))
+    for key in given:
+        if key not in known:
+            raise ValueError(f"unknown config key {key!r}{near_misses(key, known)}")
+    if missing := sorted(known.keys() - given.keys()):
+        raise ValueError(
+            f"the config lacks {', '.join(missing)}; start from experiments/oneshot/config.py"
+        )
+    least = {"calibration.sequences": 1, "calibration.length": 2, "test.sequences": 1}
+    least |= {"batch_size": 1, "seed": 0, "generation.tokens": 0, "generation.rounds": 1}
+    for key, number in least.items():
+        if given[key] < number:
+            raise ValueError(f"config.{key} must be at least {number}, not {given[key]}")
+    if not 0 < config.sparsity < 1:
+        raise ValueError(f"config.sparsity is a share in (0, 1), not {config.sparsity}")
+    if config.per not in PARTS:
+        raise ValueError(f"config.per is {config.per!r}; known: {', '.join(PARTS)}")
+    models.check_name(config.model)
+    methods.chain(config.criterion, config.stages)
+    pattern = rule(config).pattern
+    if config.per == "output" and not isinstance(pattern, js.Unstructured):
+        raise ValueError(
+            f"config.per = 'output' is for the pattern unstructured, whose entries compete, not "
+            f"for {config.pattern}; auto would work"
+        )
+    _check_corpora(config)
+    return config
+
+
+def competing(config: Any) -> Literal["layer", "output"]:
+    """`config.per`, or what "auto" stands for."""
+    if config.per != "auto":
+        return config.per
+    unstructured = isinstance(rule(config).pattern, js.Unstructured)
+    return "output" if unstructured and config.criterion == "wanda" else "layer"
+
+
+def rule(config: Any) -> js.Rule:
+    """The rule of all linear layers of all blocks."""
+    pattern = parse_pattern(config.pattern)
+    sparsity = None if isinstance(pattern, js.NM) else config.sparsity
+    return js.Rule(models.LINEAR, pattern, sparsity=sparsity)
+
+
+def _check_corpora(config: Any) -> None:
+    for part in ("calibration", "test"):
+        names = config[part].corpora
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"config.{part}.corpora = {names!r}: one or more names, each once")
+        for name in names:
+            corpora.check_name(name)
+    sequences, names = config.calibration.sequences, config.calibration.corpora
+    if sequences % len(names):
+        raise ValueError(
+            f"config.calibration.sequences = {sequences} are to be as many of each of "
+            f"{len(names)} corpora; a multiple of {len(names)} would work"
+        )
+    for key, total in (
+        ("calibration.sequences", sequences),
+        ("test.sequences", config.test.sequences),
+    ):
+        # All batches have one shape, and every sequence counts.
+        if total % config.batch_size:
+            raise ValueError(
+                f"config.{key} = {total} is no multiple of config.batch_size = {config.batch_size}"
+            )

@@ -1,0 +1,38 @@
+"""Criteria by name, and what follows them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from experiments.registry import Registry
+from jaxsparse import calibration
+from jaxsparse.calibration import Criterion
+
+CRITERIA: Registry[Criterion] = Registry("criterion")
+for _make in (calibration.magnitude, calibration.wanda, calibration.sparsegpt, calibration.alps):
+    CRITERIA.register(_make.__name__)(_make)
+STAGES: Registry[Criterion] = Registry("stage", given=1)
+_FOLLOWS: dict[str, Callable[[Any], Criterion]] = {
+    "swaps": calibration.swapped,
+    "reconstruction": calibration.reconstructed,
+}
+for _name, _follow in _FOLLOWS.items():
+    STAGES.register(_name)(_follow)
+
+
+def chain(criterion: str, stages: Sequence[str]) -> dict[str, Criterion]:
+    """The criterion, and what it is after each stage.
+
+    Raises:
+      ValueError: an unknown name, with the near misses, or a stage that is there twice.
+
+    >>> list(chain("wanda", ("swaps", "reconstruction")))
+    ['wanda', 'wanda + swaps', 'wanda + swaps + reconstruction']
+    """
+    if isinstance(stages, str) or len(set(stages)) < len(stages):
+        raise ValueError(f"config.stages = {stages!r}: a tuple of stages, each once, would work")
+    label, last = criterion, CRITERIA.create(criterion)
+    found = {label: last}
+    for stage in stages:
+        label, last = f"{label} + {stage}", STAGES.create(stage, last)
+        found[label] = last
+    return found

@@ -1,0 +1,95 @@
+"""Language models by name, with all that a run asks of them."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from experiments.data.corpora import Encode
+from experiments.gguf import load_gguf
+from experiments.models.generation import generate
+from experiments.models.llama import Llama
+from experiments.models.sizes import LlamaSizes
+from experiments.pretrained import gguf_file
+
+# All linear layers of all blocks; their names are the model's.
+LINEAR = r"layers/\d+/(attention|feed_forward)/\w+/kernel"
+TINY, SMOLLM2 = "tiny", "smollm2"
+# Random weights that read bytes: for tests, and to see a run in a minute.
+TINY_SIZES = LlamaSizes(
+    width=64,
+    head_dim=16,
+    heads=(4, 4),
+    hidden=(128, 128),
+    epsilon=1e-5,
+    activation="silu",
+    vocabulary=256,
+    longest=512,
+    key_heads=(2, 2),
+    theta=1e4,
+    tied=True,
+)
+
+
+class LanguageModel(NamedTuple):
+    """A decoder and its tokenizer.
+
+    Attributes:
+      graph, params: of the module, as `nnx.split` gives them.
+      encode: text -> token ids.
+      decode: token ids -> text.
+      longest: tokens of a text at most.
+      source: one line on where it came from.
+    """
+
+    graph: Any
+    params: Any
+    encode: Encode
+    decode: Callable[[Any], str]
+    longest: int
+    source: str
+
+    def apply(self, params: Any, tokens: jax.Array) -> jax.Array:
+        """Logits (batch, length, vocabulary)."""
+        return nnx.merge(self.graph, params)(tokens)
+
+    def write(self, params: Any, tokens: jax.Array, new: int) -> jax.Array:
+        """The `new` likeliest tokens (batch, new) after each row."""
+        return generate(nnx.merge(self.graph, params), tokens, new)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a model that there cannot be."""
+    if name not in (TINY, SMOLLM2) and not pathlib.Path(name).expanduser().is_file():
+        raise ValueError(f"config.model is {name!r}; {SMOLLM2}, {TINY} or a GGUF file would work")
+
+
+def load(name: str) -> LanguageModel:
+    """The model of a name, as `check_name` knows it.
+
+    Raises:
+      DownloadError: it could not be fetched.
+      ValueError: a file that is damaged, or none of a Llama.
+    """
+    if name == TINY:
+        return _tiny()
+    file = gguf_file(name)
+    model, tokenizer = load_gguf(file)
+    graph, params = nnx.split(model)
+    return LanguageModel(
+        graph, params, tokenizer.encode, tokenizer.decode, model.longest, file.name
+    )
+
+
+def _tiny() -> LanguageModel:
+    graph, params = nnx.split(Llama(TINY_SIZES, rngs=nnx.Rngs(0)))
+    return LanguageModel(
+        graph,
+        params,
+        lambda text: list(text.encode()),
+        lambda ids: bytes(ids).decode("utf-8", "replace"),
+        TINY_SIZES.longest,
+        "random weights, bytes as tokens",
+    )

@@ -1,0 +1,68 @@
+"""``report.html`` of a one-shot run, beside finished ones if there are any."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import figures
+from experiments.html import Section, render
+from experiments.oneshot import summary
+
+_LOSS = (
+    "Layer loss is the mean over layers of |XW - XV|² / |XW|² of weights W, pruned to V, and what "
+    "they meet, X; by Wanda without the products of different inputs. Minutes "
+    "are those of pruning, compilation included."
+)
+
+
+def build(report: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page of a run.
+
+    Args:
+      report: as report.json holds it.
+      beside: other reports, drawn in the figure.
+    """
+    sections = [
+        Section("Dense and pruned", summary.stages(report), _LOSS),
+        Section(
+            "Perplexity against sparsity",
+            figures.perplexities(points([report, *beside])),
+            "Of the texts held out; dense is at 0.",
+        ),
+    ]
+    if report["speed"]:
+        tokens = report["config"]["generation"]["tokens"]
+        sections += [
+            Section(
+                "Speed",
+                summary.speeds(report),
+                f"{tokens} tokens written after a prompt, one text at a time, on "
+                f"{report['environment']['processor']}; all forms in turn in one process.",
+            ),
+            Section(
+                "One text of each", "\n\n".join(f"{k}: {v}" for k, v in report["samples"].items())
+            ),
+        ]
+    sections += [
+        Section(
+            "Machine and versions", [["", "this run"], *map(list, report["environment"].items())]
+        ),
+        Section("Config", json.dumps(report["config"], indent=2)),
+    ]
+    return render(summary.title(report), summary.lead(report), sections)
+
+
+def points(reports: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple]]]:
+    """Corpus -> method -> (sparsity, perplexity), each method's from the dense model on."""
+    found: dict[str, dict[str, list[tuple]]] = {}
+    for report in reports:
+        dense, *stages = report["rows"]
+        for row in stages:
+            label = f"{row['stage']}, {report['pattern']}"
+            for name, perplexity in row["perplexity"].items():
+                if perplexity is not None and dense["perplexity"][name] is not None:
+                    line = found.setdefault(name, {}).setdefault(
+                        label, [(0.0, dense["perplexity"][name])]
+                    )
+                    line.append((row["sparsity"], perplexity))
+    return found

@@ -1,0 +1,183 @@
+"""`python -m experiments.oneshot`: a run end to end, killed and gone on with, and mistakes."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+import jaxsparse as js
+from experiments.oneshot import __main__ as command
+from experiments.oneshot import config as own
+from experiments.oneshot import methods, models, page, run, summary
+from experiments.registry import near_misses
+
+CONFIGS = sorted(pathlib.Path("experiments/configs").glob("smollm_*.py"))
+SIZES = dataclasses.replace(
+    models.TINY_SIZES, width=16, head_dim=8, heads=(2,), key_heads=(1,), hidden=(32,)
+)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """One small block, a text file, and nothing to write."""
+    monkeypatch.setattr(models, "TINY_SIZES", SIZES)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("\n\n".join(f"{n} is what the number {n} says." for n in range(2000)))
+    found = own.load("experiments/configs/smollm_tiny.py:2:4")
+    found.calibration.update(corpora=(str(notes),), sequences=4, length=16)
+    found.test.update(corpora=(str(notes),), sequences=4)
+    found.generation.tokens = 0
+    return found
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("pattern", own.PATTERNS)
+def test_every_config_loads_with_every_pattern(path, pattern):
+    config = own.load(f"{path}:{pattern}")
+    assert config.pattern == pattern and config.sparsity == own.PATTERNS[pattern]
+    assert (own.rule(config).sparsity is None) == (":" in pattern)
+    wanda = config.criterion == "wanda" and pattern == "unstructured"
+    assert own.competing(config) == ("output" if wanda else "layer")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on(config, tmp_path, monkeypatch):
+    config.stages = ("reconstruction",)
+    folder, prune, asked = tmp_path / "run", run.prune_oneshot, []
+
+    def killed(*arguments, **options):
+        asked.append(options["per"])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return prune(*arguments, **options)
+
+    monkeypatch.setattr(run, "prune_oneshot", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(config, str(folder))
+    kept = {file.name: file.read_bytes() for file in (folder / "rows").iterdir()}
+    assert sorted(kept) == ["0.json", "1.json"]
+
+    report = run.run(config, str(folder))
+    assert len(asked) == 3  # the first stage is not pruned again
+    assert all((folder / "rows" / name).read_bytes() == kept[name] for name in kept)
+    stages = [row["stage"] for row in report["rows"]]
+    assert stages == ["dense", "wanda", "wanda + reconstruction"]
+    assert [row["sparsity"] for row in report["rows"]] == [0, 0.5, 0.5]
+    assert all(150 < row["perplexity"][config.test.corpora[0]] < 600 for row in report["rows"])
+    assert report == json.loads((folder / "report.json").read_text())
+    masks = np.load(folder / run.MASKS)
+    assert len(masks.files) == report["pruned_leaves"] == 7
+    packed = js.load_safetensors(folder / run.PACKED)
+    found = packed["layers"][0] if isinstance(packed["layers"], list) else packed["layers"]["0"]
+    kernel = found["feed_forward"]["up"]["kernel"]
+    np.testing.assert_array_equal(
+        np.asarray(kernel.todense()) != 0, masks["layers/0/feed_forward/up/kernel"]
+    )
+    html = (folder / "report.html").read_text()
+    assert "wanda + reconstruction on tiny, 2:4" in html and html.count("<img") == 1
+    # What is finished is only read.
+    monkeypatch.setattr(run, "_prepare", None)
+    assert run.run(config, str(folder)) == report
+    config.seed = 1
+    with pytest.raises(ValueError, match=r"another config.*\n  seed: 0 -> 1"):
+        run.run(config, str(folder))
+
+
+def test_a_last_row_that_is_there_is_pruned_again_for_its_weights(config, tmp_path, monkeypatch):
+    write = run._written
+    monkeypatch.setattr(run, "_written", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.run(config, str(tmp_path / "run"), html=False)
+    monkeypatch.setattr(run, "_written", write)
+    report = run.run(config, str(tmp_path / "run"), html=False)
+    assert len(report["rows"]) == 2 and report["pruned_leaves"] == 7
+
+
+@pytest.mark.slow
+def test_what_is_written_dense_and_packed(config, tmp_path):
+    config.generation.update(tokens=4, rounds=1)
+    report = run.run(config, str(tmp_path / "run"))
+    forms = ["dense float32", "dense bfloat16", "packed bfloat16", "packed int8"]
+    assert [row["model"] for row in report["speed"]] == forms
+    assert list(report["samples"]) == ["prompt", *forms]
+    sizes = [row["bytes"] for row in report["speed"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(row["speedup"]["dense float32"] > 0 for row in report["speed"])
+    assert len(summary.speeds(report)) == 5
+
+
+def test_a_figure_of_several_runs():
+    def report(pattern, *rows):
+        found = [{"stage": s, "sparsity": p, "perplexity": {"a": x}} for s, p, x in rows]
+        return {"pattern": pattern, "rows": [{"perplexity": {"a": 9.0}}, *found]}
+
+    found = page.points([report("2:4", ("w", 0.5, 20.0), ("w + x", 0.5, None))])
+    assert found == {"a": {"w, 2:4": [(0.0, 9.0), (0.5, 20.0)]}}
+    more = page.points(
+        [report("unstructured", ("w", s, 10.0 + s)) for s in (0.3, 0.5)] + [report("2:4")]
+    )
+    assert more["a"]["w, unstructured"] == [(0.0, 9.0), (0.3, 10.3), (0.5, 10.5)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("criterion", "wonda", r"unknown criterion 'wonda'; did you mean 'wanda'"),
+        ("stages", ("swap",), r"unknown stage 'swap'; did you mean 'swaps'"),
+        ("stages", ("swaps", "swaps"), r"each once"),
+        ("pattern", "2of4", r"unknown pattern '2of4'"),
+        ("sparsity", 1.0, r"config.sparsity is a share in \(0, 1\), not 1.0"),
+        ("per", "row", r"config.per is 'row'; known: auto, layer, output"),
+        ("per", "output", r"not for 2:4; auto would work"),
+        ("model", "smollm3", r"config.model is 'smollm3'; smollm2, tiny or a GGUF file"),
+        ("batch_size", 0, r"config.batch_size must be at least 1, not 0"),
+        ("calibration.sequences", 6, r"config.calibration.sequences = 6 is no multiple of"),
+        ("calibration.corpora", ("revews",), r"'revews' is no corpus and no text file"),
+        ("calibration.corpora", (), r"config.calibration.corpora = \(\): one or more"),
+        ("test.corpora", ("reviews", "reviews"), r"each once"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(config, key, value, message, tmp_path):
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        run.run(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("pattern", "3:5", r"layers/0/.*kernel' of shape \(16, \d+\).*5"),
+        ("calibration.sequences", 100000, r"calibration on .*notes.txt needs 100000 windows"),
+        ("calibration.length", 600, r"config.calibration.length: 600 tokens .* 512 at most"),
+        ("generation.tokens", 600, r"config.generation.tokens: 6\d\d tokens .* 512 at most"),
+    ],
+)
+def test_what_the_model_or_the_texts_cannot_do(config, key, value, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "perplexity", None)  # the first of the long work
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        run.run(config, str(tmp_path / "run"))
+
+
+def test_a_key_that_there_is_not(config):
+    del config.seed
+    with pytest.raises(ValueError, match="the config lacks seed"):
+        own.check(config)
+    config.sed = 1
+    with pytest.raises(ValueError, match=r"key 'sed'" + near_misses("sed", ["seed"]).rstrip("?")):
+        own.check(config)
+
+
+def test_the_command_says_a_mistake_in_a_line():
+    with pytest.raises(SystemExit, match="error: unknown config key 'sed'; did you mean 'seed'"):
+        command.main(
+            ["--config=experiments/configs/smollm_tiny.py", "--workdir=x", "--config.sed=1"]
+        )
+
+
+def test_stages_follow_each_other():
+    labels = list(methods.chain("alps", ("swaps", "reconstruction")))
+    assert labels == ["alps", "alps + swaps", "alps + swaps + reconstruction"]
