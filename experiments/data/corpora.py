@@ -124,7 +124,7 @@ def _windows(texts, encode: Encode, count: int, length: int, seed, what: str) ->
     for row in np.random.default_rng(seed).permutation(len(texts)):
         if len(ids) >= count * length:
             break
-        ids += encode(f"{texts[row]}\n\n")
+        ids.extend(encode(f"{texts[row]}\n\n"))
     if len(ids) < count * length:
         raise ValueError(
             f"{what} needs {count} windows of {length} tokens, {count * length:,}, and its "

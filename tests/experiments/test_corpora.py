@@ -43,6 +43,8 @@ def test_windows_follow_from_the_seed(notes):
     first = corpora.calibration(notes, encode, 3, 64, 5)
     assert first.shape == (3, 64) and first.dtype == np.int32
     np.testing.assert_array_equal(first, corpora.calibration(notes, encode, 3, 64, 5))
+    as_array = corpora.calibration(notes, lambda text: np.array(encode(text)), 3, 64, 5)
+    np.testing.assert_array_equal(first, as_array)
     np.testing.assert_array_equal(first[:2], corpora.calibration(notes, encode, 2, 64, 5))
 
 
