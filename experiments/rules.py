@@ -56,13 +56,14 @@ def parse_rules(entries: Sequence[Sequence]) -> list[js.Rule]:
 
 
 def parse_distribution(name: str) -> Distribution:
-    """ "uniform", "erk", "global", or "global:0.999" with that most sparse a leaf may get.
+    """ "uniform", "erk", "global", or "global:0.999" with that most sparse a leaf may get;
+    "global_by_size:0.999" where groups are of several sizes, each with its own threshold.
 
     Raises:
       ValueError: anything else, with the near misses.
     """
-    if match := re.fullmatch(r"global:(0?\.\d+)", name):
-        return js.global_(maximum=float(match[1]))
+    if match := re.fullmatch(r"global(_by_size)?:(0?\.\d+)", name):
+        return js.global_(maximum=float(match[2]), by_size=bool(match[1]))
     if name not in _DISTRIBUTIONS:
         raise ValueError(f"unknown distribution {name!r}{near_misses(name, _DISTRIBUTIONS)}")
     return _DISTRIBUTIONS[name]()

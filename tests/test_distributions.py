@@ -207,8 +207,23 @@ def test_out_of_reach(make, words):
 def test_global_refuses_groups_of_different_sizes():
     params = {"a": jnp.ones((8, 8)), "b": jnp.ones((8, 8))}
     rules = [js.Rule("a", js.Block(2, 4)), js.Rule("b", js.Block(4, 4))]
-    with pytest.raises(ValueError, match="'a': 8, 'b': 16"):
+    with pytest.raises(ValueError, match="8 in 'a', 16 in 'b'; by_size=True"):
         js.targets(rules, params, 0.5, js.global_())
     tx = js.prune(rules, schedule=0.5, distribution=js.global_())
-    with pytest.raises(ValueError, match="'a': 8, 'b': 16"):
+    with pytest.raises(ValueError, match="8 in 'a', 16 in 'b'; by_size=True"):
         tx.update(params, tx.init(params), params)
+
+
+def test_global_by_size_has_a_threshold_for_groups_of_each_size():
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        name: scale * jax.random.normal(key, (8, 8))
+        for name, scale, key in zip("abc", (1, 3, 10), keys, strict=True)
+    }
+    rules = [js.Rule("[ab]", js.Block(2, 4)), js.Rule("c", js.Block(4, 4))]
+    masks = compute(params, rules, sparsity=0.5, distribution=js.global_(by_size=True))
+    ones = {name: params[name] for name in "ab"}
+    apart = compute(ones, rules[:1], sparsity=0.5, distribution=js.global_())
+    apart |= compute({"c": params["c"]}, rules[1:], sparsity=0.5, distribution=js.global_())
+    jax.tree.map(np.testing.assert_array_equal, masks, apart)
+    assert counts(masks)["a"] < counts(masks)["b"] and counts(masks)["c"] == 32

@@ -20,9 +20,9 @@ ARMS = {
     "light": {"factors": (0.0085, 0.05), "refill": True},
     "strong": {"factors": (0.02, 0.1), "refill": True},
     "light_blocks": {"factors": (0.005, 0.042), "refill": False},
-    "strong_blocks": {"factors": (0.0115, 0.095), "refill": False},
+    "strong_blocks": {"factors": (0.01, 0.085), "refill": False},
     "light_magnitude": {"sparsity": 0.78, "refill": False},
-    "strong_magnitude": {"sparsity": 0.88, "refill": False},
+    "strong_magnitude": {"sparsity": 0.87, "refill": False},
     "dense": {},
 }
 
@@ -44,8 +44,8 @@ def get_config(arm: str = "strong_blocks"):
     if "sparsity" in options:
         config.recipe.name = "structured_magnitude"
         config.sparsity = options["sparsity"]
-        # One threshold for all layers, as movement has; as there every leaf keeps 2 %.
-        config.distribution = "global:0.98"
+        # One threshold for all layers, as movement has, of blocks and of neurons.
+        config.distribution = "global_by_size:0.98"
         return config
     config.recipe.name = "structured_movement"
     attention, feed_forward = options["factors"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -70,6 +70,7 @@ class _ERK(Distribution):
 class _Global(Distribution):
     minimum: float = 0.0
     maximum: float = 0.98
+    by_size: bool = False
 
     def __post_init__(self):
         check_sparsity("global_: minimum", self.minimum)
@@ -83,21 +84,32 @@ class _Global(Distribution):
                 f"global_: sparsity {sparsity} is out of reach with every leaf between "
                 f"minimum={self.minimum} and maximum={self.maximum}"
             )
-        _check_sizes(specs)
+        self._ranked(specs)
         return super().fill(sparsity, specs)
 
     def kept(self, schedule, step, targets, specs, scores):
         joint = {path: s for path, s in specs.items() if known_target(s) is None}
         alone = {path: s for path, s in specs.items() if path not in joint}
         kept = super().kept(schedule, step, targets, alone, scores)
-        if joint:
-            target = targets[next(iter(joint))]
-            kept |= self._joint(schedule, step, target, list(joint.values()), scores)
+        for specs in self._ranked(joint.values()):  # `fill` is not asked where targets are given
+            kept |= self._joint(schedule, step, targets[specs[0].path], specs, scores)
         return kept
+
+    def _ranked(self, specs: Iterable[LeafSpec]) -> list[list[LeafSpec]]:
+        """Leaves with one threshold each, refused where it would compare unlike groups."""
+        ranked: dict[int, list[LeafSpec]] = {}
+        for spec in specs:
+            ranked.setdefault(spec.pattern.group_size(spec.view), []).append(spec)
+        if len(ranked) > 1 and not self.by_size:
+            listed = ", ".join(f"{size} in {each[0].path!r}" for size, each in ranked.items())
+            raise ValueError(
+                "global_ ranks groups against each other, so they must be of one size, but their "
+                f"entries are {listed}; by_size=True, uniform() or erk() would work"
+            )
+        return list(ranked.values())
 
     def _joint(self, schedule, step, target, specs, scores) -> dict[str, Array]:
         """One threshold over all leaves, the counts of each slice clipped to its bounds."""
-        _check_sizes(specs)  # `fill` is not asked where the schedule is the sparsity
         bits = common_bits([scores[spec.path] for spec in specs])
         shapes = [spec.view.batch_shape for spec in specs]
         bounds = [self._bounds(schedule, step, spec) for spec in specs]
@@ -157,15 +169,17 @@ def erk() -> Distribution:
     return _ERK()
 
 
-def global_(minimum: float = 0.0, maximum: float = 0.98) -> Distribution:
+def global_(minimum: float = 0.0, maximum: float = 0.98, *, by_size: bool = False) -> Distribution:
     """One threshold for all leaves: the best groups of the whole model are kept.
 
     No leaf (no layer of a stack) ends below `minimum` or above `maximum`
     sparsity; what a bound takes or leaves over is redistributed to the others, so
-    the total is exact. Groups are what is counted, and all must be of one size.
+    the total is exact. Groups are what is counted, and all must be of one size; with
+    `by_size` those of each size have a threshold of their own and reach the sparsity
+    by themselves, blocks of attention and neurons for example.
     N:M leaves and leaves whose rule names a sparsity stay as they are.
     """
-    return _Global(minimum, maximum)
+    return _Global(minimum, maximum, by_size)
 
 
 def targets(
@@ -219,16 +233,6 @@ def known_target(spec: LeafSpec) -> float | None:
     if spec.sparsity is None and spec.pattern.fixed:
         return spec.pattern.max_sparsity
     return spec.sparsity
-
-
-def _check_sizes(specs: Sequence[LeafSpec]) -> None:
-    sizes = {spec.path: spec.pattern.group_size(spec.view) for spec in specs}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{path!r}: {size}" for path, size in sizes.items())
-        raise ValueError(
-            "global_ ranks groups against each other, so they must be of one size, "
-            f"but their entries are {listed}; uniform() or erk() would work"
-        )
 
 
 def _relative_density(spec: LeafSpec) -> float:

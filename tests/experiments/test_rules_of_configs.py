@@ -39,5 +39,7 @@ def test_rules():
 def test_distributions():
     assert rules.parse_distribution("erk") == js.erk()
     assert rules.parse_distribution("global:0.999") == js.global_(maximum=0.999)
+    by_size = js.global_(maximum=0.999, by_size=True)
+    assert rules.parse_distribution("global_by_size:0.999") == by_size
     with pytest.raises(ValueError, match="unknown distribution 'unifrom'; did you mean 'uniform'"):
         rules.parse_distribution("unifrom")
