@@ -400,3 +400,55 @@ def test_too_few_rows_are_told_of_before_the_work():
         prune_oneshot(one, W, [normal(0, 5, 8)], RULES, criterion=alps(), on_pruned=told.append)
     assert len(told) == 1
     prune_oneshot(one, W, [normal(0, 5, 8)], RULES)  # norms alone need no more
+
+
+def mask_of(weight, *met):
+    squares = sum(jnp.sum(jnp.float32(x) ** 2, 0) for x in met)
+    return wanda().prune(jnp.asarray(weight), {"squares": squares}, Target(js.NM(2, 4)))[0]
+
+
+ANY = [js.Rule(".*", js.NM(2, 4))]
+
+
+def test_experts_of_a_stack_of_layers():
+    kernels, x = normal(0, 2, 3, 8, 8), normal(1, 3, 20, 8)
+
+    def layer(x, w):
+        return x + jnp.tanh(jnp.einsum("ebd,edh->ebh", x, w)), None
+
+    found = prune_oneshot(lambda p, x: lax.scan(layer, x, p["w"])[0], {"w": kernels}, [x], ANY)
+    for i in range(2):
+        masks = jnp.stack([mask_of(kernels[i, e], x[e]) for e in range(3)])
+        np.testing.assert_array_equal(found.masks["w"][i], masks)
+        x, _ = layer(x, jnp.where(masks, kernels[i], 0))
+
+
+def test_a_scan_from_the_last_layer_on_in_bfloat16():
+    kernels, x = np.asarray(normal(0, 3, 8, 8)), normal(1, 20, 8).astype(jnp.bfloat16)
+
+    def model(p, x):
+        def turn(x, w):
+            return jnp.tanh(x @ w), x.sum()
+
+        x, sums = lax.scan(turn, x, p["w"].astype(x.dtype), reverse=True)
+        return x * sums.sum()
+
+    found = prune_oneshot(model, {"w": kernels}, [np.asarray(x)], ANY)
+    for i in (2, 1, 0):
+        mask = mask_of(kernels[i], x)
+        np.testing.assert_array_equal(found.masks["w"][i], mask)
+        x = jnp.tanh(x @ jnp.where(mask, kernels[i], 0).astype(x.dtype))
+
+
+def test_a_product_of_weights_alone_and_a_kernel_that_data_picks():
+    params = {"w": normal(0, 2, 8, 8), "table": normal(1, 1, 8), "b": normal(2, 8, 8)}
+
+    def model(p, x):
+        which = (x[0, 0] > 0).astype(int)
+        return x @ p["w"][which] + x @ p["w"][1 - which] + jnp.tanh(p["table"] @ p["b"])
+
+    x = normal(3, 20, 8)
+    found = prune_oneshot(model, params, [x], [js.Rule("[wb]", js.NM(2, 4))])
+    np.testing.assert_array_equal(found.masks["b"], mask_of(params["b"], params["table"]))
+    for i in range(2):
+        np.testing.assert_array_equal(found.masks["w"][i], mask_of(params["w"][i], x))
