@@ -3,7 +3,8 @@
     python -m experiments.sweep --claim NAME [--seeds 5] [--workdir DIR] [--results DIR]
 
 The claim "movement" takes hours: some twenty runs of a pretrained transformer, or those of
-the arms that ``--arms`` names.
+the arms that ``--arms`` names. So does "oneshot": about an hour a seed on two idle cores, by
+estimate (``oneshot_claim.ARMS`` has the minutes of each).
 
 Every arm of a claim is a config with overrides, run once per seed in a folder of its
 own under the workdir: a sweep that was killed goes on. The outcome is written to
@@ -20,14 +21,14 @@ import absl.logging
 from experiments import claims, workdir
 from experiments.data.download import DownloadError
 
-MOVEMENT = "movement"
+MOVEMENT, ONESHOT = "movement", "oneshot"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep")
-    parser.add_argument("--claim", required=True, choices=[*claims.CLAIMS, MOVEMENT])
+    parser.add_argument("--claim", required=True, choices=[*claims.CLAIMS, MOVEMENT, ONESHOT])
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="some of the claim movement")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="some of movement or oneshot")
     parser.add_argument("--workdir", default="runs/sweep", help="folder of the runs")
     parser.add_argument("--results", default="experiments/results", help="folder of the outcome")
     options = parser.parse_args()
@@ -36,13 +37,18 @@ def main() -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     logging.getLogger("experiments").setLevel(logging.WARNING)
     seeds, runs = range(options.seeds), pathlib.Path(options.workdir)
+    some = {"arms": options.arms} if options.arms else {}
     try:
         if options.claim == MOVEMENT:
             from experiments import movement_claim  # late: `make demo` installs no tokenizers
 
-            some = {"arms": options.arms} if options.arms else {}
             outcome = movement_claim.measure(seeds, runs / MOVEMENT, **some)
             text = movement_claim.as_markdown(outcome)
+        elif options.claim == ONESHOT:
+            from experiments import oneshot_claim  # late, for the same reason
+
+            outcome = oneshot_claim.measure(seeds, runs / ONESHOT, **some)
+            text = oneshot_claim.as_markdown(outcome)
         else:
             outcome = claims.measure(options.claim, seeds, runs)
             text = claims.as_markdown(outcome)

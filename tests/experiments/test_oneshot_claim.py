@@ -1,0 +1,53 @@
+import pytest
+
+from experiments import oneshot_claim
+from experiments.oneshot import run as runs
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Every run that is asked for, by folder; reports are made up, and nothing is pruned."""
+    seen = {}
+
+    def run(config, path):
+        assert path not in seen
+        seen[path] = config
+        dense = {"stage": "dense", "sparsity": 0.0, "peak_memory_bytes": 1}
+        rows = [dense | {"perplexity": {"reviews": 57.0, "handbook": 43.0}}]
+        for number in range(1 + len(config.stages)):
+            found = {"reviews": 68.0 - 2 * number + config.seed, "handbook": None}
+            row = {"stage": f"stage {number}", "layer_loss": 0.01, "prune_seconds": 60.0}
+            rows.append(dense | row | {"sparsity": 0.5, "perplexity": found})
+        return {"rows": rows}
+
+    monkeypatch.setattr(runs, "run", run)
+    return seen
+
+
+def test_every_arm_and_seed_has_a_folder(asked, tmp_path):
+    outcome = oneshot_claim.measure([0, 1], tmp_path)
+    assert len(asked) == 2 * len(oneshot_claim.ARMS) == 40
+    alone = asked[str(tmp_path / "alps_unstructured_handbook_alone" / "1")]
+    assert (alone.seed, tuple(alone.calibration.corpora)) == (1, ("handbook",))
+    bounds = {row["bound"]: row for row in outcome["bounds"]}
+    # Least is the last stage of the best chain: 64.0 and 65.0.
+    assert bounds["unstructured, reviews <= 66"]["found"] == pytest.approx(64.5)
+    assert bounds["unstructured, reviews <= 66"]["holds"] is True
+    assert bounds["2:4, handbook <= 90"]["holds"] is None
+    table = oneshot_claim.as_markdown(outcome)
+    assert (
+        "| best unstructured | stage 2 | 64.5 (64.0 65.0) | not finite not finite | 50.00% |"
+        in table
+    )
+    assert "| wanda 2:4 | dense | 57.0 (57.0 57.0) | 43.0 (43.0 43.0) | 0.00% | - | - |" in table
+
+
+def test_what_is_calibrated_on_one_corpus_alone_meets_no_bound(asked, tmp_path):
+    outcome = oneshot_claim.measure([0], tmp_path, ["alps unstructured, reviews alone"])
+    assert [row["holds"] for row in outcome["bounds"]] == [None] * 4
+
+
+def test_an_unknown_arm_is_named_before_any_run(asked, tmp_path):
+    with pytest.raises(ValueError, match=r"unknown arm 'wanda 2:3'; did you mean 'wanda 2:4'"):
+        oneshot_claim.measure([0], tmp_path, ["alps 2:4", "wanda 2:3"])
+    assert not asked
