@@ -146,6 +146,18 @@ def test_it_runs_under_jit_and_vmap():
     hash(STRUCTURE)  # a static argument
 
 
+def test_it_is_found_while_something_else_is_traced():
+    def padded(params, x):
+        return layer(params, jnp.where(~jnp.zeros(3, bool)[:, None], x, 0))
+
+    @jax.jit
+    def asked(x):
+        assert js.graph.structure(padded, PARAMS, X).groups == STRUCTURE.groups
+        return x + 1
+
+    assert asked(1) == 2
+
+
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 def test_sharded_masks_are_resolved_where_they_lie(kind):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))

@@ -1,5 +1,6 @@
 """Elementwise primitives, and those that make numbers of their own."""
 
+import jax
 import numpy as np
 
 from jaxsparse import jaxprs
@@ -60,7 +61,10 @@ def _evaluate(equation, vectors):
         np.where(known, vector, vector[first]).astype(variable.aval.dtype)
         for vector, variable in zip(vectors, equation.invars, strict=True)
     ]
-    return np.where(known, as_float64(jaxprs.bind(equation, numbers)[0]), np.nan)
+    # Whoever asks may be traced; these are numbers.
+    with jax.ensure_compile_time_eval():
+        found = as_float64(jaxprs.bind(equation, numbers)[0])
+    return np.where(known, found, np.nan)
 
 
 def _spread(known, shape):
