@@ -147,9 +147,17 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, places: Places, past: Any) -> Any:
         """(batch, tokens, width) to the same, and keys and values of `Attention`."""
+        x, seen = self.attended(x, places, past)
+        return self.fed(x), seen
+
+    def attended(self, x: jax.Array, places: Places, past: Any) -> Any:
+        """What comes after the attention, and its keys and values."""
         mixed, seen = self.attention(self.attention_norm(x), places, past)
-        x = x + mixed
-        return x + self.feed_forward(self.feed_forward_norm(x)), seen
+        return x + mixed, seen
+
+    def fed(self, x: jax.Array) -> jax.Array:
+        """What comes after the feed-forward part, of what comes after the attention."""
+        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class Llama(nnx.Module):
@@ -253,7 +261,7 @@ class Llama(nnx.Module):
         place = jnp.arange(cache.capacity)
         hidden = (place > cache.length) | (place < cache.padding[:, None])
         places = Places(*self._angles(position), hidden[:, None], cache.length)
-        x, keys, values = self._embedded(token[:, None]), [], []
+        x, keys, values = self.embedded(token[:, None]), [], []
         for layer, *past in zip(self.layers, cache.keys, cache.values, strict=True):
             x, (key, value) = layer(x, places, past)
             keys, values = [*keys, key], [*values, value]
@@ -266,15 +274,11 @@ class Llama(nnx.Module):
         """What comes out of the last layer; with a capacity, also the cache."""
         self._check(tokens, padding)
         batch, length = tokens.shape
-        place = jnp.arange(length)
-        position, hidden = place[None], (place > place[:, None])[None]
+        places = self.places(length, padding)
         if padding is not None:
-            position = position - padding[:, None]
-            hidden = hidden | (place < padding[:, None])[:, None]
             # Whatever stands there, it is an id.
-            tokens = jnp.where(position < 0, 0, tokens)
-        places = Places(*self._angles(position), hidden, jnp.int32(0))
-        x, keys, values = self._embedded(tokens), [], []
+            tokens = jnp.where(jnp.arange(length) < padding[:, None], 0, tokens)
+        x, keys, values = self.embedded(tokens), [], []
         for layer in self.layers:
             x, (key, value) = layer(x, places, None)
             keys, values = [*keys, key], [*values, value]
@@ -285,7 +289,17 @@ class Llama(nnx.Module):
         none = jnp.zeros(batch, jnp.int32) if padding is None else padding.astype(jnp.int32)
         return x, Cache(keys, values, jnp.int32(length), none)
 
-    def _embedded(self, tokens: jax.Array) -> jax.Array:
+    def places(self, length: int, padding: jax.Array | None = None) -> Places:
+        """Those of texts from their first token on, see a call for `padding`."""
+        place = jnp.arange(length)
+        position, hidden = place[None], (place > place[:, None])[None]
+        if padding is not None:
+            position = position - padding[:, None]
+            hidden = hidden | (place < padding[:, None])[:, None]
+        return Places(*self._angles(position), hidden, jnp.int32(0))
+
+    def embedded(self, tokens: jax.Array) -> jax.Array:
+        """Rows of the embedding, what goes into the first layer."""
         # The module's own call is in the dtype that the table was made with.
         return jnp.take(self.embedding.embedding[...], tokens, axis=0)
 

@@ -24,8 +24,11 @@ def get_config(criterion: str = "wanda", pattern: str = "unstructured") -> Any:
     # "smollm2", a GGUF file of a Llama, or "tiny": random, for tests.
     config.model = "smollm2"
     config.criterion = criterion
-    # What follows the criterion: "swaps", "reconstruction". Every stage is a row of the report.
+    # What follows the criterion: "swaps", "reconstruction", and as the last one "fit". Every
+    # stage is a row of the report.
     config.stages = ()
+    # Of the stage "fit": Adam's steps for each part of a block, and its rate.
+    config.fit = ConfigDict({"steps": 100, "rate": 1e-4})
     # As rules spell it, for all linear layers of all blocks; embeddings, norms and head stay.
     config.pattern = pattern
     # Of patterns other than n:m.
@@ -73,10 +76,18 @@ def check(config: Any) -> Any:
             f"the config lacks {', '.join(missing)}; start from experiments/oneshot/config.py"
         )
     least = {"calibration.sequences": 1, "calibration.length": 2, "test.sequences": 1}
-    least |= {"batch_size": 1, "seed": 0, "generation.tokens": 0, "generation.rounds": 1}
+    least |= {
+        "fit.steps": 1,
+        "batch_size": 1,
+        "seed": 0,
+        "generation.tokens": 0,
+        "generation.rounds": 1,
+    }
     for key, number in least.items():
         if given[key] < number:
             raise ValueError(f"config.{key} must be at least {number}, not {given[key]}")
+    if not config.fit.rate > 0:
+        raise ValueError(f"config.fit.rate must be above 0, not {config.fit.rate}")
     if not 0 < config.sparsity < 1:
         raise ValueError(f"config.sparsity is a share in (0, 1), not {config.sparsity}")
     if config.per not in PARTS:

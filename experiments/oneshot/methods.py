@@ -17,22 +17,27 @@ _FOLLOWS: dict[str, Callable[[Any], Criterion]] = {
 }
 for _name, _follow in _FOLLOWS.items():
     STAGES.register(_name)(_follow)
+# Attention and feed-forward parts fitted to the dense ones by gradient descent: the last stage.
+FIT = "fit"
 
 
 def chain(criterion: str, stages: Sequence[str]) -> dict[str, Criterion]:
-    """The criterion, and what it is after each stage.
+    """The criterion, and what it is after each stage but `FIT`.
 
     Raises:
-      ValueError: an unknown name, with the near misses, or a stage that is there twice.
+      ValueError: an unknown name, with the near misses, a stage that is there twice, or one
+        after `FIT`.
 
     >>> list(chain("wanda", ("swaps", "reconstruction")))
     ['wanda', 'wanda + swaps', 'wanda + swaps + reconstruction']
     """
     if isinstance(stages, str) or len(set(stages)) < len(stages):
         raise ValueError(f"config.stages = {stages!r}: a tuple of stages, each once, would work")
+    if FIT in stages[:-1]:
+        raise ValueError(f"config.stages = {stages!r}: {FIT!r} as the last stage would work")
     label, last = criterion, CRITERIA.create(criterion)
     found = {label: last}
-    for stage in stages:
+    for stage in stages[: -1 if FIT in stages else None]:
         label, last = f"{label} + {stage}", STAGES.create(stage, last)
         found[label] = last
     return found

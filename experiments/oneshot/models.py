@@ -1,5 +1,6 @@
 """Language models by name, with all that a run asks of them."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from experiments.models.generation import generate
 from experiments.models.llama import Llama
 from experiments.models.sizes import LlamaSizes
 from experiments.pretrained import gguf_file
+from jaxsparse.calibration import Part
 
 # All linear layers of all blocks; their names are the model's.
 LINEAR = r"layers/\d+/(attention|feed_forward)/\w+/kernel"
@@ -55,9 +57,27 @@ class LanguageModel(NamedTuple):
         """Logits (batch, length, vocabulary)."""
         return nnx.merge(self.graph, params)(tokens)
 
+    def parts(self) -> list[Part]:
+        """Attention and feed-forward part of every block, each with its norm: for `fit_parts`."""
+        return [
+            Part(functools.partial(run, self.graph, index), rf"layers/{index}/{name}(_norm)?/.*")
+            for index in range(len(nnx.merge(self.graph, self.params).layers))
+            for run, name in ((_attended, "attention"), (_fed, "feed_forward"))
+        ]
+
     def write(self, params: Any, tokens: jax.Array, new: int) -> jax.Array:
         """The `new` likeliest tokens (batch, new) after each row."""
         return generate(nnx.merge(self.graph, params), tokens, new)
+
+
+def _attended(graph: Any, index: int, params: Any, x: jax.Array) -> jax.Array:
+    model = nnx.merge(graph, params)
+    x = model.embedded(x) if not index else x  # tokens
+    return model.layers[index].attended(x, model.places(x.shape[1]), None)[0]
+
+
+def _fed(graph: Any, index: int, params: Any, x: jax.Array) -> jax.Array:
+    return nnx.merge(graph, params).layers[index].fed(x)
 
 
 def check_name(name: str) -> None:

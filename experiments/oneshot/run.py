@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm import tqdm
 
 import jaxsparse as js
@@ -22,10 +23,11 @@ from experiments.oneshot import config as own
 from experiments.oneshot import methods, models, speed
 from experiments.oneshot.models import LanguageModel
 from experiments.perplexity import perplexity
-from jaxsparse.calibration import OneShot, prune_oneshot
+from jaxsparse.calibration import Fitted, OneShot, fit_parts, prune_oneshot
 from jaxsparse.calibration.progress import Pruned
 from jaxsparse.files import replacing
 from jaxsparse.patterns.rules import resolve
+from jaxsparse.trees import leaves_by_path, replace_by_path
 
 _LOG = logging.getLogger(__name__)
 DENSE = "dense"
@@ -125,6 +127,17 @@ def _run(setting: Setting, folder: pathlib.Path, html: bool) -> None:
         rows.add(label, prune)
     if found is None:  # a killed run had its last row already
         found, _ = _prune(setting, label, criterion, folder)
+    if methods.FIT in config.stages:
+        label = f"{label} + {methods.FIT}"
+        pruned, fitted = found, None
+
+        def fit():
+            nonlocal fitted
+            fitted, row = _fit(setting, pruned, folder / "layers" / methods.FIT)
+            return row | _tested(setting, fitted.params)
+
+        rows.add(label, fit)
+        found = fitted or _fit(setting, pruned, folder / "layers" / methods.FIT)[0]
     report = {
         "method": label,
         "model": config.model,
@@ -221,6 +234,49 @@ def _prune(
         "prune_seconds": time.perf_counter() - start,
         "prune_cpu_seconds": time.process_time() - clock,
     }
+
+
+def _fit(setting: Setting, pruned: OneShot, folder: pathlib.Path) -> tuple[OneShot, dict[str, Any]]:
+    """The last stage. It is done as a whole: killed in its middle it begins again."""
+    config, model = setting.config, setting.model
+    file, parts, errors = folder / "fitted.npz", model.parts(), []
+    start, clock = time.perf_counter(), time.process_time()
+    if file.exists():
+        with np.load(file) as kept:
+            leaves = {path: jnp.asarray(kept[path]) for path in kept.files}
+        return OneShot(replace_by_path(pruned.params, leaves), pruned.masks), {}
+    folder.mkdir(exist_ok=True)
+    _LOG.info("fitting %d parts", len(parts))
+    with tqdm(total=len(parts), unit="part", disable=None) as bar:
+
+        def tell(number: int, part: Fitted) -> None:
+            del number
+            errors.append((float(part.before), float(part.after)))
+            bar.set_postfix_str("{:.4f} -> {:.4f}".format(*errors[-1]))
+            bar.update()
+
+        params = fit_parts(
+            parts,
+            pruned.params,
+            model.params,
+            pruned.masks,
+            [jnp.asarray(batch) for batch in _batches(setting.calibration, config.batch_size)],
+            optimizer=optax.adam(config.fit.rate),
+            steps=config.fit.steps,
+            on_part=tell,
+        )
+    size = sum(mask.size for mask in pruned.masks.values())
+    row = {
+        "sparsity": 1 - sum(int(np.count_nonzero(m)) for m in pruned.masks.values()) / size,
+        "layer_loss": None,
+        "part_loss": [float(mean) for mean in np.mean(errors, axis=0)],
+        "prune_seconds": time.perf_counter() - start,
+        "prune_cpu_seconds": time.process_time() - clock,
+    }
+    with replacing(file) as out:
+        leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
+        np.savez(out, allow_pickle=False, **leaves)
+    return OneShot(params, pruned.masks), row
 
 
 def _written(setting: Setting, found: OneShot, folder: pathlib.Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from experiments.oneshot import __main__ as command
 from experiments.oneshot import config as own
 from experiments.oneshot import methods, models, page, run, summary
 from experiments.registry import near_misses
+from jaxsparse.trees import leaves_by_path
 
 CONFIGS = sorted(pathlib.Path("experiments/configs").glob("smollm_*.py"))
 SIZES = dataclasses.replace(
@@ -42,6 +43,30 @@ def test_every_config_loads_with_every_pattern(path, pattern):
     assert own.competing(config) == ("output" if wanda else "layer")
 
 
+def test_the_last_stage_fits_parts_of_blocks_under_the_masks(config, tmp_path, monkeypatch):
+    config.stages = ("fit",)
+    config.fit.update(steps=8, rate=1e-3)
+    folder, told = tmp_path / "run", run.outcome.environment
+
+    def killed():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.outcome, "environment", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(config, str(folder))
+    monkeypatch.setattr(run.outcome, "environment", told)
+    monkeypatch.setattr(run, "fit_parts", None)  # what it fitted is on disk
+    report = run.run(config, str(folder))
+    rows = report["rows"]
+    assert [row["stage"] for row in rows] == ["dense", "wanda", "wanda + fit"]
+    before, after = rows[2]["part_loss"]
+    assert 0 < after < before and rows[2]["sparsity"] == rows[1]["sparsity"] == 0.5
+    packed = leaves_by_path(js.load_safetensors(folder / run.PACKED), js.is_packed)
+    with np.load(folder / run.MASKS) as masks:
+        for path in masks.files:
+            assert not np.asarray(js.unpack(packed[path]))[~masks[path]].any()
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(config, tmp_path, monkeypatch):
     config.stages = ("reconstruction",)
@@ -69,7 +94,7 @@ def test_a_run_that_is_killed_goes_on(config, tmp_path, monkeypatch):
     assert report == json.loads((folder / "report.json").read_text())
     masks = np.load(folder / run.MASKS)
     assert len(masks.files) == report["pruned_leaves"] == 7
-    packed = js.load_safetensors(folder / run.PACKED)
+    packed = leaves_by_path(js.load_safetensors(folder / run.PACKED), js.is_packed)
     found = packed["layers"][0] if isinstance(packed["layers"], list) else packed["layers"]["0"]
     kernel = found["feed_forward"]["up"]["kernel"]
     np.testing.assert_array_equal(
@@ -127,6 +152,8 @@ def test_a_figure_of_several_runs():
         ("criterion", "wonda", r"unknown criterion 'wonda'; did you mean 'wanda'"),
         ("stages", ("swap",), r"unknown stage 'swap'; did you mean 'swaps'"),
         ("stages", ("swaps", "swaps"), r"each once"),
+        ("stages", ("fit", "swaps"), r"'fit' as the last stage"),
+        ("fit.rate", 0.0, r"config\.fit\.rate must be above 0"),
         ("pattern", "2of4", r"unknown pattern '2of4'"),
         ("sparsity", 1.0, r"config.sparsity is a share in \(0, 1\), not 1.0"),
         ("per", "row", r"config.per is 'row'; known: auto, layer, output"),
