@@ -26,7 +26,7 @@ from jaxsparse.calibration.observe import Site
 from jaxsparse.calibration.pieces import Unit, units_of
 from jaxsparse.calibration.progress import Pruned, relative_error
 from jaxsparse.calibration.reducers import Reducer, largest
-from jaxsparse.calibration.resuming import Folder, fingerprint
+from jaxsparse.calibration.resuming import Folder, fingerprint, of_program
 from jaxsparse.calibration.straight import lines_of
 from jaxsparse.calibration.targets import Target
 from jaxsparse.calibration.walk import part, place_of, walk
@@ -145,15 +145,17 @@ def prune_oneshot(
     leaves = leaves_by_path(params)
     if folder is not None:
         run = {
-            "program": fingerprint(str(traced.program[0])),
-            "weights": fingerprint(params),
-            "batches": fingerprint(batches),
+            "program": of_program(traced.program),
+            "weights": fingerprint(leaves),
+            "batches": fingerprint([leaves_by_path(batch) for batch in batches]),
             "rules": fingerprint([(path, str(specs[path]), targets[path]) for path in specs]),
             "criterion": fingerprint(criterion),
         }
         kept = Folder(folder, run)
-        for unit, (mask, found) in kept.load(units).items():
-            weight = part(jnp.asarray(leaves[unit.path]), where[unit.path], unit)
+        arrays = {path: jnp.asarray(leaves[path]) for path in specs}
+        like = {u: _like(arrays[u.path], where[u.path], u) for u in units}
+        for unit, (mask, found) in kept.load(like).items():
+            weight = part(arrays[unit.path], where[unit.path], unit)
             masks[unit], done[unit] = mask, jnp.where(mask, weight if found is None else found, 0)
     began = time.perf_counter()
 
@@ -166,7 +168,7 @@ def prune_oneshot(
         mask, found = _prune(criterion, weight, state, targets[path], spec, beforehand)
         if kept is not None:
             stayed = np.array_equal(found, jnp.where(mask, weight, 0))
-            kept.save(unit, mask, None if stayed else found)
+            kept.save(unit, mask, found, new=not stayed)
         masks[unit] = np.asarray(mask)
         if on_pruned is not None:
             error = relative_error(spec.view, weight, found, state[0])
@@ -188,6 +190,11 @@ def _target(spec: LeafSpec, sparsity: float, per: Any) -> Target:
     """What is to be kept of one kernel of a leaf."""
     shape = tuple(1 if i in spec.view.batch else n for i, n in enumerate(spec.view.shape))
     return Target(spec.pattern, sparsity, per, dataclasses.replace(spec.view, shape=shape))
+
+
+def _like(leaf, site: Site, unit: Unit) -> jax.ShapeDtypeStruct:
+    """What the kernels of a unit are like."""
+    return jax.eval_shape(lambda leaf: part(leaf, site, unit), leaf)
 
 
 def _with_size(reducer: Reducer) -> Reducer:

@@ -1,24 +1,27 @@
 """A folder that a walk goes on from: what is pruned so far, and of which run it is."""
 
+import functools
 import hashlib
 import json
 import pathlib
 import re
 import types
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxsparse import jaxprs
 from jaxsparse.calibration.pieces import Unit
 from jaxsparse.files import naming, replacing
-from jaxsparse.trees import leaves_by_path
 
 FORMAT = 1
 _NAME = "oneshot.json"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+|0x[0-9a-f]{6,}")
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile)
+_PLAIN = (int, float, complex, str, np.ndarray, np.generic, jax.Array)
 
 
 class Folder:
@@ -59,36 +62,47 @@ class Folder:
                 f"{' and another '.join(other)}; an empty folder would work"
             )
 
-    def load(self, units: Iterable[Unit]) -> dict[Unit, tuple[np.ndarray, np.ndarray | None]]:
-        """By unit its mask, and its new weights, None where those that are kept stayed."""
+    def load(
+        self, units: Mapping[Unit, jax.ShapeDtypeStruct]
+    ) -> dict[Unit, tuple[np.ndarray, np.ndarray | None]]:
+        """By unit its mask, and its new weights, None where those that are kept stayed.
+
+        Args:
+          units: what its kernels are like.
+        """
         found = {}
-        for unit in units:
+        for unit, like in units.items():
             path = self._path(unit)
             if not path.exists():
                 continue
             try:
                 with np.load(path) as file:
-                    shape = tuple(file["shape"])
-                    mask = np.unpackbits(file["mask"], count=int(np.prod(shape)))
-                    weights = None
-                    if "weights" in file:
-                        dtype = jax.numpy.dtype(str(file["dtype"]))
-                        weights = file["weights"].view(dtype).reshape(shape)
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                    held = {name: file[name] for name in file.files}
+                mine = repr(unit), str(like.dtype), like.shape
+                theirs = str(held["unit"]), str(held["dtype"]), tuple(held["shape"].tolist())
+                if theirs != mine:
+                    raise ValueError(f"it holds {theirs}, not {mine}")
+                mask = np.unpackbits(held["mask"], count=like.size).reshape(like.shape)
+                new = held["weights"].view(like.dtype).reshape(like.shape) if held["new"] else None
+            except _UNREADABLE as error:
                 raise ValueError(
                     f"prune_oneshot: {path} of {unit.path!r} cannot be read ({error}); without "
                     "this file the kernel is pruned again"
                 ) from error
-            found[unit] = mask.reshape(shape).astype(bool), weights
+            found[unit] = mask.astype(bool), new
         return found
 
-    def save(self, unit: Unit, mask: Any, weights: Any | None) -> None:
-        """Keeps what a unit became, whole or not at all."""
-        mask = np.asarray(mask)
-        arrays: dict[str, Any] = {"shape": mask.shape, "mask": np.packbits(mask)}
-        if weights is not None:
-            weights = np.ascontiguousarray(weights)
-            arrays |= {"weights": weights.reshape(-1).view(np.uint8), "dtype": weights.dtype.name}
+    def save(self, unit: Unit, mask: Any, weights: Any, new: bool) -> None:
+        """Keeps what a unit became, whole or not at all; weights where they are new."""
+        weights, mask = np.ascontiguousarray(weights), np.asarray(mask)
+        arrays: dict[str, Any] = {
+            "unit": repr(unit),
+            "shape": np.array(mask.shape, np.int64),
+            "dtype": weights.dtype.name,
+            "mask": np.packbits(mask),
+            "new": new,
+            "weights": weights.reshape(-1).view(np.uint8) if new else np.zeros(0, np.uint8),
+        }
         with replacing(self._path(unit)) as file:
             np.savez(file, allow_pickle=False, **arrays)
 
@@ -98,9 +112,10 @@ class Folder:
 
 
 def fingerprint(value: Any) -> str:
-    """The same for the same numbers, text, rules and functions, in any process.
+    """The same for the same numbers, text, rules, functions and objects, in any process.
 
-    Of a function count its code and what it closes over, of an array every bit.
+    Of a function count its code, what it closes over, and numbers, arrays and functions that it
+    takes from its module; of an array every bit; of an object its attributes.
 
     >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 2)
     False
@@ -110,9 +125,27 @@ def fingerprint(value: Any) -> str:
     return digest.hexdigest()
 
 
+def of_program(program: jaxprs.Program) -> str:
+    """The fingerprint of a traced program, its constants and those of all that it calls."""
+    jaxpr, consts = program
+    digest = hashlib.sha256()
+    seen: set[int] = set()
+    _feed(digest, [str(jaxpr), list(consts)], seen)
+    for equation in jaxprs.equations(jaxpr):
+        # Printed they are names: arrays of what is called, and what runs on the host.
+        _feed(digest, [list(consts) for _, consts in jaxprs.programs(equation)], seen)
+        _feed(digest, [v for name, v in equation.params.items() if name == "callback"], seen)
+    return digest.hexdigest()
+
+
 def _feed(digest, value: Any, seen: set[int]) -> None:
     def say(*words):
         digest.update(repr(words).encode())
+
+    def again() -> bool:
+        known = id(value) in seen
+        seen.add(id(value))
+        return known
 
     if isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
@@ -122,17 +155,26 @@ def _feed(digest, value: Any, seen: set[int]) -> None:
         digest.update(array.reshape(-1).view(np.uint8) if array.size else b"")
     elif isinstance(value, types.FunctionType):
         say("function", value.__module__, value.__qualname__)
-        if id(value) in seen:
+        if again():
             return
-        seen.add(id(value))
         _feed(digest, value.__code__, seen)
         _feed(digest, [value.__defaults__, value.__kwdefaults__], seen)
         for cell in value.__closure__ or ():
             _feed(digest, cell.cell_contents, seen)
+        for name in value.__code__.co_names:
+            found = value.__globals__.get(name)
+            theirs = getattr(found, "__module__", None) == value.__module__
+            if isinstance(found, _PLAIN) or (isinstance(found, types.FunctionType) and theirs):
+                say(name)
+                _feed(digest, found, seen)
     elif isinstance(value, types.CodeType):
         say("code", value.co_code.hex(), value.co_names)
         for constant in value.co_consts:
             _feed(digest, constant, seen)
+    elif isinstance(value, functools.partial):
+        _feed(digest, ["partial", value.func, value.args, value.keywords], seen)
+    elif isinstance(value, types.MethodType):
+        _feed(digest, ["method", value.__func__, value.__self__], seen)
     elif isinstance(value, Mapping):
         for key in value:
             say(key)
@@ -143,14 +185,15 @@ def _feed(digest, value: Any, seen: set[int]) -> None:
             _feed(digest, part, seen)
     elif isinstance(value, frozenset | set):
         say(sorted(map(repr, value)))
-    elif _is_leaf(value):
-        say(type(value).__name__, _ADDRESS.sub("", str(value)))
+    elif isinstance(value, type | types.ModuleType):
+        say(str(value))
+    elif hasattr(value, "__wrapped__"):  # jit and its like
+        say(type(value).__name__)
+        _feed(digest, value.__wrapped__, seen)
+    elif hasattr(value, "callback_func"):  # what JAX calls on the host
+        _feed(digest, value.callback_func, seen)
     else:
-        for path, leaf in leaves_by_path(value).items():
-            say(path)
-            _feed(digest, leaf, seen)
-
-
-def _is_leaf(value: Any) -> bool:
-    leaves = jax.tree.leaves(value)
-    return (len(leaves) == 1 and leaves[0] is value) or value is None
+        say(type(value).__name__, _ADDRESS.sub("", str(value)))
+        # A text of it leaves out what is long, or says no more than where it is.
+        if hasattr(value, "__dict__") and not again():
+            _feed(digest, vars(value), seen)
