@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jaxsparse.calibration.observe import Site
 from jaxsparse.calibration.pieces import Unit
-from jaxsparse.calibration.reducers import Reducer
+from jaxsparse.calibration.reducers import Reducer, statistics
 from jaxsparse.calibration.straight import Line
 from jaxsparse.patterns.rules import LeafSpec
 from jaxsparse.trees import Tree, leaves_by_path
@@ -58,14 +58,27 @@ def check_numbers(params: Tree, specs: Mapping[str, LeafSpec]) -> None:
             )
 
 
-def check_met(path: str, size: Array) -> None:
-    """Refuses kernels whose statistics say nothing, by the largest number that they met."""
+def check_met(path: str, size: Array, state: Any) -> None:
+    """Refuses kernels whose statistics say nothing, by the largest number that they met.
+
+    Args:
+      path: of the kernels.
+      size: the largest number that each met.
+      state: of the criterion's reducer.
+    """
     small, large = float(jnp.min(size)), float(jnp.max(size))
     if not np.isfinite(large) or not np.isfinite(small):
         raise ValueError(
             f"prune_oneshot: what {path!r} meets is not finite; look at the batches, and at the "
             "weights before it"
         )
+    for leaf in statistics(state).values():
+        if not jnp.isfinite(leaf).all():
+            raise ValueError(
+                f"prune_oneshot: the statistics of {path!r}, which meets up to {large:.3g}, are "
+                "not finite: squares of these are too large for float32; values scaled down would "
+                "work"
+            )
     if small < SMALLEST:
         raise idle(path, np.argwhere(np.asarray(size) < SMALLEST).tolist() if size.ndim else None)
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -120,8 +120,9 @@ def prune_oneshot(
     criterion = wanda() if criterion is None else criterion
     if not isinstance(criterion, Criterion):
         raise TypeError(f"prune_oneshot: {criterion!r} is no criterion; wanda() would work")
-    if hasattr(batches, "shape"):
-        raise TypeError("prune_oneshot: batches is one array; [(batch,), ...] would work")
+    if hasattr(batches, "shape") or isinstance(batches, Mapping):
+        kind = "one array" if hasattr(batches, "shape") else "a dictionary"
+        raise TypeError(f"prune_oneshot: batches is {kind}; [(batch,), ...] would work")
     batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     check_batches(batches)
     named = choose(check_rules(rules), params)
@@ -221,7 +222,7 @@ def _together(masks: dict[Unit, Any], path: str, site: Site) -> Bool[Array, "...
 def _prune(criterion: Criterion, weight, state, target: Target, spec: LeafSpec, known=None):
     """A leaf or some kernels of it, kernel by kernel; `known` beforehand is of its shape."""
     view, path = spec.view, spec.path
-    check_met(path, state[1])
+    check_met(path, state[1], state[0])
     lead = state[1].ndim  # as many axes number kernels
     met = jax.tree.map(lambda a: a.reshape(-1, *a.shape[lead:]), state[0])
     beforehand = [] if known is None else [jnp.asarray(known)]

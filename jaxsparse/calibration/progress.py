@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.calibration.layer_loss import matmul
+from jaxsparse.calibration.reducers import statistics
 from jaxsparse.patterns.views import View
 
 
@@ -20,7 +21,7 @@ class Pruned(NamedTuple):
       number, total: how many are pruned, those of a run gone on from among them, and of how many.
       error: |X W - X V|² / |X W|² for kernels W and what is left of them V, by the reducer's
         state: exact where it has XᵀX (`gram`); without the products of different inputs where
-        it has norms alone (`square_norms`); None where it has neither.
+        it has norms alone (`square_norms`); None where it has neither, 0 where X W is zero.
       seconds: since the one before, or the start.
     """
 
@@ -40,8 +41,7 @@ def relative_error(view: View, weight: Any, left: Any, state: Any) -> float | No
       weight, left: before and after, of its shape.
       state: of the reducer, (kernels, ...).
     """
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    named = {str(getattr(keys[-1], "key", "")): leaf for keys, leaf in leaves if keys}
+    named = statistics(state)
     if "products" in named:
         return float(_relative(weight, left, named["products"], view=view, square=True))
     if "squares" in named:
@@ -58,4 +58,6 @@ def _relative(weight, left, met, *, view: View, square: bool):
         kernels = view.matrix(leaf).reshape(-1, *view.matrix_shape).astype(jnp.float32)
         return jnp.sum(kernels * (jax.vmap(matmul)(met, kernels) if square else met * kernels))
 
-    return size(weight - left) / size(weight)
+    whole = size(weight)
+    lost = size(weight.astype(jnp.float32) - left.astype(jnp.float32))
+    return jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1), 0)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 
@@ -23,6 +24,17 @@ class Reducer(NamedTuple):
 
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, Any], Any]
+
+
+def statistics(state: Any) -> dict[str, Any]:
+    """What a state of `gram` or `square_norms` holds of the inputs, also within another state.
+
+    >>> sorted(statistics({"first": {"squares": 1.0, "rows": 2}, "mine": 3.0}))
+    ['squares']
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    named = {str(getattr(keys[-1], "key", "")): leaf for keys, leaf in leaves if keys}
+    return {name: named[name] for name in ("products", "squares") if name in named}
 
 
 def _wide(array):

@@ -271,6 +271,11 @@ class Line(Reader):
         self.sites[site] = dataclasses.replace(site, altered=altered)
         try:
             turned = Turned(site, equation, sight, position, other, CALLER)
+            if jnp.iscomplexobj(turned.array):
+                raise ValueError(
+                    f"prune_oneshot: {path!r} of shape {site.shape} meets {turned.array.dtype}, "
+                    "and statistics are of real numbers alone; a rule that leaves it out would work"
+                )
         except ValueError as error:  # what else is wrong with it is said first
             self.untold.setdefault(path, error)
             return
@@ -284,6 +289,11 @@ class Line(Reader):
         other = operands[1 - position] if now is equation else None
         met = (other, turned.way) if isinstance(other, Ref) else None
         self._uses.append(Use(path, index, met, turned.count))
+
+
+def _arrays(outputs: Any) -> list[Any]:
+    """Those of what a model returns, which may hold texts and settings, too."""
+    return [leaf for leaf in jax.tree.leaves(outputs) if is_array(leaf)]
 
 
 def lines_of(
@@ -311,7 +321,7 @@ def lines_of(
             ),
         )
         if form not in numbers:
-            traced = Traced(fn, params, batch)
+            traced = Traced(lambda *args: _arrays(fn(*args)), params, batch)
             found.append((traced, Line(traced, named)))
             if found[-1][1].outline != found[0][1].outline:
                 shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(b)] for b in batches]

@@ -464,7 +464,9 @@ E = jnp.ones((8, 8), complex)
         ({"params": {"w": np.ones((8, 0), "f")}}, "no entries"),
         ({"batches": [X * 1e-20]}, "meets nothing but zeros, or numbers below"),
         ({"batches": [X[:0]]}, "'w' meets nothing but zeros"),
-        ({"batches": [X * 1e19], "criterion": alps()}, "'w' of shape .8, 8. are not finite"),
+        ({"batches": [X * 1e19], "criterion": alps()}, "statistics of 'w'.* too large"),
+        ({"batches": [X * 1e19]}, "statistics of 'w'.* too large"),
+        ({"batches": [X + 0j]}, "'w' of shape .8, 8. meets complex64"),
         ({"per": "row"}, "per='row'"),
         ({"fn": lambda p, x: x @ jnp.tanh(p["w"])}, "something made of 'w' of shape .8, 8."),
         (
@@ -472,7 +474,19 @@ E = jnp.ones((8, 8), complex)
             "'w' of shape .8, 8., seen as .8, 8.: swapped: groups of NM",
         ),
     ],
-    ids=["complex", "int", "empty", "tiny", "nothing", "huge", "per", "tanh", "best"],
+    ids=[
+        "complex",
+        "int",
+        "empty",
+        "tiny",
+        "nothing",
+        "huge",
+        "huge norms",
+        "complex inputs",
+        "per",
+        "tanh",
+        "best",
+    ],
 )
 def test_numbers_that_say_nothing_are_refused(change, message):
     call = {"fn": one, "params": {"w": PARAMS["w"]}, "batches": [X], "rules": ONE} | change
@@ -495,6 +509,7 @@ def test_an_idle_kernel_of_a_stack_is_named():
 def test_arguments_of_the_wrong_kind():
     for change, message in (
         ({"batches": X}, "batches is one array"),
+        ({"batches": {"x": X}}, "batches is a dictionary"),
         ({"criterion": wanda}, "is no criterion"),
     ):
         call = {"batches": [X], "criterion": None} | change
@@ -503,3 +518,21 @@ def test_arguments_of_the_wrong_kind():
     for share in (-0.5, 1.0, 1.5):
         with pytest.raises(ValueError, match="is not in"):
             Target(js.Unstructured(), share, "output")
+
+
+def test_a_model_may_return_what_is_no_array():
+    def run(params, x):
+        return {"y": one(params, x), "name": "last", "loss": None, "config": {"depth": object()}}
+
+    found, expected = (prune_oneshot(fn, PARAMS, [X], ONE) for fn in (run, one))
+    np.testing.assert_array_equal(found.masks["w"], expected.masks["w"])
+
+
+def test_errors_of_weights_that_are_zero_or_narrow():
+    told = []
+    for kernel in (jnp.zeros((8, 8)), PARAMS["w"].astype(jnp.bfloat16)):
+        params = {"w": kernel}
+        found = prune_oneshot(one, params, [X], ONE, criterion=alps(), on_pruned=told.append)
+        whole = np.linalg.norm(X @ np.float32(kernel)) ** 2
+        change = np.linalg.norm(X @ (np.float32(kernel) - np.float32(found.params["w"]))) ** 2
+        assert told[-1].error == pytest.approx(change / whole if whole else 0, rel=1e-4)

@@ -12,7 +12,7 @@ import jaxsparse as js
 from jaxsparse.calibration import Criterion, alps, given, prune_oneshot, reconstructed, square_norms
 
 W = {"v": jax.random.normal(jax.random.key(0), (8, 8)), "w": jnp.eye(8) + 0.1}
-X = [jax.random.normal(jax.random.key(1), (32, 8))]
+X = [(jax.random.normal(jax.random.key(1), (32, 8)),)]
 RULES = [js.Rule("v|w", js.Unstructured(), 0.5)]
 CHESS = np.indices((8, 8)).sum(0) % 2 == 0
 OTHER = {"v": ~CHESS, "w": CHESS}
