@@ -61,7 +61,8 @@ def _parsed(text: str) -> Any:
         """Plain data alone, and no key twice."""
 
     def mapping(loader, node):
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [loader.construct_object(key, deep=True) for key in own]
         for key in keys:
             if keys.count(key) > 1:
                 line = node.start_mark.line + 1

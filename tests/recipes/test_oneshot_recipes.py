@@ -314,3 +314,17 @@ def test_without_a_reader_of_yaml_the_error_says_what_to_install(monkeypatch):
         from_yaml(wandas("sparsity: 0.5"), PARAMS)
     found = from_yaml({"modifiers": {"WandaPruningModifier": {"sparsity": 0.5}}}, PARAMS)
     assert len(found.rules) == 14
+
+
+def test_arguments_that_are_merged_are_those_of_the_anchor():
+    first = "WandaPruningModifier: &wanda {sparsity: 0.5, targets: ['re:.*q_proj']}"
+    second = "WandaPruningModifier: {<<: *wanda, targets: ['re:.*k_proj']}"
+    recipe = f"a_stage: {{modifiers: {{{first}}}}}\nb_stage: {{modifiers: {{{second}}}}}"
+    steps = from_yaml(recipe, SMALL).steps
+    assert [step.sparsity for step in steps] == [0.5, 0.5]
+    assert [rule.path for step in steps for rule in step.rules] == [
+        r"layers/0/attention/query/kernel",
+        r"layers/0/attention/key/kernel",
+    ]
+    with pytest.raises(RecipeError, match="stands twice"):
+        from_yaml(recipe.replace("<<: *wanda,", "<<: *wanda, targets: [Linear],"), SMALL)
