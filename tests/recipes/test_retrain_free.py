@@ -587,7 +587,7 @@ def test_a_table_of_latency():
         ({"seconds": 1.0, "latency": {("up, down", 0): 1.0}}, "keeps 1 to 8 units"),
         ({"seconds": 1.0, "latency": {("up, down", 8): math.nan}}, "takes nan"),
         ({"seconds": 1.0, "latency": {("up, down", 4): 1.0}}, "no entry .'up, down', 8."),
-        ({"seconds": 1.0, "latency": {("up, down", 8): 2.0}}, "out of reach.* from seconds=2 on"),
+        ({"seconds": 1.0, "latency": {("up, down", 8): 2.0}}, "out of reach.* seconds=2.0 on"),
     ],
 )
 def test_budgets_that_are_none_are_refused_before_anything_runs(options, message):
@@ -638,3 +638,62 @@ def test_integer_weights_have_no_gradient():
     batches = [(jnp.ones((2, 4)), jnp.ones((2, 4)))]
     with pytest.raises(ValueError, match=r"'down' of shape .* is int8, which has no gradient"):
         prune(fn, params, batches, mean_square, flops=0.5)
+
+
+# Edges of budgets and losses.
+
+
+def residual(params, x):
+    return x + jnp.tanh(x @ params["up"]) @ params["down"]
+
+
+WIDE = {
+    name: jnp.asarray(RNG.normal(size=s), jnp.float32)
+    for name, s in (("up", (4, 16)), ("down", (16, 4)))
+}
+FEW = [(jnp.asarray(RNG.normal(size=(8, 4)), jnp.float32), jnp.zeros((8, 4))) for _ in range(2)]
+
+
+def test_what_is_paid_for_whole_stays_whole():
+    for _ in range(20):
+        costs = [np.sort(RNG.random(4)) for _ in range(4)]
+        values = [np.sort(RNG.random(4)) for _ in range(4)]
+        for budget in (sum(paid[-1] for paid in costs), math.inf):
+            assert knapsack(costs, values, budget) == [3] * 4
+    importance = {"a": np.array([3.0, 1.0]), "b": np.array([2.0, 1.0, 1.0])}
+    kept = search_costs(importance, {"a": 2, "b": 1}, math.inf)
+    assert all(units.all() for units in kept.values())
+    for search in (
+        lambda: knapsack(costs, values, math.nan),
+        lambda: search_costs(importance, {"a": 2, "b": 1}, math.nan),
+    ):
+        with pytest.raises(ValueError, match="over nan"):
+            search()
+
+
+def test_the_seconds_that_an_error_quotes_work():
+    table = {("up, down", count): 0.01234543 * count for count in np.arange(1, 17)}
+    run = functools.partial(prune, residual, WIDE, FEW, mean_square, latency=table)
+    with pytest.raises(ValueError, match="out of reach") as error:
+        run(seconds=0.0123)
+    least = float(re.search(r"from seconds=(\S+) on", str(error.value))[1])
+    assert [len(group.kept) for group in run(seconds=least).report.groups] == [1]
+    with pytest.raises(ValueError, match=r"seconds='1' is out of reach"):
+        run(seconds="1")
+
+
+@pytest.mark.parametrize(
+    "loss", [lambda y, _: 3.0, lambda y, _: jnp.inf + 0 * y.sum(), lambda y, _: 0 * y.sum()]
+)
+def test_a_loss_that_tells_no_unit_from_another_is_refused(loss):
+    with pytest.raises(ValueError, match=r"all gradients of \['up, down'\] are 0 in all 2 batches"):
+        prune(residual, WIDE, FEW, loss, flops=1.0)
+
+
+def test_losses_shares_and_inputs_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="the loss of a batch is None"):
+        prune(residual, WIDE, FEW, lambda y, _: None, flops=0.5)
+    with pytest.raises(ValueError, match=r"flops='0\.5'"):
+        prune(residual, WIDE, FEW, mean_square, flops="0.5")
+    with pytest.raises(ValueError, match=r"multiplies nothing.*\(0, 4\)"):
+        prune(residual, WIDE, [(jnp.ones((0, 4)), jnp.ones((0, 4)))], mean_square, flops=0.5)

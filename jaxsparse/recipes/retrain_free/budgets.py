@@ -1,9 +1,11 @@
 """Budgets of FLOPs and of measured latency: what is out of reach, and who stays under them."""
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import jax
 import numpy as np
 
 from jaxsparse.graph import StructuredGroup
@@ -38,12 +40,17 @@ class FlopsBudget:
     """
 
     def __init__(self, counted: Multiplications, share: float):
-        if not 0 < share <= 1:
+        if not isinstance(share, numbers.Real | jax.Array) or not 0 < share <= 1:
             raise ValueError(
-                f"retrain_free: flops={share}; a share of the dense model's in (0, 1] would work"
+                f"retrain_free: flops={share!r}; a share of the dense model's in (0, 1] would work"
             )
         self._counted, self._share = counted, share
         self._dense, self._costs = counted.count(), counted.of_a_unit()
+        if not self._dense:
+            raise ValueError(
+                "retrain_free: on the first batch the model multiplies nothing, so no share of its "
+                f"FLOPs is any; its inputs are {counted.inputs}, and one example would work"
+            )
         self._limit = share * self._dense
         least = counted.count({name: np.arange(n) < 1 for name, n in counted.units.items()})
         if least > self._limit:
@@ -105,10 +112,10 @@ class LatencyBudget:
             min(time for (name, _), time in self._table.items() if name == group)
             for group in self._units
         )
-        if not limit >= least:
+        if not isinstance(limit, numbers.Real | jax.Array) or not limit >= least:
             raise ValueError(
-                f"retrain_free: seconds={limit} is out of reach: the cheapest entries of latency= "
-                f"add up to {least:g}, so from seconds={least:g} on it would work"
+                f"retrain_free: seconds={limit!r} is out of reach: the cheapest entries of "
+                f"latency= add up to {least}, so from seconds={least} on it would work"
             )
 
     def _check(self) -> None:
@@ -124,11 +131,13 @@ class LatencyBudget:
                     f"retrain_free: latency: {key!r} is of no group; "
                     f"{near_misses(str(name), self._units)}"
                 )
-            if not isinstance(count, int) or not 1 <= count <= self._units[name]:
+            if not isinstance(count, numbers.Integral) or not 1 <= count <= self._units[name]:
                 raise ValueError(
                     f"retrain_free: latency: {key!r}: {name!r} keeps 1 to {self._units[name]} units"
                 )
-            if not (math.isfinite(time) and time >= 0):
+            if not isinstance(time, numbers.Real | jax.Array) or not (
+                math.isfinite(time) and time >= 0
+            ):
                 raise ValueError(
                     f"retrain_free: latency: {key!r} takes {time!r}; finite seconds would work"
                 )

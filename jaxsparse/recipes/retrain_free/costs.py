@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
@@ -24,6 +26,10 @@ class Multiplications:
     Args:
       fn, params, inputs, blocks: the model, as in `js.graph.structure`.
       groups: of its units.
+
+    Attributes:
+      units: how many each group has, by name.
+      inputs: the shapes of the inputs.
     """
 
     def __init__(
@@ -37,6 +43,7 @@ class Multiplications:
         self._analysis = Analysis(fn, params, inputs, blocks, removal=True)
         self._atoms = {group.name: self._atom(group) for group in groups}
         self.units = {group.name: group.units for group in groups}
+        self.inputs = jax.tree.map(jnp.shape, inputs)
 
     def count(self, kept: Mapping[str, Bool[np.ndarray, " units"]] | None = None) -> int:
         """How many are left; groups that are not named are whole."""

@@ -40,7 +40,7 @@ def unit_gradients(
 
     Raises:
       ValueError: no batches, a loss that is not one number, readers that are no floats, and a
-        gradient that is not finite.
+        gradient that is not finite; gradients that are all 0.
 
     Example:
       >>> import jaxsparse as js
@@ -70,7 +70,8 @@ def unit_gradients(
             return loss(fn(replace_by_path(params, weights), *inputs), targets)
 
         shape = jax.eval_shape(of, weights)
-        if jnp.shape(shape) != () or not jnp.issubdtype(jnp.result_type(shape), jnp.floating):
+        one = isinstance(shape, jax.ShapeDtypeStruct) and shape.shape == ()
+        if not one or not jnp.issubdtype(jnp.result_type(shape), jnp.floating):
             raise ValueError(
                 f"retrain_free: the loss of a batch is {shape}; one floating number, the mean over "
                 "the batch, would work"
@@ -93,6 +94,12 @@ def unit_gradients(
                 )
     if not count:
         raise ValueError("retrain_free: no batches; one pair (inputs, targets) would work")
+    if not any(np.any(row) for found in rows.values() for row in found):
+        raise ValueError(
+            f"retrain_free: all gradients of {list(rows)[:8]} are 0 in all {count} batches, so "
+            "that no unit is worth more than another; a loss that depends on the outputs, and does "
+            "not vanish in its dtype, would work"
+        )
     return {name: np.stack(found) for name, found in rows.items()}
 
 

@@ -150,8 +150,8 @@ def prune(
     Raises:
       ValueError: a budget that is none or out of reach, quoting the lowest; a table without a
         group or of impossible numbers; no heads and no neurons, or none by these names; a loss
-        that is not one number; gradients that are not finite; weights that are no floats; no
-        batches. All but gradients before anything is computed.
+        that is not one number; gradients that are not finite, or all 0; weights that are no
+        floats; no batches. All but gradients before anything is computed.
       TypeError: batches that are no pairs.
 
     Example:

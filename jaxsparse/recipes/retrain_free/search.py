@@ -44,7 +44,7 @@ def search_costs(importance: Importance, costs: Mapping[str, float], budget: flo
         rest = [(values[u], name, u) for u in range(len(values)) if u != first]
         kinds.setdefault(costs[name], []).extend(rest)
     slack = 1e-9 * max(abs(budget), 1)
-    if left < -slack:
+    if not left >= -slack:
         raise ValueError(f"one unit of every group costs {budget - left:g}, over {budget:g}")
     for free in [cost for cost in kinds if cost <= 0]:
         for _, name, unit in kinds.pop(free):
@@ -72,8 +72,8 @@ def _enumerated(costs: Sequence[float], sums: Sequence[np.ndarray], left: float,
     first = first[first * costs[0] <= left + slack]
     if len(costs) == 1:
         return [int(first[np.argmax(sums[0][first])])]
-    second = np.floor((left + slack - first * costs[0]) / costs[1]).astype(int)
-    second = np.clip(second, 0, len(sums[1]) - 1)
+    second = np.floor((left + slack - first * costs[0]) / costs[1])
+    second = np.clip(second, 0, len(sums[1]) - 1).astype(int)
     best = int(np.argmax(sums[0][first] + sums[1][second]))
     return [int(first[best]), int(second[best])]
 
@@ -119,7 +119,8 @@ def knapsack(
 ) -> list[int]:
     """One option of every list, with the largest sum of values within a budget.
 
-    A dynamic program over what the budget leaves above the cheapest options. Whole costs with a
+    The best of every list where all of these are paid for. Else a dynamic program over what the
+    budget leaves above the cheapest options. Whole costs with a
     common divisor by which that is at most `steps` are exact; others are rounded up to the
     next of `steps` parts of it, so that the budget always holds.
 
@@ -132,7 +133,7 @@ def knapsack(
       Which option of every list.
 
     Raises:
-      ValueError: where the cheapest options cost more.
+      ValueError: where the cheapest options cost more, and a budget that is NaN.
 
     Example:
       >>> knapsack([np.array([1, 5]), np.array([2, 4])], [np.array([0, 9]), np.array([0, 3])], 8)
@@ -141,8 +142,11 @@ def knapsack(
     least = [float(np.min(paid)) for paid in costs]
     left = budget - sum(least)
     slack = 1e-9 * max(abs(budget), 1)
-    if left < -slack:
+    if not left >= -slack:
         raise ValueError(f"the cheapest options cost {sum(least):g}, over {budget:g}")
+    best_of_all = [int(np.argmax(value)) for value in values]
+    if sum(paid[at] for paid, at in zip(costs, best_of_all, strict=True)) <= budget:
+        return best_of_all
     above = [np.asarray(paid) - low for paid, low in zip(costs, least, strict=True)]
     step = _step(above, max(left, 0.0), steps)
     # Without a rest only the cheapest are paid for.
