@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 import jaxsparse as js
 
@@ -158,6 +159,9 @@ def perplexities(found: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]
             x, y = zip(*sorted(points), strict=True)
             (lines[method],) = axes.plot(x, y, marker="o", markersize=3, label=method)
         axes.set_yscale("log")
+        # Numbers as the tables have them, not 6 x 10¹.
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter())
         axes.set_title(corpus, fontsize=9)
         axes.set_xlabel("sparsity (fraction zero)")
         axes.set_ylabel("perplexity")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
+from experiments import figures
 from experiments.oneshot import __main__ as command
 from experiments.oneshot import config as own
 from experiments.oneshot import methods, models, page, run, summary
@@ -144,6 +145,12 @@ def test_a_figure_of_several_runs():
         [report("unstructured", ("w", s, 10.0 + s)) for s in (0.3, 0.5)] + [report("2:4")]
     )
     assert more["a"]["w, unstructured"] == [(0.0, 9.0), (0.3, 10.3), (0.5, 10.5)]
+
+
+def test_a_figure_labels_perplexity_as_the_tables_do():
+    (axes,) = figures.perplexities({"a": {"w": [(0.0, 50.8), (0.5, 88.8)]}}).axes
+    labels = {text.get_text() for text in axes.get_yticklabels(minor=True)}
+    assert {"60", "80"} <= labels and not any("times" in label for label in labels)
 
 
 @pytest.mark.parametrize(
