@@ -11,7 +11,7 @@ from experiments.oneshot import methods, models
 from experiments.registry import near_misses
 from experiments.rules import parse_pattern
 
-# Pattern -> sparsity; n:m patterns have theirs.
+# Pattern -> sparsity where nothing is said of it.
 PATTERNS = {"unstructured": 0.5, "2:4": 0.5, "4:8": 0.5, "4x16": 0.3}
 PARTS = ("auto", "layer", "output")
 
@@ -31,8 +31,8 @@ def get_config(criterion: str = "wanda", pattern: str = "unstructured") -> Any:
     config.fit = ConfigDict({"steps": 100, "rate": 1e-4})
     # As rules spell it, for all linear layers of all blocks; embeddings, norms and head stay.
     config.pattern = pattern
-    # Of patterns other than n:m.
-    config.sparsity = PATTERNS.get(pattern, 0.5)
+    # n:m has its own, and no other.
+    config.sparsity = _own_sparsity(parse_pattern(pattern)) or PATTERNS.get(pattern, 0.5)
     # What competes in an unstructured kernel: all of its "layer", or the entries of an "output";
     # "auto" is an output for Wanda, as its authors have it, and the layer for all else.
     config.per = "auto"
@@ -95,6 +95,12 @@ def check(config: Any) -> Any:
     models.check_name(config.model)
     methods.chain(config.criterion, config.stages)
     pattern = rule(config).pattern
+    own = _own_sparsity(pattern)
+    if own is not None and abs(config.sparsity - own) > 1e-6:
+        raise ValueError(
+            f"config.sparsity = {config.sparsity}, but the pattern {config.pattern} has "
+            f"{own:.6g}, whatever is asked for; that number would work, or another pattern"
+        )
     if config.per == "output" and not isinstance(pattern, js.Unstructured):
         raise ValueError(
             f"config.per = 'output' is for the pattern unstructured, whose entries compete, not "
@@ -102,6 +108,11 @@ def check(config: Any) -> Any:
         )
     _check_corpora(config)
     return config
+
+
+def _own_sparsity(pattern: js.Pattern | None) -> float | None:
+    """The sparsity that a pattern fixes, None where it leaves that open."""
+    return 1 - pattern.n / pattern.m if isinstance(pattern, js.NM) else None
 
 
 def competing(config: Any) -> Literal["layer", "output"]:

@@ -109,7 +109,7 @@ def _tiny() -> LanguageModel:
         graph,
         params,
         lambda text: list(text.encode()),
-        lambda ids: bytes(ids).decode("utf-8", "replace"),
+        lambda ids: bytes(map(int, ids)).decode("utf-8", "replace"),
         TINY_SIZES.longest,
         "random weights, bytes as tokens",
     )

@@ -32,6 +32,7 @@ from jaxsparse.trees import leaves_by_path, replace_by_path
 _LOG = logging.getLogger(__name__)
 DENSE = "dense"
 PACKED, MASKS = "packed.safetensors", "masks.npz"
+_TOLD = "layers.jsonl"
 
 
 class Setting(NamedTuple):
@@ -200,18 +201,29 @@ def _prune(
     _LOG.info("pruning %s by %s", config.pattern, label)
     place = folder / "layers" / str(len(label.split(" + ")))
     place.mkdir(parents=True, exist_ok=True)
+    before = _told(place)
+
+    def spent(key: str) -> float:
+        """By killed runs, which worked for what they told, too."""
+        return sum(line.get(key, 0.0) for line in before)
+
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(unit="layer", disable=None))
-        told = stack.enter_context((place / "layers.jsonl").open("a"))
+        told = stack.enter_context((place / _TOLD).open("a"))
+        start, clock = time.perf_counter(), time.process_time()
+        lap = clock
 
         def tell(done: Pruned) -> None:
-            told.write(json.dumps({"path": done.path, "error": done.error}) + "\n")
+            nonlocal lap
+            line = {"path": done.path, "error": done.error, "seconds": done.seconds}
+            now = time.process_time()
+            told.write(json.dumps(line | {"cpu_seconds": now - lap}) + "\n")
+            lap = now
             told.flush()
             bar.total, bar.n = done.total, done.number
             error = "" if done.error is None else f"{done.error:.4f}"
             bar.set_postfix_str(f"{done.path} {error} {done.seconds:.1f} s")
 
-        start, clock = time.perf_counter(), time.process_time()
         found = prune_oneshot(
             model.apply,
             model.params,
@@ -225,14 +237,13 @@ def _prune(
     size = sum(mask.size for mask in found.masks.values())
     kept = sum(int(np.count_nonzero(mask)) for mask in found.masks.values())
     # A layer that was told of before a kill, and not stored yet, is told of twice.
-    lines = map(json.loads, (place / "layers.jsonl").read_text().splitlines())
-    errors = {line["path"]: line["error"] for line in lines}
+    errors = {line["path"]: line["error"] for line in _told(place)}
     known = [error for error in errors.values() if error is not None]
     return found, {
         "sparsity": 1 - kept / size,
         "layer_loss": float(np.mean(known)) if known else None,
-        "prune_seconds": time.perf_counter() - start,
-        "prune_cpu_seconds": time.process_time() - clock,
+        "prune_seconds": time.perf_counter() - start + spent("seconds"),
+        "prune_cpu_seconds": time.process_time() - clock + spent("cpu_seconds"),
     }
 
 
@@ -277,6 +288,12 @@ def _fit(setting: Setting, pruned: OneShot, folder: pathlib.Path) -> tuple[OneSh
         leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
         np.savez(out, allow_pickle=False, **leaves)
     return OneShot(params, pruned.masks), row
+
+
+def _told(place: pathlib.Path) -> list[dict[str, Any]]:
+    """What was told of every layer pruned so far, those of killed runs among them."""
+    file = place / _TOLD
+    return list(map(json.loads, file.read_text().splitlines())) if file.exists() else []
 
 
 def _written(setting: Setting, found: OneShot, folder: pathlib.Path) -> dict[str, Any]:

@@ -121,6 +121,39 @@ def test_a_last_row_that_is_there_is_pruned_again_for_its_weights(config, tmp_pa
     assert len(report["rows"]) == 2 and report["pruned_leaves"] == 7
 
 
+def test_minutes_are_those_of_killed_runs_too(config, tmp_path, monkeypatch):
+    prune, told = run.prune_oneshot, []
+
+    def killed(*arguments, on_pruned, **options):
+        def tell(done):
+            on_pruned(done._replace(seconds=1000.0))
+            told.append(done.path)
+            if len(told) == 3:
+                raise KeyboardInterrupt
+
+        return prune(*arguments, on_pruned=tell, **options)
+
+    monkeypatch.setattr(run, "prune_oneshot", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(config, str(tmp_path / "run"), html=False)
+    monkeypatch.setattr(run, "prune_oneshot", prune)
+    _, row = run.run(config, str(tmp_path / "run"), html=False)["rows"]
+    assert 3000 < row["prune_seconds"] < 4000
+    assert row["prune_cpu_seconds"] > 0 and row["layer_loss"] > 0
+
+
+@pytest.mark.usefixtures("config")
+def test_the_tiny_model_reads_and_writes_bytes():
+    model = models.load("tiny")
+    written = np.asarray(model.encode("a word"), np.int32)  # as a model hands them over
+    assert model.decode(written) == "a word"
+
+
+def test_a_pattern_of_n_of_m_brings_its_sparsity():
+    assert own.load("experiments/configs/smollm_tiny.py:3:4").sparsity == 0.25
+    assert own.load("experiments/configs/smollm_tiny.py:1:3").pattern == "1:3"
+
+
 @pytest.mark.slow
 def test_what_is_written_dense_and_packed(config, tmp_path):
     config.generation.update(tokens=4, rounds=1)
@@ -162,6 +195,7 @@ def test_a_figure_labels_perplexity_as_the_tables_do():
         ("stages", ("fit", "swaps"), r"'fit' as the last stage"),
         ("fit.rate", 0.0, r"config\.fit\.rate must be above 0"),
         ("pattern", "2of4", r"unknown pattern '2of4'"),
+        ("sparsity", 0.7, r"config.sparsity = 0.7, but the pattern 2:4 has 0.5"),
         ("sparsity", 1.0, r"config.sparsity is a share in \(0, 1\), not 1.0"),
         ("per", "row", r"config.per is 'row'; known: auto, layer, output"),
         ("per", "output", r"not for 2:4; auto would work"),
@@ -183,7 +217,7 @@ def test_mistakes_are_named_before_any_work(config, key, value, message, tmp_pat
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("pattern", "3:5", r"layers/0/.*kernel' of shape \(16, \d+\).*5"),
+        ("pattern", "3:6", r"layers/0/.*kernel' of shape \(16, \d+\).*6"),
         ("calibration.sequences", 100000, r"calibration on .*notes.txt needs 100000 windows"),
         ("calibration.length", 600, r"config.calibration.length: 600 tokens .* 512 at most"),
         ("generation.tokens", 600, r"config.generation.tokens: 6\d\d tokens .* 512 at most"),
