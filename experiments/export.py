@@ -21,11 +21,14 @@ from experiments.data.download import DownloadError
 from experiments.huggingface.reading import Encoder
 from experiments.huggingface.sources import load_any
 from experiments.models.encoders import Classifier, ImageEncoder
+from experiments.models.llama import Llama
 
 FORMATS = {"onnx": js.export_onnx, "stablehlo": js.export_stablehlo}
 
 
-def example(model: Encoder | Classifier, batch: int, tokens: int, seed: int = 0) -> tuple[Any, ...]:
+def example(
+    model: Encoder | Classifier | Llama, batch: int, tokens: int, seed: int = 0
+) -> tuple[Any, ...]:
     """Inputs of a model: images, or ids and masks of texts of different lengths.
 
     Args:
@@ -37,6 +40,8 @@ def example(model: Encoder | Classifier, batch: int, tokens: int, seed: int = 0)
     Raises:
       ValueError: more tokens than the model has positions for, or a count below 1.
     """
+    if isinstance(model, Llama):
+        raise ValueError("a Llama is no encoder; python -m experiments.export writes encoders")
     encoder: Any = model.encoder if isinstance(model, Classifier) else model
     if batch < 1 or tokens < 1:
         raise ValueError(f"--batch {batch} and --tokens {tokens} must be at least 1")

@@ -13,14 +13,14 @@ class Tokenizer:
 
     Args:
       tokenizer: of the package tokenizers.
-      stop: the id that ends a text, if there is one.
+      stop: the ids that end a text.
 
     Attributes:
       stop: as given.
       vocabulary: one more than the largest id.
     """
 
-    def __init__(self, tokenizer: Any, stop: int | None = None):
+    def __init__(self, tokenizer: Any, stop: tuple[int, ...] = ()):
         self._tokenizer, self.stop = tokenizer, stop
         self.vocabulary = 1 + max(tokenizer.get_vocab().values(), default=-1)
 

@@ -57,7 +57,8 @@ def read_tokenizer(file: str | pathlib.Path, header: Header) -> Tokenizer:
         whole = [token for token, type_ in zip(tokens, types, strict=True) if type_ == number]
         add([tokenizers.AddedToken(t, normalized=False, special=number == _CONTROL) for t in whole])
     _frame(read, tokenizer, tokens)
-    return Tokenizer(tokenizer, read.id("eos_token_id", len(tokens)))
+    ends = [read.id(f"{name}_token_id", len(tokens)) for name in ("eos", "eot")]
+    return Tokenizer(tokenizer, tuple(dict.fromkeys(end for end in ends if end is not None)))
 
 
 class _Reader:

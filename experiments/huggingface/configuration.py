@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from experiments.huggingface.layouts import LAYOUTS
-from experiments.models.sizes import ACTIVATIONS, ImageSizes, Sizes, TextSizes
+from experiments.models.sizes import ACTIVATIONS, ImageSizes, LlamaSizes, Sizes, TextSizes
 from experiments.registry import near_misses
 from jaxsparse.export import tensorfile
 from jaxsparse.text import shorten
@@ -23,6 +23,11 @@ _DEFAULTS: dict[str, Any] = {
     "type_vocab_size": 2,
     "qkv_bias": True,
     "num_channels": 3,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
 }
 # What is still believed of a count: more is a damaged file, and would fill the memory.
 _MOST, _MOST_LAYERS = 2**31 - 1, 1000
@@ -33,6 +38,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
 }
+# Where positions are scaled, in which transformers up to 4 and from 5.
+_ROPES = ("rope_scaling", "rope_parameters")
 
 
 def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def sizes_of(config: Mapping[str, Any], file: str | pathlib.Path = CONFIG) -> Si
       file: where it comes from, for errors.
 
     Returns:
-      `TextSizes`, or `ImageSizes` for a model of images.
+      `TextSizes`, `ImageSizes` for a model of images, or `LlamaSizes`.
 
     Raises:
       ValueError: a key that is missing, or of another type, or does not fit the others.
@@ -96,7 +103,8 @@ def sizes_of(config: Mapping[str, Any], file: str | pathlib.Path = CONFIG) -> Si
     read = _Reader(config, file)
     width, heads = read.whole("width"), read.whole("heads")
     depth = read.whole("depth", _MOST_LAYERS)
-    if width % heads:
+    apart = "head_dim" in read.keys and config.get(read.keys["head_dim"]) is not None
+    if width % heads and not apart:
         raise ValueError(
             f"{file}: {read.keys['heads']} = {heads} does not divide {read.keys['width']} = {width}"
         )
@@ -109,7 +117,10 @@ def sizes_of(config: Mapping[str, Any], file: str | pathlib.Path = CONFIG) -> Si
     kept, hidden = read.layers(heads, depth)
     # DistilBERT has this number in its code.
     epsilon = read.positive("epsilon") if "epsilon" in read.keys else 1e-12
-    common = (width, width // heads, kept, hidden, epsilon, activation)
+    head_dim = read.whole("head_dim") if apart else width // heads
+    common = (width, head_dim, kept, hidden, epsilon, activation)
+    if "theta" in read.keys:
+        return _llama(read, heads, *common)
     if "image" not in read.keys:
         text = TextSizes(
             *common,
@@ -133,6 +144,45 @@ def sizes_of(config: Mapping[str, Any], file: str | pathlib.Path = CONFIG) -> Si
         patch=patch,
         channels=read.whole("channels"),
         qkv_bias=read("qkv_bias", bool),
+    )
+
+
+def _llama(read: "_Reader", whole_heads: int, *common: Any) -> LlamaSizes:
+    _, head_dim, heads, *_ = common
+    file, config, key = read.file, read.config, read.keys["key_heads"]
+    key_heads = read.whole("key_heads") if config.get(key) is not None else whole_heads
+    if whole_heads % key_heads:
+        raise ValueError(
+            f"{file}: {key} = {key_heads} does not divide {read.keys['heads']} = {whole_heads}"
+        )
+    group = whole_heads // key_heads
+    if parts := [count for count in heads if count % group]:
+        raise ValueError(
+            f"{file}: a layer of {parts[0]} heads; {group} share one of keys, and go together"
+        )
+    if head_dim % 2:
+        raise ValueError(f"{file}: heads of {head_dim} have no pairs to turn; even ones have")
+    theta = read.positive("theta")
+    for key in _ROPES:
+        rope = config.get(key)
+        if rope is None:
+            continue
+        kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
+        if kind != "default":
+            raise ValueError(f"{file}: {key} = {shorten(rope)}; only 'default' can be loaded")
+        stated = rope.get("rope_theta", theta)
+        if type(stated) not in (int, float) or not 0 < stated < math.inf:
+            raise ValueError(f"{file}: {key}.rope_theta = {_shown(stated)} must be above 0")
+        theta = float(stated)
+    return LlamaSizes(
+        *common,
+        vocabulary=read.whole("vocabulary"),
+        longest=read.whole("longest"),
+        key_heads=tuple(count // group for count in heads),
+        theta=theta,
+        tied=read("tied", bool),
+        attention_bias=read("attention_bias", bool),
+        mlp_bias=read("mlp_bias", bool),
     )
 
 

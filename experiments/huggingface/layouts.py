@@ -1,8 +1,8 @@
-"""How Hugging Face names the sizes and the tensors of the encoders that we know.
+"""How Hugging Face names the sizes and the tensors of the models that we know.
 
 A `Layout` is a table, read in both directions: loading and saving are `reading` and `writing`.
-The tables stand beside the modules of `experiments.models.encoders`, whose paths they hold, and
-not in the library, which ships no models: whoever has a Flax BERT of their own names its paths
+The tables stand beside the modules of `experiments.models`, whose paths they hold, and not in
+the library, which ships no models: whoever has a Flax BERT of their own names its paths
 in a `Layout` of theirs.
 """
 
@@ -22,7 +22,7 @@ class Layout:
       tensors: path of a module, or of a parameter in no module -> its name in the file, with
         {} for the number of a layer. A module's parameters follow as `.weight` and `.bias`.
       unused: patterns of the tensors that no module of ours takes.
-      encoder: transformers' class of the encoder alone.
+      encoder: transformers' class of the encoder alone; of a decoder, that with its head.
       classifier: its class of encoder, first token and linear head, if it has just that.
       padding: the id of padding where config.json names none.
     """
@@ -47,6 +47,10 @@ class Layout:
     def ignores(self, name: str) -> bool:
         """Whether a tensor is one of those that our modules have no use for."""
         return any(re.fullmatch(pattern, name) for pattern in self.unused)
+
+    def full_name_of(self, name: str) -> str:
+        """A tensor's name in files of models with a head, of which the head has no prefix."""
+        return name if name.startswith(f"{self.tensors.get('head')}.") else self.prefix + name
 
 
 _UNUSED = (
@@ -151,5 +155,37 @@ LAYOUTS: dict[str, Layout] = {
         unused=(*_UNUSED, r"embeddings\.mask_token", r"decoder\..*"),
         encoder="ViTModel",
         classifier="ViTForImageClassification",
+    ),
+    "llama": Layout(
+        prefix="model.",
+        keys=_SIZES
+        | {
+            "epsilon": "rms_norm_eps",
+            "vocabulary": "vocab_size",
+            "longest": "max_position_embeddings",
+            "key_heads": "num_key_value_heads",
+            "head_dim": "head_dim",
+            "theta": "rope_theta",
+            "tied": "tie_word_embeddings",
+            "attention_bias": "attention_bias",
+            "mlp_bias": "mlp_bias",
+        },
+        tensors={
+            "embedding": "embed_tokens",
+            "norm": "norm",
+            "head": "lm_head",
+            "layers/{}/attention/query": "layers.{}.self_attn.q_proj",
+            "layers/{}/attention/key": "layers.{}.self_attn.k_proj",
+            "layers/{}/attention/value": "layers.{}.self_attn.v_proj",
+            "layers/{}/attention/output": "layers.{}.self_attn.o_proj",
+            "layers/{}/attention_norm": "layers.{}.input_layernorm",
+            "layers/{}/feed_forward/gate": "layers.{}.mlp.gate_proj",
+            "layers/{}/feed_forward/up": "layers.{}.mlp.up_proj",
+            "layers/{}/feed_forward/down": "layers.{}.mlp.down_proj",
+            "layers/{}/feed_forward_norm": "layers.{}.post_attention_layernorm",
+        },
+        # The second is there again beside tied embeddings, in some files.
+        unused=(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"lm_head\.weight"),
+        encoder="LlamaForCausalLM",
     ),
 }

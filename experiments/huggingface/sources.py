@@ -12,6 +12,7 @@ from experiments import pretrained, workdir
 from experiments.huggingface.configuration import read_config
 from experiments.huggingface.reading import Encoder, head_of, load, load_classifier
 from experiments.models.encoders import Classifier, TextEncoder
+from experiments.models.llama import Llama
 from jaxsparse.files import naming
 from jaxsparse.trees import leaves_by_path, replace_by_path
 
@@ -19,7 +20,7 @@ from jaxsparse.trees import leaves_by_path, replace_by_path
 class Source(NamedTuple):
     """A model, and the directory with the config.json and the tokenizer that it began from."""
 
-    model: Encoder | Classifier
+    model: Encoder | Classifier | Llama
     directory: pathlib.Path
 
 

@@ -3,11 +3,13 @@
 import pathlib
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from experiments.huggingface.configuration import CONFIG, padding_of, read_config, sizes_of
-from experiments.models.sizes import TextSizes
+from experiments.models.sizes import LlamaSizes, TextSizes
+from experiments.tokenizer import Tokenizer as DecoderTokenizer
 from jaxsparse.text import shorten
 
 TOKENIZER = "tokenizer.json"
@@ -27,41 +29,22 @@ class Tokenizer:
     """
 
     def __init__(self, directory: str | pathlib.Path):
-        try:
-            import tokenizers  # late: models of images need none
-        except ImportError:
-            raise ValueError(
-                f"{TOKENIZER} is read by tokenizers: {sys.executable} -m pip install tokenizers"
-            ) from None
-
         directory = pathlib.Path(directory)
         self.file, config_file = directory / TOKENIZER, directory / CONFIG
         config = read_config(directory)
         sizes = sizes_of(config, config_file)
         if not isinstance(sizes, TextSizes):
-            raise ValueError(f"{config_file}: model_type {config['model_type']!r} reads no text")
-        if not self.file.is_file():
-            raise FileNotFoundError(
-                f"{self.file} is not there; AutoTokenizer.from_pretrained(directory)"
-                ".save_pretrained(directory) of transformers writes it"
+            others = "read_tokenizer" if isinstance(sizes, LlamaSizes) else "none"
+            raise ValueError(
+                f"{config_file}: model_type {config['model_type']!r} is no encoder of texts; its "
+                f"tokenizer: {others}"
             )
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.file))
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{self.file} is no tokenizer: {error}") from error
+        self._tokenizer = _opened(self.file)
         self.longest = sizes.longest
         # Rows without room for a token of the text come out in another number.
         self.shortest = self._tokenizer.num_special_tokens_to_add(is_pair=False) + 1
-        vocabulary = self._tokenizer.get_vocab()
-        if not vocabulary:
-            raise ValueError(f"{self.file} has an empty vocabulary")
         self._config_file, self._vocabulary = config_file, sizes.vocabulary
-        last, token = max((i, token) for token, i in vocabulary.items())
-        if last >= sizes.vocabulary:
-            raise ValueError(
-                f"{self.file}: token {token!r} has id {last}; {config_file} has vocab_size = "
-                f"{sizes.vocabulary}, the rows of the embeddings"
-            )
+        _check_ids(self._tokenizer, self.file, sizes.vocabulary, config_file)
         padding = padding_of(config, config_file)
         self._padding = self._tokenizer.id_to_token(padding)
         found = (self._tokenizer.padding or {}).get("pad_id", padding)
@@ -116,3 +99,63 @@ class Tokenizer:
             )
         mask = np.array([row.attention_mask for row in rows], bool).reshape(-1, length)
         return ids, mask
+
+
+def read_tokenizer(directory: str | pathlib.Path) -> DecoderTokenizer:
+    """The tokenizer of a decoder; what ends a text is its config.json's `eos_token_id`.
+
+    Args:
+      directory: with tokenizer.json and config.json.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: not the tokenizer of that model, a model that is no decoder, or an id of the end
+        that is none; names file and key. Also where the package tokenizers is not installed.
+    """
+    directory = pathlib.Path(directory)
+    file, config_file = directory / TOKENIZER, directory / CONFIG
+    config = read_config(directory)
+    sizes = sizes_of(config, config_file)
+    if not isinstance(sizes, LlamaSizes):
+        raise ValueError(f"{config_file}: model_type {config['model_type']!r} is no decoder")
+    tokenizer = _opened(file)
+    _check_ids(tokenizer, file, sizes.vocabulary, config_file)
+    stop = config.get("eos_token_id")
+    ids = tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,)
+    if not all(type(each) is int and 0 <= each < sizes.vocabulary for each in ids):
+        raise ValueError(
+            f"{config_file}: eos_token_id = {shorten(stop)} must be ids from 0 to "
+            f"{sizes.vocabulary - 1}"
+        )
+    return DecoderTokenizer(tokenizer, ids)
+
+
+def _opened(file: pathlib.Path) -> Any:
+    try:
+        import tokenizers  # late: models of images need none
+    except ImportError:
+        raise ValueError(
+            f"{TOKENIZER} is read by tokenizers: {sys.executable} -m pip install tokenizers"
+        ) from None
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is not there; AutoTokenizer.from_pretrained(directory)"
+            ".save_pretrained(directory) of transformers writes it"
+        )
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{file} is no tokenizer: {error}") from error
+
+
+def _check_ids(tokenizer: Any, file: pathlib.Path, rows: int, config_file: pathlib.Path) -> None:
+    """Raises ValueError unless every id is a row of the embeddings."""
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary:
+        raise ValueError(f"{file} has an empty vocabulary")
+    last, token = max((i, token) for token, i in vocabulary.items())
+    if last >= rows:
+        raise ValueError(
+            f"{file}: token {token!r} has id {last}; {config_file} has vocab_size = {rows}, the "
+            "rows of the embeddings"
+        )

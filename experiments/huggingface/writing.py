@@ -1,4 +1,4 @@
-"""Modules of `experiments.models.encoders` into directories that others read."""
+"""Modules of `experiments.models` into directories that others read."""
 
 import errno
 import json
@@ -15,8 +15,9 @@ import jaxsparse as js
 from experiments.huggingface.configuration import CONFIG, FORMS, OURS, Form, read_config, sizes_of
 from experiments.huggingface.layouts import LAYOUTS, Layout
 from experiments.huggingface.reading import HEAD, THEIR_HEAD, WEIGHTS, Encoder, read_tensors
-from experiments.models.encoders import Classifier, TextEncoder
-from experiments.models.sizes import ACTIVATIONS, Sizes
+from experiments.models.encoders import Classifier, ImageEncoder, TextEncoder
+from experiments.models.llama import Llama
+from experiments.models.sizes import ACTIVATIONS, LlamaSizes, Sizes
 from experiments.weight_files import to_torch
 from jaxsparse.export import tensorfile
 from jaxsparse.files import PART, naming, replacing
@@ -31,7 +32,11 @@ COPIED = (
     "vocab.json",
     "merges.txt",
     "preprocessor_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
 )
+# Parts of a layer whose inputs are heads or neurons, not outputs.
+_READS = ("output", "down")
 
 
 class _Widths(NamedTuple):
@@ -42,7 +47,7 @@ class _Widths(NamedTuple):
 
 
 def save(
-    model: Encoder | Classifier,
+    model: Encoder | Classifier | Llama,
     directory: str | pathlib.Path,
     source: str | pathlib.Path,
     form: Form = "dense",
@@ -56,7 +61,8 @@ def save(
     - "dense": every layer has all heads, and as many neurons as the widest; what is gone is
       zeros. transformers 4 and 5 read it, and multiply by the zeros of the heads.
     - "pruned_heads": heads that are gone are not stored, and `pruned_heads` counts them; neurons
-      are as for "dense". transformers up to 4.57 read it, 5 refuses the shapes.
+      are as for "dense". transformers up to 4.57 read it, 5 refuses the shapes. Not for a
+      `Llama`.
     - "exact": every layer as it is, but for a head that is narrower, which gets zeros. `load`
       alone reads it.
 
@@ -67,7 +73,7 @@ def save(
     transformers' ViTForImageClassification, and is stored as that.
 
     Args:
-      model: an encoder, or a classifier; packed weights in it are stored dense.
+      model: an encoder, a classifier or a decoder; packed weights in it are stored dense.
       directory: where to; made if it is not there. A model in it is replaced as a whole: a
         save that fails leaves it as it was, one that is killed may leave no config.json, which
         `load` refuses. Files of the tokenizer that `source` has not are deleted.
@@ -77,9 +83,9 @@ def save(
 
     Raises:
       FileNotFoundError: `source` has no config.json or no weights.
-      ValueError: no such form; `source` is of another model, in a size, the epsilon of the
-        norms or the activation, or is `directory` itself; a head that is not one linear layer.
-        Nothing is written then.
+      ValueError: no such form, or not for this model; `source` is of another model, in a size, the
+        epsilon of the norms or the activation, or is `directory` itself; a head that is not one
+        linear layer. Nothing is written then.
       OSError: a file cannot be written, or a directory has its name.
     """
     directory, source = pathlib.Path(directory), pathlib.Path(source)
@@ -92,9 +98,11 @@ def save(
     sizes = sizes_of(config, source / CONFIG)
     encoder = model.encoder if isinstance(model, Classifier) else model
     _check(encoder, sizes, source / CONFIG)
+    if form == "pruned_heads" and isinstance(encoder, Llama):
+        raise ValueError(f"form = {form!r} is none that transformers has for a Llama; 'dense' is")
 
     left = _widths(encoder, sizes)
-    full = [sizes.width // sizes.head_dim] * len(left.heads)
+    full = [config[table.keys["heads"]]] * len(left.heads)
     widest = max(left.hidden)
     stored = left
     if form != "exact":
@@ -102,7 +110,7 @@ def save(
         stored = _Widths(heads, [widest] * len(heads))
     tensors = {}
     for path, array in _arrays(encoder):
-        array = _filled_up(path, array, left, stored, sizes.head_dim)
+        array = _filled_up(path, array, left, stored, sizes)
         tensors[table.name_of(path)] = to_torch(array) if path[-1] == "kernel" else array
     config["architectures"] = [table.encoder]
     config[OURS] = {"form": form, **left._asdict()}
@@ -118,6 +126,8 @@ def save(
         config[key] = "float32"
     if isinstance(model, Classifier):
         tensors = _with_head(model, table, tensors, config)
+    elif isinstance(model, Llama):
+        tensors = {table.full_name_of(name): tensor for name, tensor in tensors.items()}
     else:
         others = read_tensors(source, table).items()
         tensors |= {name: np.asarray(x) for name, x in others if name.startswith("pooler.")}
@@ -156,31 +166,45 @@ def _replace(
                 os.replace(new / name, directory / name)
 
 
-def _check(encoder: Encoder, sizes: Sizes, file: pathlib.Path) -> None:
+def _check(model: Encoder | Llama, sizes: Sizes, file: pathlib.Path) -> None:
     """Raises ValueError unless a config.json states what the model has and computes."""
-    activations = {layer.activation for layer in encoder.layers}
-    norms = [encoder.norm, *(n for x in encoder.layers for n in (x.attention_norm, x.output_norm))]
+    if isinstance(model, Llama) != isinstance(sizes, LlamaSizes):
+        raise ValueError(f"{file} is of another model than {type(model).__name__}")
+    layers: list[Any] = list(model.layers)
+    parts = [x.feed_forward if isinstance(model, Llama) else x for x in layers]
+    norms = [model.norm, *(getattr(x, name) for x in layers for name in _norms(model))]
     found: dict[str, Any] = {
-        "width": encoder.norm.num_features,
-        "head_dim": encoder.layers[0].attention.head_dim,
-        "layers": len(encoder.layers),
+        "width": model.norm.num_features,
+        "head_dim": layers[0].attention.head_dim,
+        "layers": len(layers),
         "epsilon": _only({norm.epsilon for norm in norms}),
-        "activation": _only({_name_of(activation, sizes) for activation in activations}),
+        "activation": _only({_name_of(part.activation, sizes) for part in parts}),
     }
     stated = {"width": sizes.width, "head_dim": sizes.head_dim, "layers": len(sizes.heads)}
-    if isinstance(encoder, TextEncoder):
-        types = encoder.token_type
-        found["vocabulary"] = encoder.word.num_embeddings
-        found["positions"] = encoder.position.num_embeddings
+    if isinstance(model, TextEncoder):
+        types = model.token_type
+        found["vocabulary"] = model.word.num_embeddings
+        found["positions"] = model.position.num_embeddings
         found["token_types"] = types.num_embeddings if types is not None else 0
-        found["padding"] = encoder.padding
+        found["padding"] = model.padding
+    elif isinstance(model, ImageEncoder):
+        found["image"], _, found["channels"] = model.expected
+        found["patch"] = model.patch.kernel_size[0]
+        found["qkv_bias"] = layers[0].attention.query.bias is not None
     else:
-        found["image"], _, found["channels"] = encoder.expected
-        found["patch"] = encoder.patch.kernel_size[0]
-        found["qkv_bias"] = encoder.layers[0].attention.query.bias is not None
+        found["vocabulary"] = model.embedding.num_embeddings
+        found["longest"], found["theta"] = model.longest, model.theta
+        found["tied"] = model.head is None
+        found["attention_bias"] = layers[0].attention.query.bias is not None
+        found["mlp_bias"] = layers[0].feed_forward.down.bias is not None
     stated |= {name: getattr(sizes, name, None) for name in found if name not in stated}
     if found != stated:
         raise ValueError(f"{file} is of another model: it states {stated}, the model has {found}")
+
+
+def _norms(model: Encoder | Llama) -> tuple[str, str]:
+    last = "feed_forward_norm" if isinstance(model, Llama) else "output_norm"
+    return "attention_norm", last
 
 
 def _name_of(activation: Any, sizes: Sizes) -> str:
@@ -194,12 +218,15 @@ def _only(values: set[Any]) -> Any:
     return values.pop() if len(values) == 1 else values
 
 
-def _widths(encoder: Encoder, sizes: Sizes) -> _Widths:
-    queries = [layer.attention.query.kernel.shape[-1] for layer in encoder.layers]
+def _widths(model: Encoder | Llama, sizes: Sizes) -> _Widths:
+    layers: list[Any] = list(model.layers)
+    queries = [layer.attention.query.kernel.shape[-1] for layer in layers]
+    decoder = isinstance(model, Llama)
+    neurons = [layer.feed_forward.gate if decoder else layer.intermediate for layer in layers]
     return _Widths(
         # What is left of empty attention is a part of one head.
         [-(-width // sizes.head_dim) for width in queries],
-        [layer.intermediate.kernel.shape[-1] for layer in encoder.layers],
+        [part.kernel.shape[-1] for part in neurons],
     )
 
 
@@ -210,14 +237,21 @@ def _arrays(module: Any) -> Iterator[tuple[tuple[Any, ...], np.ndarray]]:
 
 
 def _filled_up(
-    path: tuple[Any, ...], array: np.ndarray, left: _Widths, stored: _Widths, head_dim: int
+    path: tuple[Any, ...], array: np.ndarray, left: _Widths, stored: _Widths, sizes: Sizes
 ) -> np.ndarray:
     """A parameter of a layer with zeros where heads, parts of heads and neurons are gone."""
-    if path[0] != "layers" or "norm" in path[-2] or path[-2:] == ("output", "bias"):
+    if path[0] != "layers":
         return array
-    layer, axis = path[1], 0 if path[-2] == "output" else array.ndim - 1
+    *_, part, last = path
+    reads = part in _READS
+    if "norm" in part or (reads and last == "bias"):
+        return array
+    layer, axis = path[1], 0 if reads else array.ndim - 1
     if path[2] == "attention":
-        count, wanted = left.heads[layer], (stored.heads[layer], head_dim)
+        group = 1
+        if isinstance(sizes, LlamaSizes) and part in ("key", "value"):
+            group = sizes.heads[layer] // sizes.key_heads[layer]
+        count, wanted = left.heads[layer] // group, (stored.heads[layer] // group, sizes.head_dim)
     else:
         count, wanted = left.hidden[layer], (stored.hidden[layer], 1)
     apart = array.reshape(*array.shape[:axis], count, -1, *array.shape[axis + 1 :])

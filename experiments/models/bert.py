@@ -36,7 +36,7 @@ def bert(dataset: Dataset, weights: str = "minilm", frozen: str = EMBEDDINGS) ->
     folder = directory(weights)
     sizes = sizes_of(read_config(folder), folder / "config.json")
     if not isinstance(sizes, TextSizes):
-        raise ValueError(f"model.weights = {weights!r} is a model of images")
+        raise ValueError(f"model.weights = {weights!r} is no encoder of texts")
     length = inputs["ids"].shape[1]
     if length > sizes.longest:
         raise ValueError(

@@ -1,5 +1,6 @@
 """Texts that a decoder goes on with, token by token."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ def generate(
     new: int,
     *,
     padding: jax.Array | None = None,
-    stop: int | None = None,
+    stop: int | Sequence[int] = (),
     temperature: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
@@ -31,12 +32,13 @@ def generate(
       tokens: (batch, length) ids, the prompts.
       new: how many tokens to add at most.
       padding: (batch,) of how many at the front of each row are no tokens of the prompt.
-      stop: the id after which a row ends; None for rows of `new` tokens.
+      stop: the id, or ids, after which a row ends.
       temperature: 0 for the likeliest; above, tokens are drawn by softmax(logits / temperature).
       key: random key, for a temperature above 0.
 
     Returns:
-      (batch, new) int32, without the prompts. Behind the first `stop` of a row it has no other.
+      (batch, new) int32, without the prompts. What stands behind the first `stop` of a row is the
+      first of `stop`.
 
     Raises:
       ValueError: as the model, `new` below 1 or beyond the longest text, a temperature without a
@@ -67,14 +69,19 @@ def generate(
             "is above 0, and nowhere else"
         )
     vocabulary = model.embedding.num_embeddings
-    if stop is not None and not 0 <= stop < vocabulary:
-        raise ValueError(f"stop = {stop} is no id from 0 to {vocabulary - 1}")
+    ends = (stop,) if isinstance(stop, int) else tuple(stop)
+    if not all(0 <= end < vocabulary for end in ends):
+        raise ValueError(f"stop = {stop} must be ids from 0 to {vocabulary - 1}")
+    last = ends[0] if ends else 0
 
     def pick(logits: jax.Array, number: Any) -> jax.Array:
         if key is None:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         drawn = jax.random.categorical(jax.random.fold_in(key, number), logits / temperature)
         return drawn.astype(jnp.int32)
+
+    def ended(token: jax.Array) -> jax.Array:
+        return jnp.isin(token, jnp.array(ends, jnp.int32))
 
     def goes_on(state):
         number, _, done, *_ = state
@@ -84,15 +91,14 @@ def generate(
         number, token, done, out, cache = state
         logits, cache = model.step(token, cache)
         token = pick(logits, number)
-        if stop is not None:
-            token = jnp.where(done, stop, token)
-            done = done | (token == stop)
+        token = jnp.where(done, last, token)
+        done = done | ended(token)
         out = lax.dynamic_update_slice_in_dim(out, token[:, None], number, axis=1)
         return number + 1, token, done, out, cache
 
     # The last token is written and not read: it needs no place in the cache.
     logits, cache = model.prefill(tokens, padding, capacity=length + new - 1)
     first = pick(logits, 0)
-    done = jnp.zeros(batch, bool) if stop is None else first == stop
-    out = jnp.full((batch, new), 0 if stop is None else stop, jnp.int32).at[:, 0].set(first)
+    done = ended(first)
+    out = jnp.full((batch, new), last, jnp.int32).at[:, 0].set(first)
     return lax.while_loop(goes_on, add, (jnp.int32(1), first, done, out, cache))[3]

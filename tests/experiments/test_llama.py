@@ -128,9 +128,10 @@ def test_a_loop_writes_what_the_whole_text_at_each_step_does():
 def test_a_row_ends_with_its_stop():
     free = np.asarray(write(*parts(), TOKENS, NEW))
     stop = int(free[0, 3])
-    found = np.asarray(write(*parts(), TOKENS, NEW, stop=stop))
+    other = int(free[1, 5])
+    found = np.asarray(write(*parts(), TOKENS, NEW, stop=(stop, other)))
     for row, expected in zip(found, free, strict=True):
-        ends = np.flatnonzero(expected == stop)
+        ends = np.flatnonzero(np.isin(expected, [stop, other]))
         end = ends[0] + 1 if len(ends) else NEW
         np.testing.assert_array_equal(row[:end], expected[:end])
         assert (row[end:] == stop).all()
@@ -222,7 +223,7 @@ def test_packed_weights_write_what_masked_ones_do():
         (lambda m: m.prefill(TOKENS, capacity=33), "capacity = 33"),
         (lambda m: generate(m, TOKENS, 0), "new = 0 .* from 1 to 23 would work"),
         (lambda m: generate(m, TOKENS, 24), "new = 24"),
-        (lambda m: generate(m, TOKENS, 2, stop=40), "stop = 40 is no id from 0 to 39"),
+        (lambda m: generate(m, TOKENS, 2, stop=40), "stop = 40 must be ids from 0 to 39"),
         (lambda m: generate(m, TOKENS, 2, temperature=1.0), "temperature = 1.0 with key = None"),
         (lambda m: generate(m, TOKENS, 2, temperature=-1.0), "temperature = -1.0"),
         (lambda m: generate(m, TOKENS, 2, key=jax.random.key(0)), "temperature = 0.0 with key"),
