@@ -104,7 +104,7 @@ def edit(folder, **changes):
     ("changes", "message"),
     [
         ({"model_type": "bart"}, r"config.json: model_type 'bart' is no .* did you mean 'bert'"),
-        ({"model_type": None}, r"config.json: model_type None .* bert, distilbert, llama, roberta, vit"),
+        ({"model_type": None}, r"config.json: model_type None .* bert, distilbert, llama, robert"),
         ({"hidden_size": None}, r"config.json has no hidden_size"),
         ({"hidden_size": "16"}, r"config.json: hidden_size = '16' is no int"),
         ({"hidden_size": 18}, r"num_attention_heads = 4 does not divide hidden_size = 18"),

@@ -96,7 +96,7 @@ def test_a_shrunk_llama_is_saved_in_both_forms(tmp_path, form):
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters = .*'default' can be loaded"),
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3 does not divide num_attention_heads"),
         ({"head_dim": 3}, "heads of 3 have no pairs to turn"),
-        ({"head_dim": 8}, r"q_proj.bias' has shape \(16,\); by config.json it would have \(32,\)"),
+        ({"head_dim": 8}, r"k_proj.bias' has shape \(8,\); by config.json it would have \(16,\)"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes' is no bool"),
         ({"attention_bias": False}, "_proj.bias', one of 8, is no tensor of a llama"),
         ({"mlp_bias": True}, "has no tensor 'layers.0.mlp.down_proj.bias'"),
@@ -119,8 +119,8 @@ def test_an_index_that_does_not_fit_is_refused(tmp_path):
     for place, message in (
         ("../x.safetensors", "is no file beside it"),
         (5, "is no file beside it"),
-        ("model-00003-of-00003.safetensors", "is not there, and .*index.json names"),
-        ("model-00002-of-00002.safetensors", "the tensor .* says otherwise"),
+        ("model-00000-of-00002.safetensors", "is not there, and .*index.json names"),
+        ("model-00002-of-00002.safetensors", "00001-of-.* has the tensor .* says otherwise"),
     ):
         index.write_text(json.dumps({"weight_map": whole["weight_map"] | {first: place}}))
         with pytest.raises((ValueError, FileNotFoundError), match=message):
