@@ -12,6 +12,7 @@ from experiments.registry import near_misses
 from experiments.weight_files import from_torch, to_torch
 
 Path = tuple[Any, ...]
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def fill(
@@ -36,8 +37,11 @@ def fill(
       dtype: of the parameters; None for those of the module.
 
     Raises:
-      ValueError: a tensor that is missing or of another shape; names file and tensor.
+      ValueError: a tensor that is missing or of another shape, or that `dtype` does not hold;
+        names file and tensor. A dtype of no floats, or of more bits than JAX has here.
     """
+    if dtype is not None and jnp.dtype(dtype) not in map(jnp.dtype, _DTYPES):
+        raise ValueError(f"{file}: weights in {jnp.dtype(dtype)}; {', '.join(_DTYPES)} would work")
     graph, state = nnx.split(module)
     flat = nnx.to_flat_state(state)
     for path, variable in flat:
@@ -55,5 +59,8 @@ def fill(
         array = np.asarray(read(names[path]))
         array = np.ascontiguousarray(from_torch(array) if path[-1] == "kernel" else array)
         kind = variable.dtype if dtype is None else dtype
-        filled.append((path, variable.replace(jnp.asarray(array, kind))))
+        found = jnp.asarray(array).astype(kind)
+        if not jnp.isfinite(found).all() and np.isfinite(array.astype(np.float32)).all():
+            raise ValueError(f"{file}: {names[path]!r} is too large for {kind}; float32 would work")
+        filled.append((path, variable.replace(found)))
     return nnx.merge(graph, nnx.from_flat_state(filled))

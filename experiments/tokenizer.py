@@ -14,14 +14,17 @@ class Tokenizer:
     Args:
       tokenizer: of the package tokenizers.
       stop: the ids that end a text.
+      unwritten: bytes that no token has, which would be lost without a word.
 
     Attributes:
       stop: as given.
       vocabulary: one more than the largest id.
     """
 
-    def __init__(self, tokenizer: Any, stop: tuple[int, ...] = ()):
-        self._tokenizer, self.stop = tokenizer, stop
+    def __init__(
+        self, tokenizer: Any, stop: tuple[int, ...] = (), unwritten: frozenset[int] = frozenset()
+    ):
+        self._tokenizer, self.stop, self._unwritten = tokenizer, stop, unwritten
         self.vocabulary = 1 + max(tokenizer.get_vocab().values(), default=-1)
 
     def encode(self, text: str) -> np.ndarray:
@@ -29,14 +32,20 @@ class Tokenizer:
 
         Raises:
           TypeError: no string.
-          ValueError: a string with half of a surrogate pair.
+          ValueError: a string with half of a surrogate pair, or a character with a byte that no
+            token has.
         """
         if not isinstance(text, str):
             raise TypeError(f"{shorten(text)} is no string")
         try:
-            text.encode()
+            written = text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{shorten(text)} is no text: {error}") from error
+        if self._unwritten.intersection(written):
+            lost = [c for c in dict.fromkeys(text) if self._unwritten.intersection(c.encode())]
+            raise ValueError(
+                f"{shorten(text)}: no token has {shorten(lost)}; a text without would work"
+            )
         return np.array(self._tokenizer.encode(text).ids, np.int32)
 
     def batch(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:

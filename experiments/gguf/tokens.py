@@ -37,6 +37,8 @@ def read_tokenizer(file: str | pathlib.Path, header: Header) -> Tokenizer:
     read.only("model", {"gpt2"})
     kind = read.only("pre", _WORDS)
     tokens, types = read.texts("tokens"), read("token_type", list)
+    if not all(type(number) is int for number in types):
+        raise read.error("token_type", f"= {shorten(types)} must be integers")
     if len(types) != len(tokens) or not tokens:
         raise read.error("token_type", f"has {len(types)} numbers, for {len(tokens)} tokens")
     vocabulary = {token: number for number, token in enumerate(tokens)}
@@ -58,7 +60,17 @@ def read_tokenizer(file: str | pathlib.Path, header: Header) -> Tokenizer:
         add([tokenizers.AddedToken(t, normalized=False, special=number == _CONTROL) for t in whole])
     _frame(read, tokenizer, tokens)
     ends = [read.id(f"{name}_token_id", len(tokens)) for name in ("eos", "eot")]
-    return Tokenizer(tokenizer, tuple(dict.fromkeys(end for end in ends if end is not None)))
+    stop = tuple(dict.fromkeys(end for end in ends if end is not None))
+    return Tokenizer(tokenizer, stop, _unwritten(vocabulary))
+
+
+def _unwritten(vocabulary: dict[str, int]) -> frozenset[int]:
+    """Bytes without a token; one that cannot be printed stands in tokens as another letter."""
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printed]
+    letters = {byte: chr(byte) for byte in printed}
+    letters |= {byte: chr(256 + number) for number, byte in enumerate(others)}
+    return frozenset(byte for byte, letter in letters.items() if letter not in vocabulary)
 
 
 class _Reader:
