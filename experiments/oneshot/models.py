@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from experiments import huggingface
 from experiments.data.corpora import Encode
 from experiments.gguf import load_gguf
 from experiments.models.generation import generate
@@ -82,8 +83,11 @@ def _fed(graph: Any, index: int, params: Any, x: jax.Array) -> jax.Array:
 
 def check_name(name: str) -> None:
     """Raises ValueError for a model that there cannot be."""
-    if name not in (TINY, SMOLLM2) and not pathlib.Path(name).expanduser().is_file():
-        raise ValueError(f"config.model is {name!r}; {SMOLLM2}, {TINY} or a GGUF file would work")
+    if name not in (TINY, SMOLLM2) and not pathlib.Path(name).expanduser().exists():
+        raise ValueError(
+            f"config.model is {name!r}; {SMOLLM2}, {TINY}, a GGUF file or a directory of Hugging "
+            "Face would work"
+        )
 
 
 def load(name: str) -> LanguageModel:
@@ -91,15 +95,21 @@ def load(name: str) -> LanguageModel:
 
     Raises:
       DownloadError: it could not be fetched.
+      FileNotFoundError: a directory lacks a file.
       ValueError: a file that is damaged, or none of a Llama.
     """
     if name == TINY:
         return _tiny()
-    file = gguf_file(name)
-    model, tokenizer = load_gguf(file)
+    path = gguf_file(name)
+    if path.is_dir():
+        tokenizer = huggingface.read_tokenizer(path)  # says, too, that this is a decoder
+        model = huggingface.load(path)
+        assert isinstance(model, Llama)
+    else:
+        model, tokenizer = load_gguf(path)
     graph, params = nnx.split(model)
     return LanguageModel(
-        graph, params, tokenizer.encode, tokenizer.decode, model.longest, file.name
+        graph, params, tokenizer.encode, tokenizer.decode, model.longest, path.name
     )
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -167,6 +169,24 @@ def test_what_is_written_dense_and_packed(config, tmp_path):
     assert len(summary.speeds(report)) == 5
 
 
+def test_a_model_in_a_directory_of_hugging_face(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="reads tokenizer.json")
+    folder = tmp_path / "llama"
+    shutil.copytree("tests/cases/huggingface/llama", folder)
+    with pytest.raises(FileNotFoundError, match=r"tokenizer.json is not there"):
+        models.load(str(folder))
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 7, "b": 39}, []))
+    bpe.save(str(folder / "tokenizer.json"))
+    models.check_name(str(folder))
+    model = models.load(str(folder))
+    assert list(model.encode("abba")) == [7, 39, 39, 7] and model.source == "llama"
+    expected = json.loads((folder / "expected.json").read_text())
+    found = model.apply(model.params, jnp.asarray(expected["tokens"]))
+    np.testing.assert_allclose(found, expected["logits"], atol=1e-4, rtol=1e-5)
+    with pytest.raises(ValueError, match="model_type 'bert' is no decoder"):
+        models.load("tests/cases/huggingface/bert")
+
+
 def test_a_figure_of_several_runs():
     def report(pattern, *rows):
         found = [{"stage": s, "sparsity": p, "perplexity": {"a": x}} for s, p, x in rows]
@@ -199,7 +219,7 @@ def test_a_figure_labels_perplexity_as_the_tables_do():
         ("sparsity", 1.0, r"config.sparsity is a share in \(0, 1\), not 1.0"),
         ("per", "row", r"config.per is 'row'; known: auto, layer, output"),
         ("per", "output", r"not for 2:4; auto would work"),
-        ("model", "smollm3", r"config.model is 'smollm3'; smollm2, tiny or a GGUF file"),
+        ("model", "smollm3", r"config.model is 'smollm3'; smollm2, tiny, a GGUF file or"),
         ("batch_size", 0, r"config.batch_size must be at least 1, not 0"),
         ("calibration.sequences", 6, r"config.calibration.sequences = 6 is no multiple of"),
         ("calibration.corpora", ("revews",), r"'revews' is no corpus and no text file"),
