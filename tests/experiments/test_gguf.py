@@ -29,6 +29,8 @@ SIZES = LlamaSizes(
     tied=False,
 )
 KINDS = gguf.GGMLQuantizationType
+# Every byte of a text must be some token, those of the special one, too.
+WORDS = ["<|end|>", "hi", *"hi0123456789<|end>"]
 TOKENS = np.arange(12).reshape(2, 6)
 
 
@@ -74,11 +76,10 @@ def write(file, tensors, kind=KINDS.F32, architecture="llama", **metadata):
         writer.add_string(f"llama.{key.replace('__', '.')}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    words = sorted(["<|end|>", "h", "i", "hi", *"0123456789"])
-    writer.add_token_list(words)
-    writer.add_token_types([3 if word == "<|end|>" else 1 for word in words])
+    writer.add_token_list(WORDS)
+    writer.add_token_types([3 if word == "<|end|>" else 1 for word in WORDS])
     writer.add_token_merges(["h i"])
-    writer.add_eos_token_id(words.index("<|end|>"))
+    writer.add_eos_token_id(WORDS.index("<|end|>"))
     for name, array in tensors.items():
         for part, heads in (("attn_q", SIZES.heads[0]), ("attn_k", SIZES.key_heads[0])):
             array = paired(array, heads) if part in name else array
@@ -144,9 +145,8 @@ def test_the_tokenizer_comes_along(tmp_path):
     assert model.layers[0].attention.query.kernel.dtype == jnp.bfloat16
     assert model(jnp.asarray(TOKENS)).shape == (2, 6, 40)
     ids = tokenizer.encode("hi42<|end|>")
-    words = sorted(["<|end|>", "h", "i", "hi", *"0123456789"])
-    assert [words[i] for i in ids] == ["hi", "4", "2", "<|end|>"]
-    assert tokenizer.decode(ids[:3]) == "hi42" and tokenizer.stop == (words.index("<|end|>"),)
+    assert [WORDS[i] for i in ids] == ["hi", "4", "2", "<|end|>"]
+    assert tokenizer.decode(ids[:3]) == "hi42" and tokenizer.stop == (WORDS.index("<|end|>"),)
 
 
 def test_a_file_that_ends_anywhere_is_refused(tmp_path):
