@@ -141,3 +141,9 @@ def test_late_and_partial_imports_are_edges(tmp_path):
     file = tmp_path / "module.py"
     file.write_text("def f():\n    from a import b, c\n    import a.d as d, e\n    import a.f\n")
     assert imports(file, {"a", "a.b", "a.d"}) == {"a", "a.b", "a.d", "a.f"}
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """Folders of tests are no packages: of two files of one name the second is not collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
