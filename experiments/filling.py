@@ -38,7 +38,7 @@ def fill(
 
     Raises:
       ValueError: a tensor that is missing or of another shape, or that `dtype` does not hold;
-        names file and tensor. A dtype of no floats, or of more bits than JAX has here.
+        names file and tensor. A dtype other than float32, bfloat16 and float16.
     """
     if dtype is not None and jnp.dtype(dtype) not in map(jnp.dtype, _DTYPES):
         raise ValueError(f"{file}: weights in {jnp.dtype(dtype)}; {', '.join(_DTYPES)} would work")

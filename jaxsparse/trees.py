@@ -8,7 +8,7 @@ them, so everything here is keyed by path and no two trees are ever zipped.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,6 +86,26 @@ def near_misses(name: str, known: Iterable[str], limit: int = 5) -> str:
         return "did you mean " + ", ".join(map(repr, close)) + "?"
     shown = ", ".join(map(repr, names[:limit])) + (", ..." if len(names) > limit else "")
     return f"known: {shown}" if names else "there is none"
+
+
+def apart(tree: Any) -> tuple[list[Any], tuple[Any, ...], Any]:
+    """The arrays of a tree, which `jit` may trace, the rest of its leaves, and their structure.
+
+    Each list has None in the place of what is in the other.
+
+    >>> arrays, rest, structure = apart({"w": jax.numpy.ones(2), "name": "up"})
+    >>> rest, together(arrays, rest, structure)["name"]
+    (('up', None), 'up')
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [leaf if hasattr(leaf, "dtype") else None for leaf in leaves]
+    return arrays, tuple(None if hasattr(x, "dtype") else x for x in leaves), structure
+
+
+def together(arrays: Sequence[Any], rest: Sequence[Any], structure: Any) -> Any:
+    """The tree that was taken `apart`."""
+    leaves = [a if r is None else r for a, r in zip(arrays, rest, strict=True)]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def becomes(number: Any, shape: tuple[int, ...], dtype: Any) -> bool:

@@ -22,11 +22,10 @@ from flax import nnx
 
 import jaxsparse as js
 from experiments.models.generation import generate
-from experiments.models.llama import Llama
+from experiments.models.llama import LINEAR, Llama
 from experiments.models.sizes import LlamaSizes
 from experiments.timing import RESULTS, interleave, write
 
-LINEAR = r"layers/\d+/(attention|feed_forward)/\w+/kernel"
 SMOLLM2 = LlamaSizes(
     width=576,
     head_dim=64,

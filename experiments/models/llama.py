@@ -18,6 +18,9 @@ from jax.core import Tracer
 from experiments.models.layers import check_rows
 from experiments.models.sizes import ACTIVATIONS, LlamaSizes
 
+# Kernels of all linear layers of all blocks.
+LINEAR = r"layers/\d+/(attention|feed_forward)/\w+/kernel"
+
 
 class Cache(NamedTuple):
     """Keys and values of the tokens that were seen, for those to come.

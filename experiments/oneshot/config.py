@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 import jaxsparse as js
 from experiments import config as configs
 from experiments.data import corpora
+from experiments.models.llama import LINEAR
 from experiments.oneshot import methods, models
 from experiments.registry import near_misses
 from experiments.rules import parse_pattern
@@ -127,7 +128,7 @@ def rule(config: Any) -> js.Rule:
     """The rule of all linear layers of all blocks."""
     pattern = parse_pattern(config.pattern)
     sparsity = None if isinstance(pattern, js.NM) else config.sparsity
-    return js.Rule(models.LINEAR, pattern, sparsity=sparsity)
+    return js.Rule(LINEAR, pattern, sparsity=sparsity)
 
 
 def _check_corpora(config: Any) -> None:

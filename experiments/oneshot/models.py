@@ -17,8 +17,6 @@ from experiments.models.sizes import LlamaSizes
 from experiments.pretrained import gguf_file
 from jaxsparse.calibration import Part
 
-# All linear layers of all blocks; their names are the model's.
-LINEAR = r"layers/\d+/(attention|feed_forward)/\w+/kernel"
 TINY, SMOLLM2 = "tiny", "smollm2"
 # Random weights that read bytes: for tests, and to see a run in a minute.
 TINY_SIZES = LlamaSizes(

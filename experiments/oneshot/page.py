@@ -1,7 +1,7 @@
-"""``report.html`` of a one-shot run, beside finished ones if there are any."""
+"""``report.html`` of a one-shot run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from experiments import figures
@@ -15,18 +15,17 @@ _LOSS = (
 )
 
 
-def build(report: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) -> str:
+def build(report: Mapping[str, Any]) -> str:
     """The page of a run.
 
     Args:
       report: as report.json holds it.
-      beside: other reports, drawn in the figure.
     """
     sections = [
         Section("Dense and pruned", summary.stages(report), _LOSS),
         Section(
             "Perplexity against sparsity",
-            figures.perplexities(points([report, *beside])),
+            figures.perplexities(points(report)),
             "Of the texts held out; dense is at 0.",
         ),
     ]
@@ -52,17 +51,15 @@ def build(report: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) -
     return render(summary.title(report), summary.lead(report), sections)
 
 
-def points(reports: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple]]]:
+def points(report: Mapping[str, Any]) -> dict[str, dict[str, list[tuple]]]:
     """Corpus -> method -> (sparsity, perplexity), each method's from the dense model on."""
     found: dict[str, dict[str, list[tuple]]] = {}
-    for report in reports:
-        dense, *stages = report["rows"]
-        for row in stages:
-            label = f"{row['stage']}, {report['pattern']}"
-            for name, perplexity in row["perplexity"].items():
-                if perplexity is not None and dense["perplexity"][name] is not None:
-                    line = found.setdefault(name, {}).setdefault(
-                        label, [(0.0, dense["perplexity"][name])]
-                    )
-                    line.append((row["sparsity"], perplexity))
+    dense, *stages = report["rows"]
+    for row in stages:
+        label = f"{row['stage']}, {report['pattern']}"
+        for name, perplexity in row["perplexity"].items():
+            first = dense["perplexity"][name]
+            if perplexity is not None and first is not None:
+                line = [(0.0, first), (row["sparsity"], perplexity)]
+                found.setdefault(name, {})[label] = line
     return found

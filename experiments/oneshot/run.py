@@ -32,7 +32,7 @@ from jaxsparse.trees import leaves_by_path, replace_by_path
 _LOG = logging.getLogger(__name__)
 DENSE = "dense"
 PACKED, MASKS = "packed.safetensors", "masks.npz"
-_TOLD = "layers.jsonl"
+_TOLD, _ROW = "layers.jsonl", "row.json"
 
 
 class Setting(NamedTuple):
@@ -255,7 +255,8 @@ def _fit(setting: Setting, pruned: OneShot, folder: pathlib.Path) -> tuple[OneSh
     if file.exists():
         with np.load(file) as kept:
             leaves = {path: jnp.asarray(kept[path]) for path in kept.files}
-        return OneShot(replace_by_path(pruned.params, leaves), pruned.masks), {}
+        row = workdir.read_json(folder / _ROW, "delete the folder: it is fitted again")
+        return OneShot(replace_by_path(pruned.params, leaves), pruned.masks), row
     folder.mkdir(exist_ok=True)
     _LOG.info("fitting %d parts", len(parts))
     with tqdm(total=len(parts), unit="part", disable=None) as bar:
@@ -284,6 +285,7 @@ def _fit(setting: Setting, pruned: OneShot, folder: pathlib.Path) -> tuple[OneSh
         "prune_seconds": time.perf_counter() - start,
         "prune_cpu_seconds": time.process_time() - clock,
     }
+    workdir.write_json(folder / _ROW, row)  # before the weights: these say that all is there
     with replacing(file) as out:
         leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
         np.savez(out, allow_pickle=False, **leaves)

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxsparse.pruning.masking import mask_params
-from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
+from jaxsparse.trees import Tree, apart, leaves_by_path, near_misses, replace_by_path, together
 
 
 class Part(NamedTuple):
@@ -119,15 +119,15 @@ def fit(
     def masked(weights):
         return weights | {p: jnp.where(m, weights[p], 0) for p, m in kept.items()}
 
-    numbers, frozen = _numbers(params)
+    numbers, *form = apart(params)
 
     def step(weights, state, numbers, x, y):
-        slopes = jax.grad(error)(weights, frozen(numbers), x, y)
+        slopes = jax.grad(error)(weights, together(numbers, *form), x, y)
         updates, state = optimizer.update(masked(slopes), state, weights)
         return masked(optax.apply_updates(weights, updates)), state
 
     jitted = jax.jit(step)
-    measure = jax.jit(lambda w, numbers, x, y: (error(w, frozen(numbers), x, y), _size(y)))
+    measure = jax.jit(lambda w, numbers, x, y: (error(w, together(numbers, *form), x, y), _size(y)))
 
     def total(weights):
         parts = [measure(weights, numbers, x, y) for x, y in zip(inputs, targets, strict=True)]
@@ -136,7 +136,7 @@ def fit(
 
     weights = masked({path: leaf.astype(jnp.float32) for path, leaf in trained.items()})
     for number, (x, y) in enumerate(zip(inputs, targets, strict=True)):
-        _check_alike(number, jax.eval_shape(lambda n, x: run(frozen(n), x), numbers, x), y)
+        _check_alike(number, jax.eval_shape(lambda n, x: run(together(n, *form), x), numbers, x), y)
     first, before = weights, total(weights)
     if not jnp.isfinite(before):
         raise ValueError(
@@ -220,9 +220,9 @@ def fit_parts(
                 "leave it out would work, as for a weight that is used twice"
             )
     params = mask_params(params, dict(masks))
-    teacher, frozen = _numbers(dense)
+    teacher, *form = apart(dense)
     for number, part in enumerate(parts):
-        run = jax.jit(lambda numbers, x, run=part.run: run(frozen(numbers), x))
+        run = jax.jit(lambda numbers, x, run=part.run: run(together(numbers, *form), x))
         wanted = [run(teacher, x) for x in values]
         found = fit(
             part.run, params, masks, values, wanted,
@@ -231,7 +231,7 @@ def fit_parts(
         params = found.params
         if on_part is not None:
             on_part(number, found)
-        values = [run(_numbers(params)[0], x) for x in values]
+        values = [run(apart(params)[0], x) for x in values]
     return params
 
 
@@ -256,16 +256,6 @@ def _check_alike(number: int, found: Any, target: Any) -> None:
             f"fit: of input {number} the function makes shapes {shapes[0]}, the target has "
             f"{shapes[1]}; targets that look like outputs would work"
         )
-
-
-def _numbers(params: Tree) -> tuple[list[Any], Callable[[list[Any]], Tree]]:
-    """The arrays of a tree, and how it is put together again: what is no array is a constant."""
-    leaves, tree = jax.tree.flatten(params)
-    rest = [None if hasattr(leaf, "dtype") else leaf for leaf in leaves]
-    arrays = [leaf if r is None else None for leaf, r in zip(leaves, rest, strict=True)]
-    return arrays, lambda arrays: jax.tree.unflatten(
-        tree, [a if r is None else r for a, r in zip(arrays, rest, strict=True)]
-    )
 
 
 def _real(tree: Any) -> list[Array]:

@@ -12,7 +12,7 @@ from jaxsparse.patterns.rules import Rule, resolve
 from jaxsparse.products.traced_axes import read_axes
 from jaxsparse.pruning.depth import FIRST_NUMBER, MAXIMUM, ByBlock, blocks_of
 from jaxsparse.pruning.distributions import Distribution, known_target
-from jaxsparse.trees import Tree, leaves_by_path
+from jaxsparse.trees import Tree, apart, leaves_by_path, together
 
 
 def owl(
@@ -121,15 +121,12 @@ def _squares(fn, params: Tree, batches: Sequence[tuple]) -> dict[tuple, np.ndarr
     """Squared norms of what every weight meets, by its path and axes."""
 
     def look(numbers, states, rest, tree):
-        pairs = zip(numbers, rest, strict=True)
-        params, batch = jax.tree.unflatten(tree, [n if r is None else r for n, r in pairs])
+        params, batch = together(numbers, rest, tree)
         return observe(fn, params, *batch, reducer=square_norms(), states=states)[1]
 
     step, states = jax.jit(look, static_argnums=(2, 3)), None
     for batch in batches:
-        found, tree = jax.tree.flatten((params, batch))
-        numbers = [leaf if hasattr(leaf, "dtype") else None for leaf in found]
-        rest = tuple(None if hasattr(leaf, "dtype") else leaf for leaf in found)
+        numbers, rest, tree = apart((params, batch))
         states = step(numbers, states, rest, tree)
     return {
         (site.path, site.in_axis, site.batch_axis): np.asarray(state["squares"])

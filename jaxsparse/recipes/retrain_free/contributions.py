@@ -13,8 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxsparse.calibration import Reducer, Site, observe
-from jaxsparse.recipes.retrain_free.fisher import apart, together
-from jaxsparse.trees import Tree, leaves_by_path
+from jaxsparse.trees import Tree, apart, leaves_by_path, together
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jaxsparse.graph import StructuredGroup
 from jaxsparse.recipes.retrain_free.readers import contribution, readers
-from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
+from jaxsparse.trees import Tree, apart, leaves_by_path, replace_by_path, together
 
 Gradients = Mapping[str, Float[np.ndarray, "batches units"]]
 
@@ -106,16 +106,3 @@ def unit_gradients(
 def as_tuple(inputs: Any) -> tuple[Any, ...]:
     """The inputs of a batch as `fn` takes them after its parameters."""
     return inputs if isinstance(inputs, tuple) else (inputs,)
-
-
-def apart(tree: Any) -> tuple[list[Any], tuple[Any, ...], Any]:
-    """The numbers of a tree, which jit traces, its constants, and how they belong together."""
-    leaves, structure = jax.tree.flatten(tree)
-    numbers = [leaf if hasattr(leaf, "dtype") else None for leaf in leaves]
-    return numbers, tuple(None if hasattr(x, "dtype") else x for x in leaves), structure
-
-
-def together(numbers: Sequence[Any], rest: Sequence[Any], tree: Any) -> Any:
-    """The tree that was taken `apart`."""
-    leaves = [n if r is None else r for n, r in zip(numbers, rest, strict=True)]
-    return jax.tree.unflatten(tree, leaves)
