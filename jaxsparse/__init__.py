@@ -3,7 +3,7 @@
 import importlib
 import typing
 
-from jaxsparse import activations, calibration, graph, nn, recipes
+from jaxsparse import activations, allocation, calibration, graph, nn, recipes
 from jaxsparse.export.onnx import export_onnx
 from jaxsparse.export.program import ExportError
 from jaxsparse.export.safetensors import load_safetensors, save_safetensors
@@ -93,6 +93,7 @@ __all__ = [
     "activations",
     "add_group_lasso",
     "add_l1",
+    "allocation",
     "alpha_pruning",
     "apply_masks",
     "arithmetic_progression",

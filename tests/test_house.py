@@ -26,12 +26,13 @@ MAY_IMPORT = {
     "calibration": ABOVE,
     "activations": ABOVE,
     "nn": ABOVE | {"activations", "graph"},
-    "recipes": ABOVE | {"graph", "calibration"},
+    "allocation": ABOVE | {"graph", "calibration"},
+    "recipes": ABOVE | {"graph", "calibration", "allocation"},
     "tools": ABOVE | {"graph", "export"},
     "jaxsparse": ABOVE
-    | {"activations", "calibration", "export", "graph", "nn", "recipes", "tools"},
+    | {"activations", "allocation", "calibration", "export", "graph", "nn", "recipes", "tools"},
     "experiments": ABOVE
-    | {"activations", "calibration", "export", "graph", "nn", "recipes", "tools"}
+    | {"activations", "allocation", "calibration", "export", "graph", "nn", "recipes", "tools"}
     | {"jaxsparse"},
 }
 TOOLS = {"reports", "checkpoint"}

@@ -1,0 +1,1 @@
+"""How sparse each layer is to be: what layers cost, how they take pruning, and the search."""
