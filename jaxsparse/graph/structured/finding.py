@@ -66,7 +66,11 @@ def structure(
     References:
       NNCF's structured masking, which knows its architectures by name.
     """
-    analysis = Analysis(fn, params, inputs, blocks, removal=True)
+    return structure_of(Analysis(fn, params, inputs, blocks, removal=True))
+
+
+def structure_of(analysis: Analysis) -> Structure:
+    """`structure` of what is analysed already, with `removal`."""
     return _Finder(analysis, summarize(analysis)).structure()
 
 

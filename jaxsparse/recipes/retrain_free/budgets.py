@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax
-import numpy as np
 
+from jaxsparse.allocation import Flops
 from jaxsparse.graph import StructuredGroup
-from jaxsparse.recipes.retrain_free.costs import Multiplications
 from jaxsparse.recipes.retrain_free.search import Importance, Kept, search_costs, search_table
 from jaxsparse.trees import near_misses
 
@@ -35,24 +34,36 @@ class Budget(Protocol):
 class FlopsBudget:
     """A share of the multiplications of the dense program.
 
+    Args:
+      flops: of the program.
+      groups: whose units may go.
+      share: of the dense program's.
+
     Raises:
       ValueError: a share outside (0, 1], or below that of one unit a group.
     """
 
-    def __init__(self, counted: Multiplications, share: float):
+    def __init__(self, flops: Flops, groups: Sequence[StructuredGroup], share: float):
         if not isinstance(share, numbers.Real | jax.Array) or not 0 < share <= 1:
             raise ValueError(
                 f"retrain_free: flops={share!r}; a share of the dense model's in (0, 1] would work"
             )
-        self._counted, self._share = counted, share
-        self._dense, self._costs = counted.count(), counted.of_a_unit()
+        self._flops, self._groups, self._share = flops, groups, share
+        self._dense = flops.total()
+        # What goes with one unit of a group, all others being there.
+        self._costs = {
+            group.name: self._dense - flops.total({group.name: group.units - 1})
+            if group.units > 1
+            else 0
+            for group in groups
+        }
         if not self._dense:
             raise ValueError(
                 "retrain_free: on the first batch the model multiplies nothing, so no share of its "
-                f"FLOPs is any; its inputs are {counted.inputs}, and one example would work"
+                f"FLOPs is any; its inputs are {flops.inputs}, and one example would work"
             )
         self._limit = share * self._dense
-        least = counted.count({name: np.arange(n) < 1 for name, n in counted.units.items()})
+        least = flops.total({group.name: 1 for group in groups})
         if least > self._limit:
             raise ValueError(
                 f"retrain_free: flops={share} is out of reach: with one unit of every group "
@@ -80,11 +91,12 @@ class FlopsBudget:
         return best
 
     def _fits(self, kept: Kept) -> bool:
-        return self._counted.count(kept) <= self._limit * (1 + 1e-12)
+        widths = {name: int(units.sum()) for name, units in kept.items()}
+        return self._flops.total(widths) <= self._limit * (1 + 1e-12)
 
     def looser(self) -> "FlopsBudget":
         """See `Budget`."""
-        return FlopsBudget(self._counted, math.sqrt(self._share))
+        return FlopsBudget(self._flops, self._groups, math.sqrt(self._share))
 
     def seconds(self, kept: Kept) -> tuple[None, None]:
         """There is no table."""

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsparse.allocation import Flops
 from jaxsparse.graph import StructuredGroup, structure
 from jaxsparse.pruning.masking import mask_params
 from jaxsparse.recipes.retrain_free.budgets import Budget, FlopsBudget, LatencyBudget
-from jaxsparse.recipes.retrain_free.costs import Multiplications
 from jaxsparse.recipes.retrain_free.fisher import as_tuple, unit_gradients
 from jaxsparse.recipes.retrain_free.readers import scaled
 from jaxsparse.recipes.retrain_free.rearranging import rearrange as rearranged
@@ -177,7 +177,7 @@ def prune(
     whole = structure(fn, params, *inputs, blocks=blocks)
     chosen = _chosen(whole.groups, groups)
     _check_names("untuned", untuned, chosen)
-    counted = Multiplications(fn, params, inputs, chosen, blocks)
+    counted = Flops(fn, params, *inputs, blocks=blocks)
     budget = _budget(counted, chosen, flops, seconds, latency)
 
     gradients = unit_gradients(fn, params, pairs, loss, chosen)
@@ -203,8 +203,9 @@ def prune(
         )
         for group in chosen
     )
+    widths = {name: int(units.sum()) for name, units in kept.items()}
     report = RetrainFreeReport(
-        rows, 2 * counted.count(), 2 * counted.count(kept), *budget.seconds(kept)
+        rows, 2 * counted.total(), 2 * counted.total(widths), *budget.seconds(kept)
     )
     return RetrainFree(mask_params(found, masks), masks, report)
 
@@ -232,7 +233,7 @@ def _budget(counted, groups, flops, seconds, latency) -> Budget:
             "would work"
         )
     if flops is not None:
-        return FlopsBudget(counted, flops)
+        return FlopsBudget(counted, groups, flops)
     return LatencyBudget(groups, latency, seconds)
 
 
