@@ -1,5 +1,8 @@
 """How sparse each layer is to be: what layers cost, how they take pruning, and the search."""
 
+from jaxsparse.allocation.allocation import (
+    Allocation,
+)
 from jaxsparse.allocation.costs.flops import (
     Cost,
     Flops,
@@ -15,6 +18,7 @@ from jaxsparse.allocation.narrowing import (
 )
 
 __all__ = [
+    "Allocation",
     "Cost",
     "Flops",
     "Layer",

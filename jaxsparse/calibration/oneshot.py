@@ -33,7 +33,7 @@ from jaxsparse.calibration.walk import part, place_of, walk
 from jaxsparse.patterns.rules import LeafSpec, Rule, check_rules, choose, resolve
 from jaxsparse.patterns.views import View
 from jaxsparse.products.traced_axes import with_axes
-from jaxsparse.pruning.distributions import Distribution, as_distribution, targets_of
+from jaxsparse.pruning.distributions import Distribution, as_distribution
 from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 
 
@@ -130,7 +130,7 @@ def prune_oneshot(
     line = lines[0]
     specs = resolve(with_axes(rules, params, line.found.values()), params)
     check_numbers(params, specs)
-    shares = targets_of(specs, sparsity, as_distribution(distribution))
+    shares = as_distribution(distribution).targets(specs, sparsity)
     targets = {path: _target(spec, shares[path], per) for path, spec in specs.items()}
     known = {path: criterion.known(spec) for path, spec in specs.items()} if criterion.known else {}
     where = only_sites(list(line.sites.values()), specs)

@@ -20,7 +20,6 @@ from jaxsparse.pruning.distributions import (
     Distribution,
     Scores,
     as_distribution,
-    targets_of,
     uniform,
 )
 from jaxsparse.pruning.schedules import Schedule
@@ -187,7 +186,7 @@ class Counted(Chooser):
         """The final sparsity of every leaf; a ValueError where nothing names one."""
         if schedules.is_given(self.schedule):
             return dict.fromkeys(specs, 0.0)
-        return targets_of(specs, self.sparsity, self.distribution)
+        return self.distribution.targets(specs, self.sparsity)
 
     def kept(
         self, step: Int[Array, ""] | int, specs: Specs, units: Scores
@@ -257,6 +256,11 @@ def as_chooser(
         raise ValueError(
             f"prune: with schedule={schedule} no sparsity is asked for, but sparsity={sparsity} is "
             "given; schedule=cubic(begin=0, end=1000), or no sparsity, would work"
+        )
+    if not distribution.shares and (when is None or schedules.is_given(when)):
+        raise ValueError(
+            f"prune: the distribution says how sparse each leaf ends, and schedule={schedule} does "
+            "not go by it; schedule=cubic(begin=0, end=1000), or no distribution, would work"
         )
     if when is not None:
         options = {"sparsity": sparsity, "distribution": distribution, "seed": seed}

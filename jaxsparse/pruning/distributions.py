@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -20,11 +21,33 @@ Scores = Mapping[str, tuple[Float[Array, "..."], Bool[Array, "..."] | None]]
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """Base of the distributions: the same sparsity everywhere."""
+    """Base of the distributions: the same sparsity everywhere.
+
+    Attributes:
+      shares: whether it shares out a sparsity that it is given; else it has its own.
+    """
+
+    shares: ClassVar[bool] = True
 
     def fill(self, sparsity: float, specs: Sequence[LeafSpec]) -> dict[str, float]:
         """Targets of the leaves whose rules name none."""
         return {spec.path: sparsity for spec in specs}
+
+    def targets(self, specs: Mapping[str, LeafSpec], sparsity: float | None) -> dict[str, float]:
+        """`js.targets` for rules that are resolved already."""
+        rest = [spec for spec in specs.values() if known_target(spec) is None]
+        if sparsity is not None:
+            check_sparsity("sparsity", sparsity)
+            found = self.fill(sparsity, rest) if rest else {}
+        elif not rest:
+            found = {}
+        else:
+            raise ValueError(
+                f"no sparsity for leaf {rest[0].path!r}: neither its rule names one nor prune; "
+                "Rule(..., sparsity=0.9) or prune(..., sparsity=0.9) would work"
+            )
+        known = {path: known_target(spec) for path, spec in specs.items()}
+        return found | {path: target for path, target in known.items() if target is not None}
 
     def kept(
         self,
@@ -191,13 +214,14 @@ def targets(
     """Returns the final sparsity of every leaf that a rule names.
 
     A rule's own sparsity comes first, n:m is 1 - n/m, and `distribution` fills
-    the rest so that they reach `sparsity` together.
+    the rest so that they reach `sparsity` together. A `js.allocation.Allocation` has their
+    sparsities itself.
 
     Raises:
-      ValueError: on bad rules, and on a leaf that neither names.
+      ValueError: on bad rules, on a leaf that neither names, and on an allocation of others.
     """
     specs = resolve(check_rules(rules), params)
-    return targets_of(specs, sparsity, as_distribution(distribution))
+    return as_distribution(distribution).targets(specs, sparsity)
 
 
 def as_distribution(distribution: Distribution | None) -> Distribution:
@@ -207,25 +231,6 @@ def as_distribution(distribution: Distribution | None) -> Distribution:
     if not isinstance(distribution, Distribution):
         raise TypeError(f"{distribution!r} is no distribution; uniform() or erk() would work")
     return distribution
-
-
-def targets_of(
-    specs: Mapping[str, LeafSpec], sparsity: float | None, distribution: Distribution
-) -> dict[str, float]:
-    """`targets` for rules that are resolved already."""
-    rest = [spec for spec in specs.values() if known_target(spec) is None]
-    if sparsity is not None:
-        check_sparsity("sparsity", sparsity)
-        found = distribution.fill(sparsity, rest) if rest else {}
-    elif not rest:
-        found = {}
-    else:
-        raise ValueError(
-            f"no sparsity for leaf {rest[0].path!r}: neither its rule names one nor prune; "
-            "Rule(..., sparsity=0.9) or prune(..., sparsity=0.9) would work"
-        )
-    known = {path: known_target(spec) for path, spec in specs.items()}
-    return found | {path: target for path, target in known.items() if target is not None}
 
 
 def known_target(spec: LeafSpec) -> float | None:
