@@ -1,21 +1,9 @@
 """How sparse each layer is to be: what layers cost, how they take pruning, and the search."""
 
-from jaxsparse.allocation.allocation import (
-    Allocation,
-)
-from jaxsparse.allocation.costs.flops import (
-    Cost,
-    Flops,
-)
-from jaxsparse.allocation.costs.program import (
-    Layer,
-    layers,
-)
-from jaxsparse.allocation.narrowing import (
-    narrow,
-    unit_masks,
-    unit_scores,
-)
+from jaxsparse.allocation.allocation import Allocation
+from jaxsparse.allocation.costs.flops import Cost, Flops
+from jaxsparse.allocation.costs.program import Layer, layers
+from jaxsparse.allocation.narrowing import narrow, unit_masks, unit_scores
 
 __all__ = [
     "Allocation",
