@@ -3,10 +3,12 @@
 from jaxsparse.allocation.allocation import Allocation
 from jaxsparse.allocation.costs.flops import Cost, Flops
 from jaxsparse.allocation.costs.program import Layer, layers
+from jaxsparse.allocation.costs.stored import Bytes
 from jaxsparse.allocation.narrowing import narrow, unit_masks, unit_scores
 
 __all__ = [
     "Allocation",
+    "Bytes",
     "Cost",
     "Flops",
     "Layer",

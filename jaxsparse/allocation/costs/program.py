@@ -147,6 +147,10 @@ class Program:
             for piece in self.analysis.terms.pieces(term)
         )
 
+    def shape(self, path: str, widths: Mapping[str, int]) -> tuple[int, ...]:
+        """Of a leaf of which the units of some widths are left."""
+        return tuple(self.axis(term)(widths) for term in self.analysis.leaves[path].axes)
+
     def check_widths(self, widths: Mapping[str, SupportsIndex]) -> dict[str, int]:
         """The width of every group; KeyError and ValueError for what is none."""
         found = dict(self.units)
