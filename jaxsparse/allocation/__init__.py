@@ -4,6 +4,7 @@ from jaxsparse.allocation.allocation import Allocation
 from jaxsparse.allocation.costs.flops import Cost, Flops
 from jaxsparse.allocation.costs.program import Layer, layers
 from jaxsparse.allocation.costs.stored import Bytes
+from jaxsparse.allocation.exact import exact
 from jaxsparse.allocation.narrowing import narrow, unit_masks, unit_scores
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Cost",
     "Flops",
     "Layer",
+    "exact",
     "layers",
     "narrow",
     "unit_masks",
