@@ -6,16 +6,26 @@ from jaxsparse.allocation.costs.program import Layer, layers
 from jaxsparse.allocation.costs.stored import Bytes
 from jaxsparse.allocation.exact import exact
 from jaxsparse.allocation.narrowing import narrow, unit_masks, unit_scores
+from jaxsparse.allocation.sensitivity.changes import Change, Curve, Joint, Target
+from jaxsparse.allocation.sensitivity.scan import Cell, scan
+from jaxsparse.allocation.sensitivity.table import Sensitivity
 
 __all__ = [
     "Allocation",
     "Bytes",
+    "Cell",
+    "Change",
     "Cost",
+    "Curve",
     "Flops",
+    "Joint",
     "Layer",
+    "Sensitivity",
+    "Target",
     "exact",
     "layers",
     "narrow",
+    "scan",
     "unit_masks",
     "unit_scores",
 ]

@@ -59,6 +59,12 @@ NEEDS_RAW = (
     "work"
 )
 
+NEEDS_GRADIENTS = (
+    "the score looks at gradients, and compute_masks was given none: "
+    "compute_masks(params, rules, score=..., grads=jax.grad(loss)(params)) would work, so "
+    "would a score of the weights alone, such as magnitude()"
+)
+
 
 def prune(
     rules: Sequence[Rule] | None = None,
@@ -199,7 +205,7 @@ def compute_masks(
     specs = resolve(check_rules(rules), params)
     check_countable(specs)
     weights = leaves_of(params, specs)
-    slopes = _NoGradients() if grads is None else gradients_of(grads, specs)
+    slopes = NoGradients(NEEDS_GRADIENTS) if grads is None else gradients_of(grads, specs)
     context = ScoreContext(jnp.zeros((), jnp.int32), jnp.zeros(()), specs)
     found, _ = score.update(slopes, score.init(weights, specs), weights, context)
     once = Counted(sparsity=sparsity, distribution=distribution)
@@ -232,15 +238,15 @@ def _fit(masks: Tree, specs: Mapping[str, LeafSpec]) -> Groups:
     return groups
 
 
-class _NoGradients(dict):
+class NoGradients(dict):
     """Stands where gradients would, and says so as soon as a score looks at it."""
 
+    def __init__(self, message: str):
+        super().__init__()
+        self._message = message
+
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise ValueError(
-            "the score looks at gradients, and compute_masks was given none: "
-            "compute_masks(params, rules, score=..., grads=jax.grad(loss)(params)) would work, so "
-            "would a score of the weights alone, such as magnitude()"
-        )
+        raise ValueError(self._message)
 
     __getitem__ = __iter__ = __len__ = __contains__ = __or__ = __ror__ = __eq__ = _refuse
     get = items = keys = values = copy = pop = _refuse

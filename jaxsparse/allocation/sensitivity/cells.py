@@ -1,0 +1,247 @@
+"""What a scan prunes one at a time, and in which order each loses its groups or units."""
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxsparse.allocation.narrowing import Score as UnitScore
+from jaxsparse.allocation.narrowing import check_widths, unit_masks, unit_scores
+from jaxsparse.allocation.sensitivity.changes import Target
+from jaxsparse.graph import Structure
+from jaxsparse.patterns.base import Pattern, check_sparsity
+from jaxsparse.patterns.rules import LeafSpec, Rule, check_rules, resolve
+from jaxsparse.pruning.choosers import check_countable
+from jaxsparse.pruning.masking import check_finite, select
+from jaxsparse.pruning.prune import NoGradients
+from jaxsparse.pruning.scores import Leaves, Score, ScoreContext, as_score, leaves_of, pool_scores
+from jaxsparse.top_k import ordered_bits, over
+from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
+
+Stacked = Literal["apart", "together"]
+
+
+class Places(NamedTuple):
+    """The place of every group or unit among those of its kernel, 0 for the one that stays longest.
+
+    -1 is what stays whatever goes: the n largest of every m.
+
+    Attributes:
+      leaves: by path, int32 in the shape of the leaf's groups.
+      units: by name of a group of units, an int32 vector.
+    """
+
+    leaves: dict[str, Int[Array, "..."]]
+    units: dict[str, Int[Array, " units"]]
+
+
+class Cells:
+    """Everything that can be pruned; pruning any of it is one traced function of counts.
+
+    Attributes:
+      specs: pattern and view of the leaves.
+      structure: groups of units, None for none.
+      targets: by name: path of a leaf, `path[2]` of a kernel of a stack, name of a group.
+      places: which go first.
+    """
+
+    def __init__(
+        self,
+        params: Tree,
+        rules: Sequence[Rule] | None,
+        score: Score | Tree | None,
+        structure: Structure | None,
+        groups: Sequence[str] | None,
+        unit_score: UnitScore,
+        stacked: Stacked | None,
+    ):
+        if stacked not in (None, "apart", "together"):
+            raise ValueError(f"scan: stacked={stacked!r} is neither 'apart' nor 'together'")
+        self.structure = _chosen(structure, groups)
+        none = self.structure is not None and rules is None
+        self.specs = {} if none else resolve(check_rules(rules or ()), params)
+        check_countable(self.specs)
+        weights = leaves_of(params, self.specs)
+        check_finite(weights)
+        # By name of a leaf or group, and of a target, where its counts are: one a kernel.
+        self._slots: dict[str, range] = {}
+        self.targets = self._targets(stacked)
+        found = _scores(score, weights, self.specs) if self.specs else {}
+        leaves = {path: _places(found[path], spec) for path, spec in self.specs.items()}
+        units = {}
+        if self.structure is not None:
+            for name, scores in unit_scores(self.structure, params, unit_score).items():
+                order = np.argsort(-scores, kind="stable")
+                units[name] = jnp.asarray(np.argsort(order), jnp.int32)
+        self.places = Places(leaves, units)
+
+    def _targets(self, stacked: Stacked | None) -> dict[str, Target]:
+        found: dict[str, Target] = {}
+        start = 0
+        for path, spec in self.specs.items():
+            _check_leaf(path, spec, stacked)
+            batch, limit = spec.view.batch_shape, spec.pattern.max_sparsity
+            size, kernels = math.prod(spec.view.shape), math.prod(batch)
+            slots = self._slots[path] = range(start, start + kernels)
+            start = slots.stop
+            if not batch or stacked == "together":
+                found[path] = Target("leaf", spec.units, size, limit)
+                continue
+            for slot, index in zip(slots, itertools.product(*map(range, batch)), strict=True):
+                name = f"{path}[{', '.join(map(str, index))}]"
+                self._slots[name] = range(slot, slot + 1)
+                found[name] = Target("kernel", spec.units, size // kernels, limit)
+        for group in self.structure.groups if self.structure else ():
+            if group.name in found:
+                raise ValueError(
+                    f"scan: {group.name!r} is both a leaf and a group of units; rules or groups= "
+                    "that leave one of them out would work"
+                )
+            self._slots[group.name] = range(start, start + 1)
+            start += 1
+            found[group.name] = Target("group", group.units)
+        return found
+
+    def counts(self, pruned: Mapping[str, int]) -> Int[np.ndarray, " slots"]:
+        """How many units every slot keeps where so many of each named target go."""
+        kept = [np.full(len(self._slots[name]), t.units) for name, t in self.targets.items()]
+        counts = np.concatenate(kept).astype(np.int32)
+        for name, count in pruned.items():
+            slots = self._slots[name]
+            counts[slots.start : slots.stop] -= count
+        return counts
+
+    def prune(
+        self, params: Tree, places: Places, counts: Int[Array | np.ndarray, " slots"]
+    ) -> Tree:
+        """The parameters with zeros where units go; counts and places may be traced."""
+
+        def stay(name, place, shape=()):
+            slots = self._slots[name]
+            return place < over(counts[slots.start : slots.stop].reshape(shape), place)
+
+        masks = {}
+        for path, spec in self.specs.items():
+            masks[path] = spec.expand(stay(path, places.leaves[path], spec.view.batch_shape))
+        if self.structure is not None:
+            units = {name: stay(name, place) for name, place in places.units.items()}
+            for path, mask in unit_masks(self.structure, params, units).items():
+                masks[path] = masks[path] & mask if path in masks else mask
+        leaves = leaves_by_path(params)
+        new = {path: select(mask, jnp.asarray(leaves[path]), 0) for path, mask in masks.items()}
+        return replace_by_path(params, new)
+
+
+def check_ratios(
+    ratios: Sequence[float], targets: Mapping[str, Target], specs
+) -> tuple[float, ...]:
+    """The ratios, rising and within what every target can give; an error names what is not."""
+    found = tuple(map(float, ratios))
+    if not found or any(b <= a for a, b in itertools.pairwise((0.0, *found))) or found[-1] >= 1:
+        raise ValueError(
+            f"scan: ratios={list(ratios)}; fractions to prune that rise between 0 and 1, such as "
+            "(0.1, 0.3, 0.5, 0.7, 0.9), would work: 0 is the dense model, of which every scan has "
+            "the metric"
+        )
+    for path, spec in specs.items():
+        check_sparsity(f"scan: ratios of {path!r}", found[-1], spec.pattern)
+    for name, target in targets.items():
+        if target.kind == "group" and not target.kept(found[-1]):
+            most = (target.units - 1) / target.units
+            raise ValueError(
+                f"scan: ratio {found[-1]} leaves none of the {target.units} units of {name!r}, and "
+                f"one always stays; ratios up to {most:g}, or groups= without it, would work"
+            )
+    return found
+
+
+def _chosen(structure: Structure | None, groups: Sequence[str] | None) -> Structure | None:
+    """The structure with the groups that are meant alone."""
+    if structure is None:
+        if groups is not None:
+            raise ValueError(
+                f"scan: groups={groups!r} of no structure; structure=js.graph.structure(fn, "
+                "params, *inputs) would work"
+            )
+        return None
+    if isinstance(groups, str):
+        raise TypeError(f"scan: groups={groups!r} is no list; [{groups!r}] would work")
+    names = [group.name for group in structure.groups] if groups is None else groups
+    check_widths(structure, dict.fromkeys(names, 1), "scan: groups")
+    if not names:
+        raise ValueError("scan: no group of units is meant; structure=None and rules would work")
+    chosen = tuple(group for group in structure.groups if group.name in names)
+    return Structure(chosen, structure.shapes)
+
+
+def _check_leaf(path: str, spec: LeafSpec, stacked: Stacked | None) -> None:
+    shape = spec.view.shape
+    if 0 in shape:
+        raise ValueError(
+            f"scan: {path!r} of shape {shape} has no entries; a rule that leaves it out would work"
+        )
+    if spec.sparsity is not None:
+        raise ValueError(
+            f"scan: ratios say how sparse {path!r} is, but its rule says sparsity={spec.sparsity}; "
+            "a rule without sparsity would work"
+        )
+    if spec.view.batch and stacked is None:
+        raise ValueError(
+            f"scan: {path!r} of shape {shape} is a stack of {math.prod(spec.view.batch_shape)} "
+            f"kernels, {spec.view}; stacked='apart', a curve for each of them, or "
+            "stacked='together', one at which all are as sparse, as a distribution can have it, "
+            "would work"
+        )
+
+
+def _scores(
+    score: Score | Tree | None, weights: Leaves, specs: Mapping[str, LeafSpec]
+) -> dict[str, Float[Array, "..."]]:
+    """One score a group of every leaf."""
+    if score is None or callable(getattr(score, "init", None)):
+        score = as_score(score)
+        context = ScoreContext(jnp.zeros((), jnp.int32), jnp.zeros(()), dict(specs))
+        slopes = NoGradients(
+            "the score looks at gradients, and scan was given none: scores by path, score={path: "
+            "array}, would work, so would a score of the weights alone, such as magnitude()"
+        )
+        given, _ = score.update(slopes, score.init(weights, dict(specs)), weights, context)
+    else:
+        given = {path: jnp.asarray(leaf) for path, leaf in leaves_by_path(score).items()}
+        for path in specs:
+            if path not in given:
+                raise ValueError(f"scan: no scores for leaf {path!r}; {near_misses(path, given)}")
+    for path in specs:
+        bad = int(jnp.isnan(given[path]).sum())
+        if bad:
+            raise ValueError(
+                f"scan: {bad} scores of {path!r}, of shape {given[path].shape}, are NaN, which "
+                "have no order; numbers would work"
+            )
+    return pool_scores(given, specs, weights)
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _places(scores: Float[Array, "..."], spec: LeafSpec) -> Int[Array, "..."]:
+    """`Places` of a leaf: of equal scores the first stay, as in `compute_masks`."""
+    pattern, view = spec.pattern, spec.view
+    units, _ = pattern.unit_scores(scores, None, view)
+    ranked = ~ordered_bits(units).reshape(*view.batch_shape, -1)
+    order = jnp.argsort(ranked, axis=-1, stable=True)
+    place = jnp.argsort(order, axis=-1).astype(jnp.int32).reshape(units.shape)
+    if type(pattern).finish is Pattern.finish:  # groups are what is chosen
+        return place
+    # What a pattern makes of the units that are kept it says of truths alone: so it is asked bit
+    # by bit of the place.
+    bits = jnp.arange(max(1, (spec.units - 1).bit_length()))
+    asked = (place >> over(bits, jnp.zeros((1,) * (place.ndim + 1)))) & 1 == 1
+    found = jax.vmap(lambda kept: pattern.finish(kept, scores, None, view))(asked)
+    entries = jnp.sum(found.astype(jnp.int32) << over(bits, found), axis=0)
+    always = pattern.finish(jnp.zeros_like(place, bool), scores, None, view)
+    return jnp.where(always, -1, entries)
