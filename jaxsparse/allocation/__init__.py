@@ -6,6 +6,10 @@ from jaxsparse.allocation.costs.program import Layer, layers
 from jaxsparse.allocation.costs.stored import Bytes
 from jaxsparse.allocation.exact import exact
 from jaxsparse.allocation.narrowing import narrow, unit_masks, unit_scores
+from jaxsparse.allocation.netadapt.result import NetAdapt
+from jaxsparse.allocation.netadapt.rules import reduction_bound
+from jaxsparse.allocation.netadapt.search import netadapt
+from jaxsparse.allocation.netadapt.tuning import tuner
 from jaxsparse.allocation.sensitivity.changes import Change, Curve, Joint, Target
 from jaxsparse.allocation.sensitivity.scan import Cell, scan
 from jaxsparse.allocation.sensitivity.table import Sensitivity
@@ -20,12 +24,16 @@ __all__ = [
     "Flops",
     "Joint",
     "Layer",
+    "NetAdapt",
     "Sensitivity",
     "Target",
     "exact",
     "layers",
     "narrow",
+    "netadapt",
+    "reduction_bound",
     "scan",
+    "tuner",
     "unit_masks",
     "unit_scores",
 ]

@@ -1,0 +1,1 @@
+"""NetAdapt: one group of units after another gives a little of what the network costs."""
