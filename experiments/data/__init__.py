@@ -1,6 +1,6 @@
 """Data sets by name: ``load(name, **options)`` gives a :class:`Dataset`."""
 
-from experiments.data import digits, movielens, npz, reviews, titled_reviews
+from experiments.data import digits, mnist, movielens, npz, reviews, titled_reviews
 from experiments.data.base import (
     DATASETS,
     Batches,
@@ -21,6 +21,7 @@ __all__ = [
     "hold_out",
     "in_order",
     "load",
+    "mnist",
     "movielens",
     "npz",
     "predict_all",

@@ -8,7 +8,7 @@ from experiments.data.base import DATASETS, Dataset, Split, hold_out
 
 
 @DATASETS.register("digits")
-def digits(path: str = "", test_fraction: float = 0.2) -> Dataset:
+def digits(path: str = "", test_fraction: float = 0.2, validation_fraction: float = 0.0) -> Dataset:
     """Ten classes of 8x8 grey images, scaled to [0, 1].
 
     The held-out fifth is the same for every seed: 1,438 images train, 359 test.
@@ -17,6 +17,8 @@ def digits(path: str = "", test_fraction: float = 0.2) -> Dataset:
       path: optional CSV (or .csv.gz) of the same layout in place of the embedded
         copy: 64 pixels in 0..16 and the class, one image a line.
       test_fraction: the held-out share.
+      validation_fraction: of what is left, the share on which choices are made: a search never
+        sees the test part. 0 leaves none.
 
     Returns:
       Images (n, 8, 8, 1) float32 and int32 classes.
@@ -34,7 +36,10 @@ def digits(path: str = "", test_fraction: float = 0.2) -> Dataset:
         source = "handwritten digits of scikit-learn"
     images = (rows[:, :64] / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
     train, test = hold_out(Split(images, rows[:, 64].astype(np.int32)), test_fraction, seed=0)
-    return Dataset("classification", train, test, outputs=10, source=source)
+    validation = None
+    if validation_fraction:
+        train, validation = hold_out(train, validation_fraction, seed=1)
+    return Dataset("classification", train, test, 10, source, validation=validation)
 
 
 def _read(path: pathlib.Path) -> np.ndarray:

