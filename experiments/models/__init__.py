@@ -1,6 +1,6 @@
 """Models by name: ``create(name, dataset, **options)`` gives a :class:`Model`."""
 
-from experiments.models import bert, cnn, dlrm, linen_mlp, mlp, transformer
+from experiments.models import bert, cnn, dlrm, linen_mlp, mlp, mobilenet, transformer
 from experiments.models.base import MODELS, Model, create, from_linen, from_nnx
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "from_nnx",
     "linen_mlp",
     "mlp",
+    "mobilenet",
     "transformer",
 ]

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import data, models, tasks
 from experiments.data import Dataset, Split
+from jaxsparse.recipes.retrain_free.costs import Multiplications
 from jaxsparse.trees import leaves_by_path
 
 IMAGES = np.random.default_rng(0).random((8, 8, 8, 1), np.float32)
@@ -31,6 +32,7 @@ SMALL = {
     "mlp": (DIGITS, {"hidden": (16,)}),
     "linen_mlp": (DIGITS, {"hidden": (16,)}),
     "cnn": (DIGITS, {"widths": (4, 8), "blocks": 1}),
+    "mobilenet": (DIGITS, {"width": 1 / 16, "blocks": 2}),
     "transformer": (REVIEWS, {"width": 8, "heads": 2, "mlp_width": 16, "depth": 1}),
     "dlrm": (FILMS, {"width": 4, "bottom": (8,), "top": (8,), "dropout": 0.1}),
 }
@@ -70,6 +72,29 @@ def test_one_step_lowers_the_loss_of_its_batch(name):
     apply = jax.jit(lambda extra: model.apply(params, extra, inputs, None))
     one, kept = apply(extra)
     np.testing.assert_array_equal(one, apply(kept)[0])
+
+
+@pytest.mark.parametrize(("width", "macs"), [(1.0, 568_740_352), (0.75, 325_400_448)])
+def test_mobilenet_has_the_multiplications_of_the_paper(width, macs):
+    """With the 1,000 biases of the classifier, as AMC's authors count, 568,741,352."""
+    images = dataset(np.zeros((1, 224, 224, 3), np.float32), "classification", 1000)
+    model = models.create("mobilenet", images, width=width)
+    params, extra = jax.eval_shape(model.init, jax.random.key(0))
+
+    def forward(params, extra, x):
+        return model.apply(params, extra, x, None)[0]
+
+    counted = Multiplications(forward, params, (extra, images.train.inputs), ())
+    assert counted.count() == macs
+
+
+def test_mobilenet_wants_images_and_a_width():
+    with pytest.raises(ValueError, match=r"reads images .* found \(4, 4\)"):
+        models.create("mobilenet", REVIEWS)
+    with pytest.raises(ValueError, match=r"model.width = 0.0: a factor above 0"):
+        models.create("mobilenet", DIGITS, width=0.0)
+    with pytest.raises(ValueError, match=r"model.blocks = 14: MobileNetV1 has 13"):
+        models.create("mobilenet", DIGITS, blocks=14)
 
 
 def test_the_default_mlp_is_the_published_one():
