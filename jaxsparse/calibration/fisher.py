@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
+from jaxsparse.trees import (
+    Tree,
+    apart,
+    leaves_by_path,
+    near_misses,
+    replace_by_path,
+    together,
+)
 
 
 def fisher(
@@ -70,8 +77,12 @@ def fisher(
             f"fisher: paths={paths!r} names no weight of floats; {near_misses(paths, leaves)}"
         )
 
-    def squares(weights, batch):
-        value = lambda weights: loss(replace_by_path(params, leaves | weights), *batch)  # noqa: E731
+    # What is not looked at is an argument, too: as a constant it would be compiled in.
+    others, rest, tree = apart({path: leaf for path, leaf in leaves.items() if path not in weights})
+
+    def squares(weights, others, batch):
+        held = together(others, rest, tree)
+        value = lambda weights: loss(replace_by_path(params, held | weights), *batch)  # noqa: E731
         shape = jax.eval_shape(value, weights)
         if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
             raise ValueError(f"fisher: the loss is {shape}; one real number would work")
@@ -79,13 +90,13 @@ def fisher(
         return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), slopes)
 
     @jax.jit
-    def add(total, weights, batch):
+    def add(total, weights, others, batch):
         if per == "batch":
-            return jax.tree.map(jnp.add, total, squares(weights, batch))
+            return jax.tree.map(jnp.add, total, squares(weights, others, batch))
 
         def one(total, sample):
             alone = jax.tree.map(lambda a: a[None], sample)
-            return jax.tree.map(jnp.add, total, squares(weights, alone)), None
+            return jax.tree.map(jnp.add, total, squares(weights, others, alone)), None
 
         return jax.lax.scan(one, total, batch)[0]  # a sample at a time: no stack of gradients
 
@@ -94,7 +105,7 @@ def fisher(
     for batch in batches:
         batch = batch if isinstance(batch, tuple) else (batch,)
         number += 1 if per == "batch" else _samples(batch)
-        total = add(total, weights, batch)
+        total = add(total, weights, others, batch)
     if not number:
         raise ValueError("fisher: no batches; one tuple of arrays would work")
     found = {path: array / number for path, array in total.items()}

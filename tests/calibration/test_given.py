@@ -52,6 +52,18 @@ def test_fisher_is_the_mean_of_squared_gradients():
     assert list(fisher(loss, STACK, BATCHES, paths="w")) == ["w"]
 
 
+def test_fisher_compiles_in_no_weight_that_it_does_not_look_at():
+    traced = []
+
+    def value(params, x, y):
+        traced.append({path: isinstance(leaf, jax.core.Tracer) for path, leaf in params.items()})
+        return loss(params, x, y)
+
+    found = fisher(value, STACK, BATCHES, paths="w")
+    np.testing.assert_allclose(found["w"], by_hand(STACK, BATCHES)["w"], rtol=1e-4)
+    assert all(seen == {"w": True, "b": True} for seen in traced)
+
+
 def test_fisher_of_bf16_is_float32_and_leaves_integers_alone():
     params = {"w": STACK["w"][0].astype(jnp.bfloat16), "table": jnp.arange(8), "name": "tanh"}
 
