@@ -85,6 +85,25 @@ def test_search_and_rearrangement_are_the_originals(name):
             np.testing.assert_allclose(least, expected["objective_heads_optimum"][layer], rtol=1e-5)
 
 
+@pytest.mark.parametrize("cost", [-1.0, math.inf, math.nan])
+def test_costs_that_are_none_are_refused(cost):
+    importance = {"a": np.ones(2), "b": np.ones(2)}
+    with pytest.raises(ValueError, match=f"search_costs: a unit of 'b' costs {cost}; "):
+        search_costs(importance, {"a": 1.0, "b": cost}, 4)
+    with pytest.raises(ValueError, match=f"search_table: 'b' with 2 units costs {cost}; "):
+        search_table(importance, {("a", 2): 1.0, ("b", 2): cost}, 4)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_importance_that_is_not_finite_is_refused(value):
+    importance = {"a": np.ones(2), "b": np.array([1.0, value])}
+    said = rf"the importance of units \[1\] of 'b' is \[{value}\]"
+    with pytest.raises(ValueError, match=f"search_costs: {said}"):
+        search_costs(importance, {"a": 1.0, "b": 1.0}, 4)
+    with pytest.raises(ValueError, match=f"search_table: {said}"):
+        search_table(importance, {("a", 2): 1.0, ("b", 2): 1.0}, 4)
+
+
 @pytest.mark.parametrize("gone", [1, 3, 5, 7])
 def test_few_subsets_are_all_tried(gone):
     gradients = RNG.normal(size=(5, 8))

@@ -27,7 +27,8 @@ def search_costs(importance: Importance, costs: Mapping[str, float], budget: flo
       budget: of all units together.
 
     Raises:
-      ValueError: where one unit of every group costs more.
+      ValueError: importance that is not finite, a cost that is negative or not finite; where one
+        unit of every group costs more than the budget.
 
     Example:
       >>> importance = {"a": np.array([9.0, 1.0]), "b": np.array([4.0, 5.0, 0.1])}
@@ -35,6 +36,9 @@ def search_costs(importance: Importance, costs: Mapping[str, float], budget: flo
       >>> {name: units.tolist() for name, units in kept.items()}
       {'a': [True, False], 'b': [True, True, False]}
     """
+    _check_importance("search_costs", importance)
+    for name in importance:
+        _check_cost("search_costs", f"a unit of {name!r}", costs[name])
     kept = {name: np.zeros(len(values), bool) for name, values in importance.items()}
     kinds: dict[float, list[tuple[float, str, int]]] = {}
     left = budget
@@ -46,7 +50,7 @@ def search_costs(importance: Importance, costs: Mapping[str, float], budget: flo
     slack = 1e-9 * max(abs(budget), 1)
     if not left >= -slack:
         raise ValueError(f"one unit of every group costs {budget - left:g}, over {budget:g}")
-    for free in [cost for cost in kinds if cost <= 0]:
+    for free in [cost for cost in kinds if cost == 0]:
         for _, name, unit in kinds.pop(free):
             kept[name][unit] = True
     # From the dearest kind on, of which there are the fewest numbers to try.
@@ -90,13 +94,17 @@ def search_table(
       budget: of all groups together.
 
     Raises:
-      ValueError: where the cheapest numbers cost more.
+      ValueError: importance that is not finite, a cost that is negative or not finite; where the
+        cheapest numbers cost more than the budget.
 
     Example:
       >>> table = {("a", 1): 2.0, ("a", 2): 2.5, ("a", 4): 4.0}
       >>> search_table({"a": np.array([1.0, 3.0, 2.0, 1.0])}, table, 3.0)["a"].tolist()
       [False, True, True, False]
     """
+    _check_importance("search_table", importance)
+    for (name, count), cost in table.items():
+        _check_cost("search_table", f"{name!r} with {count} units", cost)
     costs, values, counts = [], [], []
     for name, found in importance.items():
         counts.append(sorted(count for group, count in table if group == name))
@@ -109,6 +117,21 @@ def search_table(
         kept[name] = np.zeros(len(found), bool)
         kept[name][np.argsort(-found, kind="stable")[: numbers[at]]] = True
     return kept
+
+
+def _check_importance(caller: str, importance: Importance) -> None:
+    for name, values in importance.items():
+        if not np.isfinite(values).all():
+            units = np.flatnonzero(~np.isfinite(values)).tolist()
+            raise ValueError(
+                f"{caller}: the importance of units {units[:8]} of {name!r} is "
+                f"{np.asarray(values)[units[:8]].tolist()}; finite numbers would work"
+            )
+
+
+def _check_cost(caller: str, what: str, cost: float) -> None:
+    if not 0 <= cost < math.inf:
+        raise ValueError(f"{caller}: {what} costs {cost!r}; a finite cost from 0 on would work")
 
 
 def knapsack(
