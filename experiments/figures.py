@@ -186,6 +186,25 @@ def densities(leaves: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def widths(groups: Sequence[Mapping[str, Any]]) -> Figure:
+    """A bar per group of channels: the share that is kept.
+
+    Args:
+      groups: with keys group, kept and units.
+    """
+    figure = Figure(figsize=(7, 0.9 + 0.28 * max(1, len(groups))), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh(
+        range(len(groups)), [row["kept"] / row["units"] for row in groups], color=_BLUE
+    )
+    axes.bar_label(bars, [f" {row['kept']:,} of {row['units']:,}" for row in groups])
+    axes.set_yticks(range(len(groups)), [row["group"] for row in groups], fontsize=6)
+    axes.set_xlim(0, 1.2)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the channels that is kept")
+    return figure
+
+
 MASKS_SHOWN = 12
 
 

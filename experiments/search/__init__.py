@@ -1,0 +1,1 @@
+"""How many channels each layer keeps, searched on images: `python -m experiments.search`."""
