@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,41 +14,30 @@ from jaxtyping import Array, Float, Int
 from jaxsparse.allocation.narrowing import Score as UnitScore
 from jaxsparse.allocation.narrowing import check_widths, unit_masks, unit_scores
 from jaxsparse.allocation.sensitivity.changes import Target
-from jaxsparse.graph import Structure
+from jaxsparse.graph import Structure, StructuredGroup
 from jaxsparse.patterns.base import Pattern, check_sparsity
 from jaxsparse.patterns.rules import LeafSpec, Rule, check_rules, resolve
+from jaxsparse.patterns.views import View
 from jaxsparse.pruning.choosers import check_countable
 from jaxsparse.pruning.masking import check_finite, select
 from jaxsparse.pruning.prune import NoGradients
 from jaxsparse.pruning.scores import Leaves, Score, ScoreContext, as_score, leaves_of, pool_scores
 from jaxsparse.top_k import ordered_bits, over
-from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
+from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
 Stacked = Literal["apart", "together"]
 
 
-class Places(NamedTuple):
-    """The place of every group or unit among those of its kernel, 0 for the one that stays longest.
-
-    -1 is what stays whatever goes: the n largest of every m.
-
-    Attributes:
-      leaves: by path, int32 in the shape of the leaf's groups.
-      units: by name of a group of units, an int32 vector.
-    """
-
-    leaves: dict[str, Int[Array, "..."]]
-    units: dict[str, Int[Array, " units"]]
-
-
 class Cells:
-    """Everything that can be pruned; pruning any of it is one traced function of counts.
+    """Everything that can be pruned, ranked once; how much of it goes is no part of a program.
 
     Attributes:
       specs: pattern and view of the leaves.
       structure: groups of units, None for none.
       targets: by name: path of a leaf, `path[2]` of a kernel of a stack, name of a group.
-      places: which go first.
+      places: by path of a leaf and name of a group, the place of every group or unit among those
+        of its kernel, 0 for the one that stays longest; -1 is what stays whatever goes, the n
+        largest of every m.
     """
 
     def __init__(
@@ -69,73 +58,79 @@ class Cells:
         check_countable(self.specs)
         weights = leaves_of(params, self.specs)
         check_finite(weights)
-        # By name of a leaf or group, and of a target, where its counts are: one a kernel.
-        self._slots: dict[str, range] = {}
+        units = () if self.structure is None else self.structure.groups
+        self._groups = {group.name: group for group in units}
+        # Which kernels of a leaf a target is; () is all.
+        self._kernels: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.targets = self._targets(stacked)
         found = _scores(score, weights, self.specs) if self.specs else {}
-        leaves = {path: _places(found[path], spec) for path, spec in self.specs.items()}
-        units = {}
+        self.places: dict[str, Array] = {
+            path: _places(found[path], spec.pattern, spec.view) for path, spec in self.specs.items()
+        }
         if self.structure is not None:
             for name, scores in unit_scores(self.structure, params, unit_score).items():
                 order = np.argsort(-scores, kind="stable")
-                units[name] = jnp.asarray(np.argsort(order), jnp.int32)
-        self.places = Places(leaves, units)
+                self.places[name] = jnp.asarray(np.argsort(order), jnp.int32)
 
     def _targets(self, stacked: Stacked | None) -> dict[str, Target]:
         found: dict[str, Target] = {}
-        start = 0
         for path, spec in self.specs.items():
             _check_leaf(path, spec, stacked)
             batch, limit = spec.view.batch_shape, spec.pattern.max_sparsity
-            size, kernels = math.prod(spec.view.shape), math.prod(batch)
-            slots = self._slots[path] = range(start, start + kernels)
-            start = slots.stop
+            size = math.prod(spec.view.shape)
             if not batch or stacked == "together":
-                found[path] = Target("leaf", spec.units, size, limit)
-                continue
-            for slot, index in zip(slots, itertools.product(*map(range, batch)), strict=True):
-                name = f"{path}[{', '.join(map(str, index))}]"
-                self._slots[name] = range(slot, slot + 1)
-                found[name] = Target("kernel", spec.units, size // kernels, limit)
-        for group in self.structure.groups if self.structure else ():
-            if group.name in found:
-                raise ValueError(
-                    f"scan: {group.name!r} is both a leaf and a group of units; rules or groups= "
-                    "that leave one of them out would work"
+                found[path], self._kernels[path] = (
+                    Target("leaf", spec.units, size, limit),
+                    (path, ()),
                 )
-            self._slots[group.name] = range(start, start + 1)
-            start += 1
-            found[group.name] = Target("group", group.units)
+                continue
+            for index in itertools.product(*map(range, batch)):
+                name = f"{path}[{', '.join(map(str, index))}]"
+                found[name] = Target("kernel", spec.units, size // math.prod(batch), limit)
+                self._kernels[name] = path, index
+        for name, group in self._groups.items():
+            if name in found:
+                raise ValueError(
+                    f"scan: {name!r} is both a leaf and a group of units; rules or groups= that "
+                    "leave one of them out would work"
+                )
+            found[name] = Target("group", group.units)
         return found
 
-    def counts(self, pruned: Mapping[str, int]) -> Int[np.ndarray, " slots"]:
-        """How many units every slot keeps where so many of each named target go."""
-        kept = [np.full(len(self._slots[name]), t.units) for name, t in self.targets.items()]
-        counts = np.concatenate(kept).astype(np.int32)
+    def prune(self, leaves: Mapping[str, Any], pruned: Mapping[str, int]) -> dict[str, Array]:
+        """By path the leaves that change where so many units of each named target go."""
+        counts: dict[str, np.ndarray] = {}
+        new: dict[str, Array] = {}
         for name, count in pruned.items():
-            slots = self._slots[name]
-            counts[slots.start : slots.stop] -= count
-        return counts
+            if name in self._kernels:
+                path, index = self._kernels[name]
+                spec = self.specs[path]
+                whole = np.full(spec.view.batch_shape, spec.units, np.int32)
+                counts.setdefault(path, whole)[index] -= count
+        for path, kept in counts.items():
+            spec = self.specs[path]
+            new[path] = _without_groups(
+                leaves[path], self.places[path], kept, spec.pattern, spec.view
+            )
+        for name, count in pruned.items():
+            if name in self._groups:
+                group = self._groups[name]
+                mine = {m.path: new.get(m.path, leaves[m.path]) for m in group.members}
+                kept = np.int32(group.units - count)
+                new |= _without_units(mine, self.places[name], kept, group)
+        return new
 
-    def prune(
-        self, params: Tree, places: Places, counts: Int[Array | np.ndarray, " slots"]
-    ) -> Tree:
-        """The parameters with zeros where units go; counts and places may be traced."""
 
-        def stay(name, place, shape=()):
-            slots = self._slots[name]
-            return place < over(counts[slots.start : slots.stop].reshape(shape), place)
+@functools.partial(jax.jit, static_argnames=("pattern", "view"))
+def _without_groups(weight, place, kept, pattern: Pattern, view: View):
+    mask = pattern.expand(place < over(kept, place), view)
+    return select(mask, jnp.asarray(weight), 0)
 
-        masks = {}
-        for path, spec in self.specs.items():
-            masks[path] = spec.expand(stay(path, places.leaves[path], spec.view.batch_shape))
-        if self.structure is not None:
-            units = {name: stay(name, place) for name, place in places.units.items()}
-            for path, mask in unit_masks(self.structure, params, units).items():
-                masks[path] = masks[path] & mask if path in masks else mask
-        leaves = leaves_by_path(params)
-        new = {path: select(mask, jnp.asarray(leaves[path]), 0) for path, mask in masks.items()}
-        return replace_by_path(params, new)
+
+@functools.partial(jax.jit, static_argnames="group")
+def _without_units(leaves, place, kept, group: StructuredGroup):
+    masks = unit_masks(Structure((group,)), leaves, {group.name: place < kept})
+    return {path: select(mask, jnp.asarray(leaves[path]), 0) for path, mask in masks.items()}
 
 
 def check_ratios(
@@ -227,10 +222,9 @@ def _scores(
     return pool_scores(given, specs, weights)
 
 
-@functools.partial(jax.jit, static_argnames="spec")
-def _places(scores: Float[Array, "..."], spec: LeafSpec) -> Int[Array, "..."]:
-    """`Places` of a leaf: of equal scores the first stay, as in `compute_masks`."""
-    pattern, view = spec.pattern, spec.view
+@functools.partial(jax.jit, static_argnames=("pattern", "view"))
+def _places(scores: Float[Array, "..."], pattern: Pattern, view: View) -> Int[Array, "..."]:
+    """The places of a leaf's groups: of equal scores the first stay, as in `compute_masks`."""
     units, _ = pattern.unit_scores(scores, None, view)
     ranked = ~ordered_bits(units).reshape(*view.batch_shape, -1)
     order = jnp.argsort(ranked, axis=-1, stable=True)
@@ -239,7 +233,7 @@ def _places(scores: Float[Array, "..."], spec: LeafSpec) -> Int[Array, "..."]:
         return place
     # What a pattern makes of the units that are kept it says of truths alone: so it is asked bit
     # by bit of the place.
-    bits = jnp.arange(max(1, (spec.units - 1).bit_length()))
+    bits = jnp.arange(max(1, (pattern.units(view) - 1).bit_length()))
     asked = (place >> over(bits, jnp.zeros((1,) * (place.ndim + 1)))) & 1 == 1
     found = jax.vmap(lambda kept: pattern.finish(kept, scores, None, view))(asked)
     entries = jnp.sum(found.astype(jnp.int32) << over(bits, found), axis=0)

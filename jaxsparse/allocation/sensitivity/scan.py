@@ -78,7 +78,7 @@ def scan(
     which is much the smaller where few examples change sides. An `evaluate` that gives one
     number a batch has batches in the place of examples.
 
-    All cells run one program: how many groups go is an argument of it, not a part. With
+    All cells run one program, compiled once: what is pruned is an argument of it. With
     `structure`, groups of units are pruned, too, as whole units, by the norm of the weights
     that write them, as `js.allocation.narrow` does.
 
@@ -171,7 +171,7 @@ def scan(
 
 
 class _Measure:
-    """Evaluates models of which something is pruned, all by one program, against the dense one."""
+    """What models of which something is pruned lose; all run one program."""
 
     def __init__(
         self,
@@ -189,10 +189,13 @@ class _Measure:
         self._cells, self._batches, self._sign = cells, list(batches), _SIGNS[better]
         if not self._batches:
             raise ValueError("scan: no batches; [(inputs, labels)] would work")
-        self._arrays, rest, tree = apart(params)
+        self._leaves = leaves_by_path(params)
+        arrays, rest, tree = apart(params)
+        # On the device once: what NumPy holds would be copied there for every batch.
+        self._arrays = [a if a is None else jnp.asarray(a) for a in arrays]
 
-        def evaluate_pruned(arrays, places, counts, batch):
-            return evaluate(cells.prune(together(arrays, rest, tree), places, counts), batch)
+        def evaluate_pruned(arrays, batch):
+            return evaluate(together(arrays, rest, tree), batch)
 
         self._program = jax.jit(evaluate_pruned)
         self.over: Over = self._kind()
@@ -209,7 +212,7 @@ class _Measure:
     def run(self) -> dict[str, str]:
         """Fingerprints of what the numbers follow from."""
         cells = self._cells
-        traced = self._program.trace(*self._arguments({}), self._batches[0])
+        traced = self._program.trace(self._arrays, self._batches[0])
         return {
             "weights": fingerprint(self._arrays),
             "program": of_program((traced.jaxpr.jaxpr, traced.jaxpr.consts)),
@@ -218,16 +221,13 @@ class _Measure:
             "batches": fingerprint([leaves_by_path(batch) for batch in self._batches]),
         }
 
-    def _arguments(self, pruned: Mapping[str, int]) -> tuple[Any, ...]:
-        return self._arrays, self._cells.places, self._cells.counts(pruned)
-
     def _kind(self) -> Over:
         """What `evaluate` gives numbers of, asked of its trace: nothing runs."""
-        arguments, kinds = self._arguments({}), set()
+        kinds = set()
         shapes = [jax.tree.map(jnp.shape, batch) for batch in self._batches]
         for number, batch in enumerate(self._batches):
             try:
-                found = self._program.trace(*arguments, batch).out_info
+                found = self._program.trace(self._arrays, batch).out_info
             except Exception as error:
                 error.add_note(
                     f"in evaluate(params, batch), which scan traces, of batch {number}: arrays of "
@@ -260,9 +260,11 @@ class _Measure:
 
     def _evaluate(self, pruned: Mapping[str, int], what: str) -> Float[np.ndarray, " samples"]:
         """The metric of every example, or of every batch."""
-        arguments = self._arguments(pruned)
+        new = self._cells.prune(self._leaves, pruned)
+        pairs = zip(self._leaves, self._arrays, strict=True)
+        arrays = [new.get(path, array) for path, array in pairs]
         # All of them first, since what runs need not be waited for.
-        found = jax.device_get([self._program(*arguments, batch) for batch in self._batches])
+        found = jax.device_get([self._program(arrays, batch) for batch in self._batches])
         for number, values in enumerate(found):
             if bad := int((~np.isfinite(values)).sum()):
                 raise ValueError(
