@@ -1,1 +1,1 @@
-"""AMC: an agent that chooses how much of each layer stays, one after the other."""
+"""AMC: an agent chooses how much of each layer stays, one after the other."""

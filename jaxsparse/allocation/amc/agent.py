@@ -1,6 +1,7 @@
 """DDPG: an actor that says how much stays, and a critic that says what that is worth."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -109,8 +110,10 @@ def new_agent(key: Array, features: int, settings: Settings) -> Agent:
 
     def layer(name, inputs, outputs):
         limit = inputs**-0.5
-        kernel = jax.random.uniform(next(keys), (inputs, outputs), minval=-limit, maxval=limit)
-        bias = jax.random.uniform(next(keys), (outputs,), minval=-limit, maxval=limit)
+        uniform = functools.partial(
+            jax.random.uniform, dtype=jnp.float32, minval=-limit, maxval=limit
+        )
+        kernel, bias = uniform(next(keys), (inputs, outputs)), uniform(next(keys), (outputs,))
         return {f"{name}/kernel": kernel, f"{name}/bias": bias}
 
     actor = layer("first", features, width) | layer("second", width, width)
@@ -155,13 +158,14 @@ def explore(
     spread = jnp.maximum(spread, 1e-6)  # what is divided by
     beside = jax.random.truncated_normal(key, -mean / spread, (1 - mean) / spread)
     near = jnp.clip(mean + spread * beside, 0, 1)
-    return jnp.where(episode < settings.warmup, jax.random.uniform(key), near)
+    return jnp.where(episode < settings.warmup, jax.random.uniform(key, dtype=jnp.float32), near)
 
 
 def new_replay(steps: int, features: int, settings: Settings) -> Replay:
     """Room for the last episodes."""
     size = settings.replay * steps
-    one, many = jnp.zeros(size), jnp.zeros((size, features))
+    one = jnp.zeros(size, jnp.float32)
+    many = jnp.zeros((size, features), jnp.float32)
     return Replay(many, one, one, many, one, jnp.int32(0))
 
 
@@ -169,8 +173,8 @@ def remember(replay: Replay, episode: Episode, reward: Float[Array, ""]) -> Repl
     """A replay with one episode more."""
     steps, size = len(episode.actions), len(replay.actions)
     following = jnp.concatenate([episode.observations[1:], episode.observations[-1:]])
-    final = jnp.zeros(steps).at[-1].set(1)
-    rewards = jnp.full(steps, reward)
+    final = jnp.zeros(steps, jnp.float32).at[-1].set(1)
+    rewards = jnp.full(steps, reward, jnp.float32)
     new = episode.observations, episode.actions, rewards, following, final
     at, held = replay.count % size, replay[:-1]
     held = [

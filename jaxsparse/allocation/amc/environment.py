@@ -46,6 +46,7 @@ class Environment(NamedTuple):
       ends: by term the steps whose options the axes of its table are; past the last step: none.
       ticks: ticks that all terms may cost together.
       whole: ticks that they cost where everything is kept.
+      total: what the whole model costs in ticks, with what no step changes.
       tick: what one tick costs; rounded up, so that a budget in ticks keeps the real one.
     """
 
@@ -56,6 +57,7 @@ class Environment(NamedTuple):
     ends: Int[Array, "terms 2"]
     ticks: Int[Array, ""]
     whole: Int[Array, ""]
+    total: Float[Array, ""]
     tick: Float[Array, ""]
 
     @property
@@ -149,9 +151,11 @@ def environment(
         jnp.asarray(tables),
         jnp.asarray(ends),
         jnp.int32(max(ticks, -2 * MOST)),
-        jnp.int32(max(sum(int(_ticks(t.costs[(-1,) * len(t.steps)], tick)) for t in terms), 1)),
+        jnp.int32(0),
+        jnp.float32(max((whole + constant) / tick, 1e-30)),
         jnp.float32(tick),
     )
+    made = made._replace(whole=cost(made, made.last))
     least = cost(made, jnp.zeros(made.steps, jnp.int32))
     if least > made.ticks:
         dearer = sum(term.costs[(0,) * len(term.steps)].item() for term in terms)
@@ -177,7 +181,7 @@ def observe(
     whole; the share that lies in later layers; the last action.
     """
     ahead = jnp.arange(env.steps) >= step
-    reduced = 1 - cost(env, jnp.where(ahead, env.last, options)) / env.whole
+    reduced = (env.whole - cost(env, jnp.where(ahead, env.last, options))) / env.total
     return jnp.concatenate([env.features[step], jnp.stack([reduced, env.rest[step], action])])
 
 
@@ -225,7 +229,7 @@ def rollout(
         action = env.kept[number, option]
         return (options.at[number].set(option), action), (seen, action)
 
-    first = jnp.zeros(env.steps, jnp.int32), jnp.ones((), jnp.float32)
+    first = jnp.zeros(env.steps, jnp.int32), jnp.float32(1)
     given = jnp.arange(env.steps), jax.random.split(key, env.steps)
     (options, _), (observations, actions) = lax.scan(step, first, given)
     return Episode(observations, actions, options, cost(env, options))
