@@ -1,6 +1,8 @@
 """How sparse each layer is to be: what layers cost, how they take pruning, and the search."""
 
 from jaxsparse.allocation.allocation import Allocation
+from jaxsparse.allocation.amc.agent import Settings
+from jaxsparse.allocation.amc.search import AMC, History, amc
 from jaxsparse.allocation.costs.flops import Cost, Flops
 from jaxsparse.allocation.costs.program import Layer, layers
 from jaxsparse.allocation.costs.stored import Bytes
@@ -15,6 +17,7 @@ from jaxsparse.allocation.sensitivity.scan import Cell, scan
 from jaxsparse.allocation.sensitivity.table import Sensitivity
 
 __all__ = [
+    "AMC",
     "Allocation",
     "Bytes",
     "Cell",
@@ -22,11 +25,14 @@ __all__ = [
     "Cost",
     "Curve",
     "Flops",
+    "History",
     "Joint",
     "Layer",
     "NetAdapt",
     "Sensitivity",
+    "Settings",
     "Target",
+    "amc",
     "exact",
     "layers",
     "narrow",
