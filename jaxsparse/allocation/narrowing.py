@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxsparse.graph import Structure, StructuredGroup
+from jaxsparse.graph.hosts import whole
 from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
 Scores = dict[str, Float[np.ndarray, " units"]]
@@ -219,7 +220,7 @@ def _norms(
     total = np.zeros(group.units)
     for member in group.weights:
         if member.role == "writes":
-            weight = np.asarray(leaves[member.path])
+            weight = whole(leaves[member.path])
             weight = np.abs(
                 weight.astype(np.complex128 if weight.dtype.kind == "c" else np.float64)
             )

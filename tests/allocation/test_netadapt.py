@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jaxsparse as js
 from jaxsparse.allocation import netadapt, reduction_bound, tuner
@@ -473,3 +474,29 @@ def test_heads_go_one_by_one():
         Attention().apply, params, x, lambda params: 1.0, cost, 2, short=0, long=0, initial=0.3
     )
     assert [each.width for each in found.chosen] == [2]
+
+
+def test_states_of_nnx_models_go_on_from_a_folder(tmp_path):
+    net = nnx.Sequential(
+        *(nnx.Linear(4, 16, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(16, 3, rngs=nnx.Rngs(1)))
+    )
+    graph, params = nnx.split(net, nnx.Param)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)), jnp.float32)
+
+    def fn(params, x):
+        return nnx.merge(graph, params)(x)
+
+    def loss(params, x):
+        return jnp.mean((fn(params, x) - fn(net_params, x)) ** 2)
+
+    net_params, flops = params, js.allocation.Flops(fn, params, x)
+    options = {"tune": tuner(loss, [x], optax.adam(1e-2)), "short": 2, "long": 2}
+    options |= {"initial": 0.2, "folder": tmp_path}
+    accuracy = jax.jit(lambda params: -loss(params, x))
+    runs = [
+        netadapt(fn, params, x, accuracy, flops, 0.5 * flops.total(), **options) for _ in range(2)
+    ]
+    assert runs[0].to_dict() == runs[1].to_dict()
+    jax.tree.map(np.testing.assert_array_equal, runs[0].params, runs[1].params)
+    small = js.graph.shrink(fn, runs[1].params, runs[1].masks, x)[0]
+    assert js.leaves_by_path(small)["layers/0/kernel"].shape == (4, 8)

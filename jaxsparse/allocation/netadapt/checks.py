@@ -105,14 +105,18 @@ def lowest_widths(
 
 
 def total(cost: Cost, widths: Mapping[str, int]) -> float:
-    """The cost of the network with these widths; a ValueError where it is no finite number."""
+    """The cost of the network with these widths, as JSON takes it; whole numbers stay whole.
+
+    Raises:
+      ValueError: where it is no finite number.
+    """
     found = cost.total(widths)
     if not math.isfinite(found):
         raise ValueError(
             f"netadapt: the cost is {found} {cost.unit} with widths {dict(widths)}; a finite "
             "number would work"
         )
-    return found
+    return int(found) if isinstance(found, numbers.Integral) else float(found)
 
 
 def check_budget(

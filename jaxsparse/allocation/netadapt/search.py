@@ -175,5 +175,5 @@ def netadapt(
         mask_params(network.params, masks),
         masks,
         tuple(candidates),
-        *(cost.unit, budget, dense, state.cost, before, accuracy),
+        *(cost.unit, float(budget), dense, state.cost, before, accuracy),
     )

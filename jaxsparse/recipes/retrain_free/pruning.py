@@ -5,12 +5,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsparse.allocation import Flops
-from jaxsparse.graph import StructuredGroup, structure
+from jaxsparse.allocation import Flops, unit_masks
+from jaxsparse.graph import Structure, StructuredGroup, structure
 from jaxsparse.pruning.masking import mask_params
 from jaxsparse.recipes.retrain_free.budgets import Budget, FlopsBudget, LatencyBudget
 from jaxsparse.recipes.retrain_free.fisher import as_tuple, unit_gradients
@@ -18,7 +17,7 @@ from jaxsparse.recipes.retrain_free.readers import scaled
 from jaxsparse.recipes.retrain_free.rearranging import rearrange as rearranged
 from jaxsparse.recipes.retrain_free.tuning import tuned_scales
 from jaxsparse.text import columned
-from jaxsparse.trees import Tree, leaves_by_path, near_misses
+from jaxsparse.trees import Tree, near_misses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +154,7 @@ def prune(
       TypeError: batches that are no pairs.
 
     Example:
-      >>> import jax, jaxsparse as js
+      >>> import jax, jax.numpy as jnp, jaxsparse as js
       >>> def mlp(params, x):
       ...     return x + jnp.tanh(x @ params["up"]) @ params["down"]
       >>> keys = jax.random.split(jax.random.key(0), 4)
@@ -191,7 +190,7 @@ def prune(
         teacher = budget.looser().search(fisher)
         scales, left = tuned_scales(fn, params, pairs, chosen, kept, teacher, untuned)
 
-    masks = whole.resolve(_masks(chosen, kept, leaves_by_path(params)))
+    masks = whole.resolve(unit_masks(Structure(tuple(chosen)), params, kept))
     found = scaled(params, chosen, {n: np.where(kept[n], scales[n], 1.0) for n in kept})
     rows = tuple(
         PrunedGroup(
@@ -262,14 +261,3 @@ def _check_names(what: str, names: Sequence[str], groups: Sequence[StructuredGro
             raise ValueError(
                 f"retrain_free: {what}: {name!r} is no group; {near_misses(name, known)}"
             )
-
-
-def _masks(groups, kept, leaves) -> dict[str, Bool[Array, "..."]]:
-    """Masks of all leaves that units lie in, biases beside them too."""
-    masks: dict[str, Bool[Array, ...]] = {}
-    for group in groups:
-        for member in group.members:
-            full = masks.get(member.path)
-            full = jnp.ones(jnp.shape(leaves[member.path]), bool) if full is None else full
-            masks[member.path] = full & member.spread(jnp.asarray(kept[group.name]), full)
-    return masks
