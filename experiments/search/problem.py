@@ -78,6 +78,7 @@ class Problem:
       tune: trains what masks keep.
       folder: where a search may keep what it has so far.
       seed: of what it draws.
+      tick: to be called now and then: notes the time spent, for the case of a kill.
     """
 
     fn: Callable[[Any, Any], Any]
@@ -92,6 +93,7 @@ class Problem:
     tune: Tune
     folder: pathlib.Path
     seed: int
+    tick: Callable[[], None]
 
 
 def budget_of(cost: Cost, limits: Limits, share: float, width: float) -> float:

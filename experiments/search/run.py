@@ -25,7 +25,7 @@ from jaxsparse.trees import leaves_by_path, replace_by_path
 _LOG = logging.getLogger(__name__)
 DENSE, TUNED = "dense", "tuned"
 ALLOCATION, SEARCH, MASKS = "allocation.json", "search.json", "masks.npz"
-SEARCHED, WEIGHTS = "searched.npz", "weights.npz"
+SEARCHED, SEARCHED_MASKS, WEIGHTS = "searched.npz", "searched_masks.npz", "weights.npz"
 _AGAIN = "delete the folder: it is made again"
 # Batches after which batch norms have seen enough: what came before counts 0.9 ** 50.
 _SETTLED = 50
@@ -135,7 +135,9 @@ def _run(setting: Setting, folder: pathlib.Path, html: bool) -> None:
             f"{setting.budget:,.6g}"
         )
     start = dense if found.tree is None else found.tree
-    masks = narrow(setting.structure, start, widths)
+    masks = found.masks
+    if masks is None:
+        masks = narrow(setting.structure, start, widths)
     searched = js.mask_params(start, masks)
     tuned, tune_seconds = _tuned(problem, config.tuning.steps, searched, masks)
     _LOG.info("measuring the result")
@@ -219,6 +221,7 @@ def _problem(setting: Setting, dense: Any, folder: pathlib.Path, clock: Clock) -
     return Problem(
         *(setting.fn, dense, setting.example, setting.structure, setting.limits),
         *(setting.cost, setting.budget, validation, evaluate, tune, folder, config.seed),
+        tick=clock.tick,
     )
 
 
@@ -227,18 +230,21 @@ def _searched(
 ) -> tuple[methods.Found, float]:
     """What the method finds, and its seconds; read where it did so before a kill."""
     folder = problem.folder
-    file, weights = folder / SEARCH, folder / SEARCHED
+    file, weights, units = (folder / name for name in (SEARCH, SEARCHED, SEARCHED_MASKS))
     if not file.exists():
         _LOG.info("searching by %s", method)
         found = methods.METHODS.create(method, problem, **options)
         found.allocation.save(folder / ALLOCATION)
         if found.tree is not None:
             _save(weights, leaves_by_path(found.tree))
+        if found.masks is not None:
+            _save(units, found.masks)
         workdir.write_json(file, {"seconds": clock.seconds, "history": found.history})
     kept = workdir.read_json(file, _AGAIN)
     tree = _read(weights, problem.tree) if weights.exists() else None
-    found = methods.Found(Allocation.load(folder / ALLOCATION), kept["history"], tree)
-    return found, kept["seconds"]
+    masks = _arrays(units) if units.exists() else None
+    allocation = Allocation.load(folder / ALLOCATION)
+    return methods.Found(allocation, kept["history"], tree, masks), kept["seconds"]
 
 
 def _tuned(problem: Problem, steps: int, tree: Any, masks: Any) -> tuple[Any, float]:
@@ -276,5 +282,9 @@ def _save(file: pathlib.Path, leaves: Any) -> None:
 
 
 def _read(file: pathlib.Path, like: Any) -> Any:
+    return replace_by_path(like, _arrays(file))
+
+
+def _arrays(file: pathlib.Path) -> dict[str, jax.Array]:
     with np.load(file) as kept:
-        return replace_by_path(like, {path: jnp.asarray(kept[path]) for path in kept.files})
+        return {path: jnp.asarray(kept[path]) for path in kept.files}
