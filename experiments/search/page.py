@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments import figures
 from experiments.html import Section, render
+from experiments.search import figures as tried
 from experiments.search import summary
 
 
@@ -30,6 +31,7 @@ def build(report: Mapping[str, Any]) -> str:
             "Channels that each group keeps, of those it has, in the order of the model.",
         ),
         Section("Every group", summary.groups(report)),
+        *(Section(*each) for each in tried.of(report["method"], report["history"])),
         Section(
             "Machine and versions", [["", "this run"], *map(list, report["environment"].items())]
         ),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments import data, models, train
 from experiments.search import __main__ as command
 from experiments.search import config as own
-from experiments.search import methods, neighbours, run, summary
+from experiments.search import figures, methods, neighbours, run, summary
 from experiments.search.problem import Limits, budget_of
 from experiments.search.tuning import settled
 from jaxsparse.allocation import Allocation
@@ -216,6 +216,7 @@ def test_every_method_keeps_the_budget(dense, tmp_path, monkeypatch, method):
     config.search.update({key.partition(".")[2]: value for key, value in options.items()})
     config.budget.share = 0.7
     report = run.run(config, str(tmp_path / "run"), html=False)
+    assert [figure.axes for _, figure, _ in figures.of(method, report["history"])]
     assert report["cost"]["found"] <= 0.7 * report["cost"]["dense"]
     assert all(row["kept"] >= 0.5 * row["units"] for row in report["groups"])
     assert Allocation.load(tmp_path / "run" / run.ALLOCATION).about["search"] == method
