@@ -141,8 +141,8 @@ def only_sites(found: Sequence[Site], specs: Mapping[str, LeafSpec]) -> dict[str
     """The site of every leaf.
 
     Raises:
-      ValueError: it has none, or several, or is not what products multiply by, or its rule says
-        other axes.
+      ValueError: it has none, or several, or is not what products multiply by, or meets rows
+        that data sum over, or its rule says other axes.
     """
     where: dict[str, Site] = {}
     for site in found:
@@ -150,6 +150,16 @@ def only_sites(found: Sequence[Site], specs: Mapping[str, LeafSpec]) -> dict[str
             raise ValueError(
                 f"prune_oneshot: products sum over {site.path!r} of shape {site.shape} along "
                 f"{where[site.path].in_axis} and along {site.in_axis}; a rule that leaves it out "
+def meets_mixed_rows(caller: str, site: Site) -> ValueError:
+    """The error of a weight that meets another one, whose rows data then sum over."""
+    return ValueError(
+        f"{caller}: {site.path!r} of shape {site.shape} is multiplied by another weight, or by a "
+        "constant, before the data are, as w in x @ (v @ w), so that what it meets says nothing of "
+        "them; (x @ v) @ w, the two as one weight in the parameters, v as an argument of the "
+        "function with the data, or a rule that leaves it out would work"
+    )
+
+
                 "would work"
             )
         where[site.path] = site
@@ -173,3 +183,5 @@ def only_sites(found: Sequence[Site], specs: Mapping[str, LeafSpec]) -> dict[str
                 "without axes would work"
             )
     return where
+        if site.mixed:
+            raise meets_mixed_rows("prune_oneshot", site)

@@ -9,7 +9,7 @@ through loops and branches with all else that these carry: nothing large is kept
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,8 @@ class Site:
       in_axis: axes of the weight that are summed over, major to minor, as in `Rule`.
       batch_axis: axes along which every slice is a kernel of its own.
       altered: whether a product multiplies something else than the weight: see `observe`.
+      mixed: whether the weight meets another weight, or a constant, whose rows data then sum over,
+        as w in `x @ (v @ w)`: see `observe`.
     """
 
     path: str
@@ -44,6 +46,7 @@ class Site:
     in_axis: tuple[int, ...]
     batch_axis: tuple[int, ...]
     altered: bool = dataclasses.field(default=False, compare=False)
+    mixed: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def inputs(self) -> int:
@@ -124,6 +127,9 @@ def observe(
     kernels of a stack, negation, a factor or divisor that is one number, and bool masks leave
     it False: `jnp.where(mask, w, number)` and `mask * w` are the weight where it is kept.
 
+    Of `x @ (v @ w)` it is v that w meets, and not what the data make of it: `Site.mixed` says so.
+    Learned queries and tables are met as they are, where no product sums over their rows.
+
     It is a pure function and can be jitted. Batch by batch, give `states` of the batch
     before. Later layers see what the `params` given make of their inputs: to have them see
     those of pruned layers, observe once more with the pruned weights. Under `jit`, what
@@ -171,7 +177,7 @@ def observe(
 def _sites(traced: Traced, paths: str) -> list[Site]:
     finder = _Finder(paths)
     traced.read(finder)
-    return list(finder.sites.values())
+    return list(with_mixed(finder.sites.values(), finder).values())
 
 
 def site_of(equation, sight: Sight, position: int) -> Site:
@@ -180,6 +186,17 @@ def site_of(equation, sight: Sight, position: int) -> Site:
     product = sight.product(name, *ENDS[name](equation, position))
     axes = product.in_axis, product.batch_axis
     return Site(product.path, product.shape, *axes, altered=sight.altered)
+
+
+def note(sites: dict[Site, Site], site: Site) -> None:
+    """Adds the site of a product to those of the products before it."""
+    altered = site.altered or sites.get(site, site).altered
+    sites[site] = dataclasses.replace(site, altered=altered)
+
+
+def with_mixed(sites: Iterable[Site], reader: Reader) -> dict[Site, Site]:
+    """Sites, once all products are read: which of them meet rows that data sum over."""
+    return {site: dataclasses.replace(site, mixed=site.path in reader.mixed) for site in sites}
 
 
 class _Finder(Reader):
@@ -191,9 +208,7 @@ class _Finder(Reader):
 
     def meet(self, equation, sight, position, other):
         if re.fullmatch(self._paths, sight.path):
-            site = site_of(equation, sight, position)
-            altered = site.altered or self.sites.get(site, site).altered
-            self.sites[site] = dataclasses.replace(site, altered=altered)
+            note(self.sites, site_of(equation, sight, position))
 
 
 def _stacked(state, sizes):

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsparse.calibration.observe import observe
+from jaxsparse.calibration.checks import meets_mixed_rows
+from jaxsparse.calibration.observe import Site, observe
 from jaxsparse.calibration.reducers import square_norms
 from jaxsparse.patterns.rules import Rule, resolve
 from jaxsparse.products.traced_axes import read_axes
@@ -47,8 +48,8 @@ def owl(
       maximum: sparsity that no leaf ends above.
 
     Raises:
-      ValueError: a leaf that no product meets or that is in no block, values that are not
-        finite, batches that are none; and as `js.arithmetic_progression`.
+      ValueError: a leaf that no product meets or that is in no block, w of `x @ (v @ w)`, values
+        that are not finite, batches that are none; and as `js.arithmetic_progression`.
 
     Example:
       >>> import jax, jaxsparse as js
@@ -81,7 +82,8 @@ def owl(
     specs = {path: spec for path, spec in specs.items() if known_target(spec) is None}
     groups: dict[str, list[np.ndarray]] = {}
     places, leaves = blocks_of(blocks, list(specs)), leaves_by_path(params)
-    met = _squares(fn, params, batches)
+    squares = _squares(fn, params, batches)
+    met = {(site.path, site.in_axis, site.batch_axis): site for site in squares}
     for path, spec in specs.items():
         key = path, spec.view.inputs, spec.view.batch
         if key not in met:
@@ -89,12 +91,19 @@ def owl(
                 f"owl: no product meets {path!r} of shape {spec.view.shape} as {spec.view}; a rule "
                 "with a sparsity of its own for it would work"
             )
+        if met[key].mixed:
+            raise meets_mixed_rows("owl", met[key])
         kernels = np.asarray(spec.view.matrix(leaves[path])).astype(np.float32)
-        scores = np.abs(kernels) * np.sqrt(met[key])[..., None]
+        scores = np.abs(kernels) * np.sqrt(squares[met[key]])[..., None]
         if not np.isfinite(scores).all():
             raise ValueError(
                 f"owl: {path!r} of shape {spec.view.shape}, or what it meets, is not finite; look "
                 "at the batches and at the weights"
+            )
+        if kernels.any() and not scores.any():
+            raise ValueError(
+                f"owl: what {path!r} of shape {spec.view.shape} meets is nothing but zeros, or too "
+                "small for squares in float32; values scaled up would work"
             )
         groups.setdefault(places[path], []).append(scores.ravel())
     shares = {block: _outlying(scores, multiple) for block, scores in groups.items()}
@@ -117,8 +126,8 @@ def _outlying(scores: list[np.ndarray], multiple: float) -> float:
     return sum(int(np.sum(part > multiple * mean)) for part in scores) / max(size, 1)
 
 
-def _squares(fn, params: Tree, batches: Sequence[tuple]) -> dict[tuple, np.ndarray]:
-    """Squared norms of what every weight meets, by its path and axes."""
+def _squares(fn, params: Tree, batches: Sequence[tuple]) -> dict[Site, np.ndarray]:
+    """Squared norms of what every weight meets."""
 
     def look(numbers, states, rest, tree):
         params, batch = together(numbers, rest, tree)
@@ -128,7 +137,4 @@ def _squares(fn, params: Tree, batches: Sequence[tuple]) -> dict[tuple, np.ndarr
     for batch in batches:
         numbers, rest, tree = apart((params, batch))
         states = step(numbers, states, rest, tree)
-    return {
-        (site.path, site.in_axis, site.batch_axis): np.asarray(state["squares"])
-        for site, state in (states or {}).items()
-    }
+    return {site: np.asarray(state["squares"]) for site, state in (states or {}).items()}

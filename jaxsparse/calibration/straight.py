@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxsparse import jaxprs
 from jaxsparse.calibration import sameness
-from jaxsparse.calibration.observe import Site, Turned, site_of
+from jaxsparse.calibration.observe import Site, Turned, note, site_of, with_mixed
 from jaxsparse.products.altering import value_of
 from jaxsparse.products.reading import Reader, Traced, is_array
 from jaxsparse.products.sights import Sight, Value
@@ -42,7 +42,7 @@ class Pick:
         array = lax.dynamic_index_in_dim(whole.array, place, 0, keepdims=False)
         at = int(place) if isinstance(place, np.generic) else place
         sights = tuple(sight.without([0], "batch", [at]) for sight in whole.sights)
-        return [dataclasses.replace(whole, array=array, sights=sights)]
+        return [dataclasses.replace(whole, array=array, sights=sights, rows=())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Join:
 
     def results(self, operands: Sequence[Any]) -> list[Value]:
         arrays = [jnp.asarray(value_of(operand).array, self.dtype) for operand in operands]
-        return [Value(jnp.stack(arrays), data=any(value_of(o).data for o in operands))]
+        return [Value(jnp.stack(arrays), data=any(value_of(o).varies for o in operands))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +140,7 @@ class Line(Reader):
             return ()
 
         jax.eval_shape(follow, *traced.shapes)
+        self.sites = with_mixed(self.sites.values(), self)
 
     def form(self, path: str) -> tuple[tuple[int, ...], ...]:
         """Shape and axes of a named weight, as its products have it."""
@@ -267,8 +268,7 @@ class Line(Reader):
         if path not in self._named:
             return
         site = site_of(equation, sight, position)
-        altered = site.altered or self.sites.get(site, site).altered
-        self.sites[site] = dataclasses.replace(site, altered=altered)
+        note(self.sites, site)
         try:
             turned = Turned(site, equation, sight, position, other, CALLER)
             if jnp.iscomplexobj(turned.array):

@@ -19,6 +19,7 @@ from jax import lax
 from jaxsparse import control, jaxprs
 from jaxsparse.products.altering import ALIKE, alters, plain_of, value_of
 from jaxsparse.products.factors import VIEWS, stranger
+from jaxsparse.products.mixing import mixed, rows_of_product
 from jaxsparse.products.sights import ENDS, Product, Sight, Value, merged
 from jaxsparse.trees import Tree, flatten
 
@@ -117,11 +118,14 @@ class Reader(control.Evaluator):
 
     Attributes:
       found: the products, by equation and path.
+      mixed: paths of weights that met weights or constants in a product whose rows data then
+        sum over: of w in x @ (v @ w).
     """
 
     def __init__(self):
         # The body of a loop may be traced more than once.
         self.found: dict[tuple[int, str], Product] = {}
+        self.mixed = set[str]()
 
     def special(self, value):
         return isinstance(value, Value)
@@ -156,7 +160,7 @@ class Reader(control.Evaluator):
         return dataclasses.replace(value, sights=sights)
 
     def result(self, array, operands):
-        return Value(array, data=any(o.data for o in operands if isinstance(o, Value)))
+        return Value(array, data=any(o.varies for o in operands if isinstance(o, Value)))
 
     def visit(self, equation, operands):
         results = super().visit(equation, operands)
@@ -177,10 +181,11 @@ class Reader(control.Evaluator):
         rule = _RULES.get(equation.primitive.name)
         if rule is not None and any(value.sights for value in values):
             shown = [merged(sights) for sights in rule(self, equation, values)]
-        data = any(value.data for value in values)
+        varies = any(value.varies for value in values)
+        rows = _rows(self, equation, values)
         # A weight that data picks from a stack is a weight.
         return [
-            Value(result, sights, data and not sights)
+            Value(result, sights, varies and not sights, chosen=varies and bool(sights), rows=rows)
             for result, sights in zip(results, shown, strict=True)
         ]
 
@@ -378,3 +383,16 @@ def _product(reader, equation, values):
         for sight in one.sights:
             reader.meet(equation, sight, position, other)
     return [()]
+
+
+def _rows(reader, equation, values) -> tuple[Sight, ...]:
+    """`Value.rows` of what an equation returns; notes the weights whose rows data sum over."""
+    name = equation.primitive.name
+    if name == "dot_general":
+        reader.mixed |= mixed(equation, values)
+        return rows_of_product(equation, values)
+    follow = _RULES.get(name)
+    if follow not in (_view, _identity, _elementwise) or not any(value.rows for value in values):
+        return ()
+    found = follow(reader, equation, [dataclasses.replace(v, sights=v.rows) for v in values])
+    return tuple(found[0]) if len(found) == 1 else ()

@@ -206,22 +206,34 @@ class Value:
       sights: the weights that it shows.
       data: whether it depends on the data, and so is no version of any weight.
       plain: what its numbers are known to be, where dtype and shape do not say it.
+      chosen: whether data say which parts of its weights it shows.
+      rows: of a product of weights with weights or constants, by weight what is left of the axes
+        of the other operand, the rows that the weight met; all other axes are strangers.
     """
 
     array: Any
     sights: tuple[Sight, ...] = ()
     data: bool = False
     plain: Plain | None = None
+    chosen: bool = False
+    rows: tuple[Sight, ...] = ()
 
-    def tree_flatten(self):
+    @property
+    def varies(self) -> bool:
+        """Whether its numbers depend on the data."""
+        return self.data or self.chosen
+
+    def tree_flatten(self):  # a loop may cut the array, and rows are not followed there
         places = [sight.at for sight in self.sights]
-        return (self.array, places), (self.sights, self.data, self.plain)
+        return (self.array, places), (self.sights, self.data, self.plain, self.chosen)
 
     @classmethod
     def tree_unflatten(cls, aux, children):
-        (sights, data, plain), (array, places) = aux, children
+        (sights, data, plain, chosen), (array, places) = aux, children
         pairs = zip(sights, places, strict=True)
-        return cls(array, tuple(dataclasses.replace(s, at=at) for s, at in pairs), data, plain)
+        return cls(
+            array, tuple(dataclasses.replace(s, at=at) for s, at in pairs), data, plain, chosen
+        )
 
 
 # By primitive, which axes of the operand at a position a product sums over, and which it takes

@@ -19,9 +19,11 @@ from jaxsparse.calibration import (
     alps,
     magnitude,
     observe,
+    owl,
     prune_oneshot,
     quadratic,
     reconstruct,
+    sites,
     sparsegpt,
     square_norms,
     swapped,
@@ -494,6 +496,48 @@ def test_numbers_that_say_nothing_are_refused(change, message):
         prune_oneshot(
             call.pop("fn"), call.pop("params"), call.pop("batches"), call.pop("rules"), **call
         )
+
+
+TOGETHER = {
+    "plain": lambda p, x: x @ (p["v"] @ p["w"]),
+    "added": lambda p, x: x @ (p["u"] + p["v"] @ p["w"]),
+    "scaled": lambda p, x: x @ (0.5 * (p["v"] @ p["w"]).astype(jnp.float32).T).T,
+    "chain": lambda p, x: x @ (p["v"] @ p["w"] @ p["u"]),
+    "jit": lambda p, x: x @ jax.jit(lambda v, w: v @ w)(p["v"], p["w"]),
+    "constant": lambda p, x: x @ (jnp.ones((8, 8)) @ p["w"]),
+    "reshaped": lambda p, x: x @ (p["v"] @ p["w"]).reshape(8, 2, 4).reshape(8, 8),
+}
+APART = {
+    "in order": lambda p, x: (x @ p["v"]) @ p["w"],
+    "a table": lambda p, x: x @ p["u"] + jnp.tanh(p["v"] @ p["w"])[:1],
+    "queries": lambda p, x: jax.nn.softmax((p["v"] @ p["w"]) @ x.T) @ x,
+}
+
+
+@pytest.mark.parametrize("name", [*TOGETHER, *APART])
+def test_weights_multiplied_before_the_data_are_refused(name):
+    fn = (TOGETHER | APART)[name]
+    params = {key: normal(i, 8, 8) for i, key in enumerate("uvw")}
+    x, rules = normal(3, 16, 8), [js.Rule("w", js.NM(2, 4))]
+    [site] = sites(fn, params, x, paths="w")
+    assert site.mixed == (name in TOGETHER)
+    if site.mixed:
+        with pytest.raises(ValueError, match=r"'w' of shape \(8, 8\) is multiplied by another"):
+            prune_oneshot(fn, params, [x], rules)
+        with pytest.raises(ValueError, match=r"owl: 'w' of shape .8, 8. is multiplied by another"):
+            owl(fn, params, [x], [js.Rule("w", js.Unstructured())], blocks="(.*)")
+    else:
+        assert prune_oneshot(fn, params, [x], rules).masks["w"].mean() == 0.5
+
+
+def test_weights_of_a_stack_multiplied_before_the_data():
+    def fn(params, x):
+        return jax.lax.scan(lambda x, p: (x @ (p["v"] @ p["w"]), None), x, params)[0]
+
+    params, x = {"v": normal(0, 2, 8, 8), "w": normal(1, 2, 8, 8)}, normal(2, 4, 8)
+    assert [site.mixed for site in sites(fn, params, x, paths="w")] == [True]
+    with pytest.raises(ValueError, match=r"'w' of shape .2, 8, 8. is multiplied by another"):
+        prune_oneshot(fn, params, [x], [js.Rule("w", js.NM(2, 4))])
 
 
 def test_an_idle_kernel_of_a_stack_is_named():

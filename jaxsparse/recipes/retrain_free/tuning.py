@@ -108,9 +108,12 @@ def _reads(group: StructuredGroup, found: Sequence[Site]) -> list[Read] | str:
     reads = []
     for member in readers(group):
         of_path = [site for site in found if site.path == member.path]
-        if len(of_path) != 1 or of_path[0].altered or member.axis not in of_path[0].in_axis:
+        if len(of_path) != 1 or member.axis not in of_path[0].in_axis:
             return member.path
-        reads.append(Read(of_path[0], _inputs(member, of_path[0], group.units)))
+        [site] = of_path
+        if site.altered or site.mixed:
+            return member.path
+        reads.append(Read(site, _inputs(member, site, group.units)))
     return reads
 
 
