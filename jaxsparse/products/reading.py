@@ -392,7 +392,9 @@ def _rows(reader, equation, values) -> tuple[Sight, ...]:
         reader.mixed |= mixed(equation, values)
         return rows_of_product(equation, values)
     follow = _RULES.get(name)
-    if follow not in (_view, _identity, _elementwise) or not any(value.rows for value in values):
+    if follow is None or follow not in (_view, _identity, _elementwise):
+        return ()
+    if not any(value.rows for value in values):
         return ()
     found = follow(reader, equation, [dataclasses.replace(v, sights=v.rows) for v in values])
     return tuple(found[0]) if len(found) == 1 else ()
