@@ -23,33 +23,52 @@ def open_workdir(path: str, config: dict[str, Any], overwrite: bool) -> pathlib.
       overwrite: delete a run that is there.
 
     Raises:
+      ValueError: as `check_workdir`.
+    """
+    folder = check_workdir(path, config, overwrite)
+    if overwrite:
+        _empty(folder)
+    if overwrite or not (folder / CONFIG).exists():
+        write_json(folder / CONFIG, config)
+    elif not finished(folder):
+        for part in _parts(folder):
+            part.unlink()
+    return folder
+
+
+def check_workdir(path: str, config: dict[str, Any], overwrite: bool) -> pathlib.Path:
+    """Whether ``path`` will do for a run of ``config``; of it nothing is made but the folder.
+
+    Args:
+      path, config, overwrite: as in `open_workdir`.
+
+    Raises:
       ValueError: the folder holds a run of another config (the differing keys are
         named), or files that no run made (never deleted).
     """
     folder = pathlib.Path(path)
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        stored = folder / CONFIG
-        # A half-written part of a file is what a kill leaves.
-        parts = [file for file in folder.iterdir() if file.suffix == PART]
         held = [file for file in folder.iterdir() if file.name != lock.NAME]
-    if not stored.exists() and len(held) > len(parts):
-        raise ValueError(f"{folder} holds files but no run (no {CONFIG}); choose another workdir")
-    if overwrite:
-        _empty(folder)
-    if overwrite or not stored.exists():
-        write_json(stored, config)
-        return folder
-    cure = "give --overwrite to start again, or another workdir"
-    if changes := configs.differences(read_json(stored, cure), config):
-        raise ValueError(
-            f"{folder} holds a run of another config; give --overwrite or another workdir. "
-            f"Stored -> given:\n  " + "\n  ".join(changes)
-        )
-    if not finished(folder):
-        for part in parts:
-            part.unlink()
+    if not (folder / CONFIG).exists():
+        if len(held) > len(_parts(folder)):
+            raise ValueError(
+                f"{folder} holds files but no run (no {CONFIG}); choose another workdir"
+            )
+    elif not overwrite:
+        cure = "give --overwrite to start again, or another workdir"
+        if changes := configs.differences(read_json(folder / CONFIG, cure), config):
+            raise ValueError(
+                f"{folder} holds a run of another config; give --overwrite or another workdir. "
+                f"Stored -> given:\n  " + "\n  ".join(changes)
+            )
     return folder
+
+
+def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Half-written files, which a kill leaves."""
+    with naming(folder):
+        return [file for file in folder.iterdir() if file.suffix == PART]
 
 
 def _empty(folder: pathlib.Path) -> None:

@@ -77,11 +77,12 @@ def run(config: Any, path: str, overwrite: bool = False, html: bool = True) -> d
     own.check(config)
     reads = workdir.finished(pathlib.Path(path)) and not overwrite
     with contextlib.nullcontext() if reads else lock.held(path):
-        folder = workdir.open_workdir(path, configs.to_json(config), overwrite)
-        if workdir.finished(folder):
+        folder = workdir.check_workdir(path, configs.to_json(config), overwrite)
+        if workdir.finished(folder) and not overwrite:
             _LOG.info("%s is finished; --overwrite starts it again", folder)
         else:
-            _run(_prepare(config), folder, html)
+            setting = _prepare(config)  # a mistake here begins no run, and deletes none
+            _run(setting, workdir.open_workdir(path, configs.to_json(config), overwrite), html)
         return workdir.read_report(folder)
 
 

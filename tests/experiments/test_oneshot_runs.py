@@ -246,8 +246,15 @@ def test_mistakes_are_named_before_any_work(config, key, value, message, tmp_pat
 def test_what_the_model_or_the_texts_cannot_do(config, key, value, message, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "perplexity", None)  # the first of the long work
     config.update_from_flattened_dict({key: value})
+    folder = tmp_path / "run"
     with pytest.raises(ValueError, match=message):
-        run.run(config, str(tmp_path / "run"))
+        run.run(config, str(folder))
+    assert not list(folder.iterdir())  # it began no run
+    (folder / "config.json").write_text("{}")
+    (folder / "report.json").write_text('{"rows": []}')
+    with pytest.raises(ValueError, match=message):
+        run.run(config, str(folder), overwrite=True)
+    assert json.loads((folder / "report.json").read_text()) == {"rows": []}  # and deleted none
 
 
 def test_a_key_that_there_is_not(config):
