@@ -10,8 +10,8 @@ from experiments.oneshot import summary
 
 _LOSS = (
     "Layer loss is the mean over layers of |XW - XV|² / |XW|² of weights W, pruned to V, and what "
-    "they meet, X; by Wanda without the products of different inputs. Minutes "
-    "are those of pruning, compilation included."
+    "they meet, X; by norms where no row of the run has XᵀX, without the products of different "
+    "inputs. Minutes are those of pruning, compilation and what the loss is measured by included."
 )
 
 

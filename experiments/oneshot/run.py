@@ -117,7 +117,7 @@ def _run(setting: Setting, folder: pathlib.Path, html: bool) -> None:
     rows = _Rows(folder / "rows")
     rows.add(DENSE, lambda: _tested(setting, model.params) | {"sparsity": 0.0})
     found = None
-    stages = methods.chain(config.criterion, config.stages)
+    stages = methods.measured(methods.chain(config.criterion, config.stages))
     for label, criterion in stages.items():
 
         def prune(label=label, criterion=criterion):
@@ -243,6 +243,7 @@ def _prune(
     return found, {
         "sparsity": 1 - kept / size,
         "layer_loss": float(np.mean(known)) if known else None,
+        "layer_loss_by": methods.measure(criterion),
         "prune_seconds": time.perf_counter() - start + spent("seconds"),
         "prune_cpu_seconds": time.process_time() - clock + spent("cpu_seconds"),
     }
@@ -282,6 +283,7 @@ def _fit(setting: Setting, pruned: OneShot, folder: pathlib.Path) -> tuple[OneSh
     row = {
         "sparsity": 1 - sum(int(np.count_nonzero(m)) for m in pruned.masks.values()) / size,
         "layer_loss": None,
+        "layer_loss_by": None,
         "part_loss": [float(mean) for mean in np.mean(errors, axis=0)],
         "prune_seconds": time.perf_counter() - start,
         "prune_cpu_seconds": time.process_time() - clock,

@@ -21,6 +21,7 @@ def asked(monkeypatch):
             if config.pattern == "2:4":
                 found["handbook"] = None
             row = {"stage": f"stage {number}", "layer_loss": 0.01, "prune_seconds": 60.0}
+            row["layer_loss_by"] = "products" if config.stages else "norms"
             rows.append(dense | row | {"sparsity": 0.5, "perplexity": found})
         return {"rows": rows}
 
@@ -44,6 +45,9 @@ def test_every_arm_and_seed_has_a_folder(asked, tmp_path):
     assert (
         "| wanda 2:4, all stages | stage 2 | 64.5 (64.0 65.0) | not finite not finite | 50.00% |"
         in table
+    )
+    assert table.count("| 0.0100 by norms | 1.0 |") == sum(
+        not arm.stages for arm in oneshot_claim.ARMS.values()
     )
     assert "| wanda 2:4 | dense | 57.0 (57.0 57.0) | 43.0 (43.0 43.0) | 0.00% | - | - |" in table
 

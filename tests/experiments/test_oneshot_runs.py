@@ -273,6 +273,37 @@ def test_the_command_says_a_mistake_in_a_line():
         )
 
 
+def test_all_rows_of_a_run_measure_the_loss_alike():
+    norms = methods.measured(methods.chain("wanda", ()))
+    assert [methods.measure(criterion) for criterion in norms.values()] == ["norms"]
+    alike = methods.measured(methods.chain("wanda", ("swaps", "reconstruction")))
+    assert [methods.measure(criterion) for criterion in alike.values()] == ["products"] * 3
+    params, x = {"w": jnp.eye(8) + 0.1}, jnp.arange(64.0).reshape(8, 8) % 7
+    told, masks = [], []
+    for criterion in (norms["wanda"], alike["wanda"]):
+        found = js.calibration.prune_oneshot(
+            lambda params, x: x @ params["w"],
+            params,
+            [x],
+            [js.Rule("w", js.NM(2, 4))],
+            criterion=criterion,
+            on_pruned=told.append,
+        )
+        masks.append(found.masks["w"])
+    np.testing.assert_array_equal(*masks)
+    whole, change = x @ params["w"], x @ (params["w"] - found.params["w"])
+    expected = jnp.sum(change**2) / jnp.sum(whole**2)
+    np.testing.assert_allclose(told[1].error, expected, rtol=1e-4)
+    assert abs(told[0].error - told[1].error) > 0.01
+    rows = [
+        {"stage": "dense", "perplexity": {"a": 9.0}, "sparsity": 0},
+        {"stage": "w", "perplexity": {"a": 9.0}, "sparsity": 0.5, "layer_loss_by": "norms"},
+    ]
+    assert summary.stages({"rows": rows})[0][3] == "layer loss by norms"
+    rows[1]["layer_loss_by"] = "products"
+    assert summary.stages({"rows": rows})[0][3] == "layer loss"
+
+
 def test_stages_follow_each_other():
     labels = list(methods.chain("alps", ("swaps", "reconstruction")))
     assert labels == ["alps", "alps + swaps", "alps + swaps + reconstruction"]
