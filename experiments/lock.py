@@ -1,77 +1,29 @@
 """One process at a time in a workdir."""
 
 import contextlib
-import errno
-import fcntl
-import json
-import os
 import pathlib
-import socket
-import time
 from collections.abc import Iterator
 
-from jaxsparse.files import naming
+from jaxsparse import locks
 
-NAME = ".lock"
+NAME = locks.NAME
 
 
 @contextlib.contextmanager
 def held(folder: str | pathlib.Path) -> Iterator[None]:
-    """Holds ``folder``, which is made if need be, for this process.
-
-    The system lets go of the lock when the process ends, however it ends; the file that
-    a killed one leaves behind stops nobody.
+    """Holds ``folder``, which is made if need be, for this process: see `jaxsparse.locks.held`.
 
     Raises:
       ValueError: another process, or this one, holds it already; says who, and since when.
       ValueError: there is no such folder and none can be made.
       OSError: the folder cannot be written to; the file is named.
     """
-    path = pathlib.Path(folder) / NAME
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be made a folder ({error.strerror}); choose a workdir where you "
             "may write, such as runs/first"
         ) from error
-    with naming(path):
-        file = _open(path)
-    try:
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
-        with naming(path):
-            os.ftruncate(file, 0)
-            os.write(file, json.dumps(owner).encode())
+    with locks.held(folder, "wait for it, stop it, or choose another workdir"):
         yield
-    finally:
-        with contextlib.suppress(OSError):  # somebody removed the folder
-            path.unlink()
-        os.close(file)
-
-
-def _open(path: pathlib.Path) -> int:
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have removed the file since it was opened here.
-            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-                return file
-        except OSError as error:
-            owner = _owner(file)
-            os.close(file)
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise ValueError(
-                f"{path.parent} is in use by {owner}; wait for it, stop it, or choose another "
-                f"workdir"
-            ) from error
-        os.close(file)
-
-
-def _owner(file: int) -> str:
-    try:
-        owner = json.loads(os.pread(file, 4096, 0))
-        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
-    except (ValueError, KeyError, TypeError):  # it is about to write its name
-        return "another process"

@@ -1,5 +1,6 @@
 """`prune_oneshot`: a trained model, a few inputs, no training."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -26,7 +27,7 @@ from jaxsparse.calibration.observe import Site
 from jaxsparse.calibration.pieces import Unit, units_of
 from jaxsparse.calibration.progress import Pruned, relative_error
 from jaxsparse.calibration.reducers import Reducer, largest
-from jaxsparse.calibration.resuming import Folder, fingerprint, of_program
+from jaxsparse.calibration.resuming import Folder, fingerprint, of_program, opened
 from jaxsparse.calibration.straight import lines_of
 from jaxsparse.calibration.targets import Target
 from jaxsparse.calibration.walk import part, place_of, walk
@@ -88,7 +89,7 @@ def prune_oneshot(
       per: what competes in an unstructured kernel: all of it, or each output's entries.
       on_pruned: called with a `Pruned` after every weight or kernel of a stack, for a bar.
       folder: where masks and new weights are kept as they are found. With the same arguments a
-        killed run goes on behind the last of them.
+        killed run goes on behind the last of them. One process at a time may use it.
       spill: a folder for files with the values that the walk carries from cut to cut, which are
         in memory otherwise: those of all batches at one place of the program.
 
@@ -97,10 +98,11 @@ def prune_oneshot(
 
     Raises:
       ValueError: a leaf or a kernel of a stack that no product meets, a leaf that products sum
-        over in different ways, that is complex or not finite, or integer where the criterion
-        makes new weights; batches that are none, have NaN or make another program; a folder of
-        another run. Path and shape are quoted, before anything is pruned. And, once it is seen:
-        a kernel that met numbers that are not finite or too small or large for float32 squares.
+        over in different ways, that is complex, not finite or below 1e-30 throughout, or integer
+        where the criterion makes new weights; batches that are none, have NaN or make another
+        program; a folder of another run, or in use by one. Path and shape are quoted, before
+        anything is pruned. And, once it is seen: a kernel that met numbers that are not finite or
+        too small or large for float32 squares.
       TypeError: on arguments of the wrong kind.
 
     Warns:
@@ -142,23 +144,9 @@ def prune_oneshot(
 
     masks: dict[Unit, Any] = {}
     done: dict[Unit, Any] = {}
-    kept = None
+    kept: Folder | None = None
     leaves = leaves_by_path(params)
-    if folder is not None:
-        run = {
-            "program": of_program(traced.program),
-            "weights": fingerprint(leaves),
-            "batches": fingerprint([leaves_by_path(batch) for batch in batches]),
-            "rules": fingerprint([(path, str(specs[path]), targets[path]) for path in specs]),
-            "criterion": fingerprint(criterion),
-        }
-        kept = Folder(folder, run)
-        arrays = {path: jnp.asarray(leaves[path]) for path in specs}
-        like = {u: _like(arrays[u.path], where[u.path], u) for u in units}
-        for unit, (mask, found) in kept.load(like).items():
-            weight = part(arrays[unit.path], where[unit.path], unit)
-            masks[unit], done[unit] = mask, jnp.where(mask, weight if found is None else found, 0)
-    began = time.perf_counter()
+    began = 0.0
 
     def prune(unit: Unit, weight, state):
         nonlocal began
@@ -182,7 +170,28 @@ def prune_oneshot(
     weights = {
         name: a for name, a in zip(traced.names, traced.arrays, strict=True) if name is not None
     }
-    new = walk(lines, weights, data, _with_size(criterion.reducer), prune, done=done, spill=spill)
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            run = {
+                "program": of_program(traced.program),
+                "weights": fingerprint(leaves),
+                "batches": fingerprint([leaves_by_path(batch) for batch in batches]),
+                "rules": fingerprint([(path, str(specs[path]), targets[path]) for path in specs]),
+                "criterion": fingerprint(criterion),
+            }
+            kept = stack.enter_context(opened(folder, run))
+            arrays = {path: jnp.asarray(leaves[path]) for path in specs}
+            like = {u: _like(arrays[u.path], where[u.path], u) for u in units}
+            for unit, (mask, found) in kept.load(like).items():
+                weight = part(arrays[unit.path], where[unit.path], unit)
+                masks[unit], done[unit] = (
+                    mask,
+                    jnp.where(mask, weight if found is None else found, 0),
+                )
+        began = time.perf_counter()
+        new = walk(
+            lines, weights, data, _with_size(criterion.reducer), prune, done=done, spill=spill
+        )
     whole = {path: _together(masks, path, where[path]) for path in specs}
     return OneShot(replace_by_path(params, leaves | {path: new[path] for path in specs}), whole)
 

@@ -1,5 +1,6 @@
 """A folder that a walk goes on from: what is pruned so far, and of which run it is."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -7,13 +8,13 @@ import pathlib
 import re
 import types
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxsparse import jaxprs
+from jaxsparse import jaxprs, locks
 from jaxsparse.calibration.pieces import Unit
 from jaxsparse.files import naming, replacing
 
@@ -24,11 +25,24 @@ _UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.Ba
 _PLAIN = (int, float, complex, str, np.ndarray, np.generic, jax.Array)
 
 
+@contextlib.contextmanager
+def opened(folder: str | pathlib.Path, run: Mapping[str, str]) -> Iterator["Folder"]:
+    """A `Folder`, made if it is not there, that no other process may use meanwhile.
+
+    Raises:
+      ValueError: another call, of this process or another, uses it; says which, since when.
+    """
+    with naming(folder):
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    with locks.held(folder, "its end, or another folder, would work"):
+        yield Folder(folder, run)
+
+
 class Folder:
     """What a run has pruned, one file a unit.
 
     Args:
-      folder: where; made if it is not there.
+      folder: where.
       run: fingerprints of all that the result follows from, by what they are of.
 
     Raises:
@@ -37,8 +51,6 @@ class Folder:
 
     def __init__(self, folder: str | pathlib.Path, run: Mapping[str, str]):
         self._folder = pathlib.Path(folder)
-        with naming(folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
         head = {"format": FORMAT} | dict(run)
         path = self._folder / _NAME
         try:

@@ -1,6 +1,8 @@
 """Whose folder it is: what a result follows from, and files that are not what was written."""
 
 import functools
+import os
+import re
 import shutil
 
 import jax
@@ -39,6 +41,22 @@ def test_arrays_that_the_model_closes_over_are_of_the_program(tmp_path, how):
     prune_oneshot(before(jnp.eye(8), how), W, X, RULES, folder=tmp_path)
     with pytest.raises(ValueError, match="with another program;"):
         prune_oneshot(before(2 * jnp.eye(8), how), W, X, RULES, folder=tmp_path)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    refused = []
+
+    def again(pruned):
+        del pruned
+        with pytest.raises(ValueError, match="is in use by") as error:
+            prune_oneshot(model, W, X, RULES, folder=tmp_path)
+        refused.append(str(error.value))
+
+    prune_oneshot(model, W, X, RULES, folder=tmp_path, on_pruned=again)
+    who = rf"{re.escape(str(tmp_path))} is in use by process {os.getpid()} on .+, since .+; its end"
+    assert len(refused) == 2 and all(re.match(who, text) for text in refused)
+    assert not (tmp_path / ".lock").exists()
+    prune_oneshot(model, W, X, RULES, folder=tmp_path)
 
 
 class Scaled:
