@@ -1,8 +1,9 @@
 """How sparse each layer is to be: what layers cost, how they take pruning, and the search."""
 
 from jaxsparse.allocation.allocation import Allocation
-from jaxsparse.allocation.amc.agent import Settings
-from jaxsparse.allocation.amc.search import AMC, History, amc
+from jaxsparse.allocation.amc.agent import DDPG
+from jaxsparse.allocation.amc.result import AMC, Episodes
+from jaxsparse.allocation.amc.search import amc
 from jaxsparse.allocation.costs.flops import Cost, Flops
 from jaxsparse.allocation.costs.program import Layer, layers
 from jaxsparse.allocation.costs.stored import Bytes
@@ -18,19 +19,19 @@ from jaxsparse.allocation.sensitivity.table import Sensitivity
 
 __all__ = [
     "AMC",
+    "DDPG",
     "Allocation",
     "Bytes",
     "Cell",
     "Change",
     "Cost",
     "Curve",
+    "Episodes",
     "Flops",
-    "History",
     "Joint",
     "Layer",
     "NetAdapt",
     "Sensitivity",
-    "Settings",
     "Target",
     "amc",
     "exact",

@@ -339,7 +339,6 @@ def test_both_rewards_and_ones_own():
     [
         ({"budget": 1}, "a budget of 1 is out of reach"),
         ({"groups": ["head"]}, "'head' is no group of units that can go"),
-        ({"inputs": 3}, r"inputs=int; a tuple such as \(x,\)"),
         ({"lower": 0}, "lower=0; a fraction"),
         ({"divisor": 0}, "divisor=0; a whole number from 1 on"),
         ({"episodes": 0}, "episodes=0; a whole number from 1 on"),
@@ -364,6 +363,12 @@ def test_what_cannot_be_searched_is_refused_before_the_search(options, message):
     given |= {"divisor": 2} | options
     with pytest.raises(ValueError, match=message):
         amc(fn, params, cost=cost, **given)
+
+
+def test_the_cost_of_another_model_is_refused():
+    fn, params, x = small()
+    with pytest.raises(ValueError, match="'up, down' has 16 units, in the cost it has none"):
+        amc(fn, params, x, lambda params: 1.0, Flops(*residual()), 1)
 
 
 def test_an_accuracy_that_is_no_share_is_named_with_its_episode():

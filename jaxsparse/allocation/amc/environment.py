@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Int
 
 # Sums of costs stay below it: int32 holds them, whatever is added first.
 MOST = 2**30
+# Numbers in tables.
+LARGEST = 2**27
 # An action names an option up to rounding of float32.
 SAME = 1e-6
 
@@ -108,7 +110,7 @@ def environment(
       shares: by step what its layer costs, of which `rest` is made; by default equal.
 
     Raises:
-      ValueError: a budget below the cost of the first options, before which nothing is walked.
+      ValueError: a budget below the cost of the first options, and more options than tables hold.
 
     Example:
       >>> kept = [np.array([0.5, 1.0])] * 2
@@ -129,6 +131,13 @@ def environment(
         tick = tick if top // tick < MOST else -(-top // MOST)
     else:
         tick = top / MOST
+    if len(terms) * widest**2 > LARGEST:
+        step = counts.index(widest)
+        raise ValueError(
+            f"amc: step {step} has {widest} options, and {len(terms)} tables over pairs of them "
+            f"would have {len(terms) * widest**2:,} numbers; a larger divisor, or fewer levels, "
+            "would work"
+        )
     tables = np.zeros((len(terms), widest, widest), np.int32)
     ends = np.full((len(terms), 2), len(kept), np.int32)
     for number, term in enumerate(terms):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -139,7 +139,7 @@ def channels(
     structure: Structure,
     params: Tree,
     *,
-    groups: Iterable[str] | None,
+    groups: Sequence[str] | None,
     lower: float,
     divisor: int,
     score: Score,

@@ -6,21 +6,19 @@ import math
 import numbers
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 
-from jaxsparse.allocation.allocation import Allocation
-from jaxsparse.allocation.amc import agent as ddpg
-from jaxsparse.allocation.amc import rewards
-from jaxsparse.allocation.amc.agent import Agent, Replay, Settings
-from jaxsparse.allocation.amc.environment import Environment, Episode, rollout
+from jaxsparse.allocation.amc.agent import DDPG
 from jaxsparse.allocation.amc.folder import Folder
+from jaxsparse.allocation.amc.loop import Loop, accuracy_of
 from jaxsparse.allocation.amc.plans import LEVELS, Plan, channels, walk_through, weights
 from jaxsparse.allocation.amc.reconstruction import Readers
+from jaxsparse.allocation.amc.result import AMC, Episodes
+from jaxsparse.allocation.amc.rewards import error, error_and_cost
 from jaxsparse.allocation.costs.flops import Cost
 from jaxsparse.allocation.costs.program import layers
 from jaxsparse.allocation.narrowing import Score
@@ -30,86 +28,19 @@ from jaxsparse.patterns.rules import Rule
 from jaxsparse.trees import Tree, leaves_by_path
 
 Reward = Literal["error", "error_and_cost"] | Callable[[Array, Array], Array]
-WALKED = 11
-
-
-class History(NamedTuple):
-    """Episode by episode.
-
-    Attributes:
-      rewards, accuracies, costs: of the policy that was tried; a cost in the unit of the budget.
-      kept: the fraction that it kept of everything that was decided.
-    """
-
-    rewards: Float[np.ndarray, " episodes"]
-    accuracies: Float[np.ndarray, " episodes"]
-    costs: Float[np.ndarray, " episodes"]
-    kept: Float[np.ndarray, "episodes steps"]
-
-
-@dataclasses.dataclass(frozen=True)
-class AMC:
-    """What `amc` found.
-
-    Attributes:
-      allocation: the best policy: widths of groups, or sparsities of leaves.
-      params: the weights that it leaves, with readers fitted to the units that are kept.
-      masks: by path, True is kept.
-      accuracy, cost: of it.
-      dense_accuracy, dense_cost: of the model before.
-      budget: that it was searched under, None for none.
-      unit: of costs.
-      names: of what was decided, in the order of the program.
-      history: of the search.
-      unfitted: by path of a reader why it was masked alone.
-    """
-
-    allocation: Allocation
-    params: Tree
-    masks: Mapping[str, Bool[Array, "..."]]
-    accuracy: float
-    cost: int | float
-    dense_accuracy: float
-    dense_cost: int | float
-    budget: float | None
-    unit: str
-    names: tuple[str, ...]
-    history: History
-    unfitted: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the arrays of the model, for JSON."""
-        plain = ("accuracy", "cost", "dense_accuracy", "dense_cost", "budget", "unit")
-        found = {name: getattr(self, name) for name in plain}
-        history = {name: np.asarray(v).tolist() for name, v in self.history._asdict().items()}
-        found |= {"names": list(self.names), "history": history}
-        return found | {"allocation": self.allocation.to_dict(), "unfitted": dict(self.unfitted)}
-
-
-class _Tried(NamedTuple):
-    """A history in which there is room for what is to come."""
-
-    rewards: Float[Array, " episodes"]
-    accuracies: Float[Array, " episodes"]
-    options: Int[Array, "episodes steps"]
-
-
-class _State(NamedTuple):
-    agent: Agent
-    replay: Replay
-    history: _Tried
 
 
 def amc(
     fn: Callable[..., Any],
     params: Tree,
-    inputs: tuple[Any, ...],
+    inputs: Any,
     evaluate: Callable[[Tree], Any],
     cost: Cost,
     budget: float | None,
     *,
     rules: Sequence[Rule] | None = None,
-    groups: Iterable[str] | None = None,
+    groups: Sequence[str] | None = None,
+    blocks: Mapping[str, tuple[int, int]] | None = None,
     batches: Iterable[Any] | None = None,
     reconstruct: bool = True,
     score: Score = "l1",
@@ -118,7 +49,7 @@ def amc(
     levels: int = LEVELS,
     reward: Reward = "error",
     episodes: int = 400,
-    settings: Settings | None = None,
+    settings: DDPG | None = None,
     seed: int = 0,
     folder: str | pathlib.Path | None = None,
     every: int = 10,
@@ -140,13 +71,15 @@ def amc(
 
     Args:
       fn, params: the model, called as fn(params, *inputs).
-      inputs: an example, as a tuple; what the model costs is counted on its shapes.
+      inputs: an array or a tuple of them, an example; what the model costs is counted on its
+        shapes.
       evaluate: called as evaluate(params) with pruned parameters, a tree like those given: the
         accuracy, a share in [0, 1], as a Python number or an array. On data of its own: neither
         what the model was trained on, nor what it is judged by in the end.
       cost: what the budget is counted in, such as `Flops(fn, params, *inputs)`.
       budget: most that `cost` may come to; None for none, with a reward that looks at costs.
       rules: prune entries of these leaves by their patterns; without, whole units go.
+      blocks: as in `js.graph.structure`.
       groups: names of the groups of `js.graph.structure` that are searched, by default all.
       batches: unlabelled inputs of the model, arrays or tuples, to fit readers by; by default
         `inputs` alone.
@@ -183,34 +116,35 @@ def amc(
       ...     return 1 / (1 + jnp.mean((model(pruned, x) - model(params, x)) ** 2))
       >>> cost = js.allocation.Flops(model, params, x)
       >>> found = amc(model, params, (x,), evaluate, cost, cost.total() // 2, divisor=2,
-      ...             episodes=6, settings=Settings(hidden=8, warmup=4))
+      ...             episodes=6, settings=DDPG(hidden=8, warmup=4))
       >>> found.allocation.widths, found.cost <= cost.total() // 2
       ({'up, down': 8}, True)
 
     References:
       He et al. 2018, arXiv 1802.03494.
     """
-    settings = Settings() if settings is None else settings
-    _check(inputs, lower, divisor, levels, episodes, every, budget, reward, rules, groups)
-    found = layers(fn, params, *inputs)
+    settings = DDPG() if settings is None else settings
+    _check(lower, divisor, levels, episodes, every, budget, reward, rules, groups)
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    found = layers(fn, params, *inputs, blocks=blocks)
     given = [b if isinstance(b, tuple) else (b,) for b in batches] if batches is not None else []
     if rules is None:
+        units = structure(fn, params, *inputs, blocks=blocks)
+        fitted = functools.partial(Readers, fn, params, batches=given or [inputs])
         plan = channels(
-            structure(fn, params, *inputs), params, groups=groups, lower=lower, divisor=divisor,
-            score=score,
-            readers=lambda chosen: Readers(fn, params, chosen, given or [inputs])
-            if reconstruct
-            else None,
+            units, params, groups=groups, lower=lower, divisor=divisor, score=score,
+            readers=fitted if reconstruct else lambda chosen: None,
         )  # fmt: skip
+        _check_units(plan, cost)
         unfitted = {} if plan.readers is None else plan.readers.unfitted
     else:
         plan, unfitted = weights(rules, params, found, lower=lower, levels=levels), {}
     walk = walk_through(plan, cost, budget, found)
-    dense = _accuracy(evaluate(params), "of the whole model")
-    paid = _reward(reward, plan, cost)
-    search = _Search(plan, walk, evaluate, paid, settings, seed, cost, params)
-    state = search.start(episodes)
-    done, kept = 0, None
+    dense = accuracy_of(evaluate(params), "of the whole model")
+    base = cost.total() - float(walk.whole) * float(walk.tick)
+    loop = Loop(plan, walk, params, evaluate, _reward(reward, plan, cost), base, settings, seed)
+    state = loop.start(episodes)
+    done, held = 0, None
     if folder is not None:
         run = {
             "model": [leaves_by_path(params), plan.names, plan.counts],
@@ -219,142 +153,33 @@ def amc(
             "reward": reward,
             "settings": [dataclasses.asdict(settings), seed, reconstruct, given or inputs],
         }
-        kept = Folder(folder, {name: fingerprint(value) for name, value in run.items()})
-        done, state = kept.load(state) or (0, state)
+        held = Folder(folder, {name: fingerprint(value) for name, value in run.items()})
+        done, state = held.load(state) or (0, state)
     while done < episodes:
         stop = min(episodes, (done // every + 1) * every)
-        state = search.run(state, done, stop)
+        state = loop.run(state, done, stop)
         done = stop
-        if kept is not None:
-            kept.save(done, state)
-    return search.result(state, budget, dense, unfitted)
+        if held is not None:
+            held.save(done, state)
+    options = np.asarray(state.history.options)
+    at = int(np.argmax(state.history.rewards))
+    best = options[at].tolist()
+    costs = [plan.total(cost, dict(enumerate(each))) for each in options.tolist()]
+    if budget is not None and costs[at] > budget:
+        raise AssertionError(f"amc: {costs[at]} is over the budget of {budget}")
+    pruned, masks = loop.pruned(jnp.asarray(best, jnp.int32))
+    accuracy = float(state.history.accuracies[at])
+    about = {"search": "amc", "accuracy": accuracy, "cost": costs[at], "unit": cost.unit}
+    kept = np.asarray(walk.kept)[np.arange(len(best)), options]
+    rewards, accuracies = map(np.asarray, state.history[:2])
+    history = Episodes(rewards, accuracies, np.array(costs), kept)
+    return AMC(
+        plan.allocation(best, about), pruned, masks, accuracy, costs[at], dense, cost.total(),
+        budget, cost.unit, plan.names, history, unfitted,
+    )  # fmt: skip
 
 
-class _Search:
-    def __init__(
-        self,
-        plan: Plan,
-        walk: Environment,
-        evaluate: Callable[[Tree], Any],
-        reward: Callable[[Array, Array], Array],
-        settings: Settings,
-        seed: int,
-        cost: Cost,
-        params: Tree,
-    ):
-        self._plan, self._walk, self._cost, self._params = plan, walk, cost, params
-        self._evaluate, self._reward, self._settings = evaluate, reward, settings
-        self._base = cost.total() - float(walk.whole) * float(walk.tick)
-        self._key = jax.random.key(seed)
-        self._apply = jax.jit(plan.applied)
-        self._propose = jax.jit(self._proposed)
-        self._absorb = jax.jit(self._absorbed)
-        self._loop = jax.jit(self._looped)
-        self.traced = _is_traceable(evaluate, self.applied(walk.last)[0])
-
-    def applied(self, options: Int[Array, " steps"]) -> tuple[Tree, dict[str, Array]]:
-        """The pruned parameters and the masks of a policy."""
-        return self._apply(self._plan.arrays, self._params, options)
-
-    def start(self, episodes: int) -> _State:
-        """Before the first episode."""
-        steps = self._walk.steps
-        none = jnp.full(episodes, jnp.nan, jnp.float32)
-        return _State(
-            jax.jit(ddpg.new_agent, static_argnums=(1, 2))(self._key, WALKED, self._settings),
-            ddpg.new_replay(steps, WALKED, self._settings),
-            _Tried(none, none, jnp.zeros((episodes, steps), jnp.int32)),
-        )
-
-    def run(self, state: _State, start: int, stop: int) -> _State:
-        """Some episodes more."""
-        if self.traced:
-            state = self._loop(state, self._plan.arrays, self._params, start, stop)
-        else:
-            for number in range(start, stop):
-                episode = self._propose(state, number)
-                pruned = self.applied(episode.options)[0]
-                accuracy = _accuracy(self._evaluate(pruned), f"after episode {number}")
-                state = self._absorb(state, number, episode, accuracy)
-        tried = np.asarray(state.history.accuracies), np.asarray(state.history.rewards)
-        for number in range(start, stop):
-            _accuracy(tried[0][number], f"after episode {number}")
-            if np.isnan(tried[1][number]):
-                raise ValueError(
-                    f"amc: the reward of episode {number} is NaN, of accuracy {tried[0][number]}; "
-                    "a number would work"
-                )
-        return state
-
-    def _keys(self, number) -> Array:
-        # Not the key of the networks' first weights.
-        return jax.random.split(jax.random.fold_in(self._key, number + 1))
-
-    def _proposed(self, state: _State, number) -> Episode:
-        explore = functools.partial(
-            ddpg.explore, state.agent.networks.actor, episode=number, settings=self._settings
-        )
-        return rollout(
-            self._walk, lambda seen, key: explore(observation=seen, key=key), self._keys(number)[0]
-        )
-
-    def _absorbed(self, state: _State, number, episode: Episode, accuracy) -> _State:
-        cost = self._base + episode.cost * self._walk.tick
-        accuracy = jnp.asarray(accuracy, jnp.float32)
-        reward = jnp.asarray(self._reward(accuracy, cost), jnp.float32)
-        replay = ddpg.remember(state.replay, episode, reward)
-        keys = jax.random.split(self._keys(number)[1], self._walk.steps)
-
-        def learned(agent):
-            step = lambda agent, key: (ddpg.learn(agent, replay, key, self._settings), None)  # noqa: E731
-            return jax.lax.scan(step, agent, keys)[0]
-
-        ready = number >= self._settings.warmup
-        agent = jax.lax.cond(ready, learned, lambda agent: agent, state.agent)
-        tried = _Tried(
-            state.history.rewards.at[number].set(reward),
-            state.history.accuracies.at[number].set(accuracy),
-            state.history.options.at[number].set(episode.options),
-        )
-        return _State(agent, replay, tried)
-
-    def _looped(self, state: _State, arrays: Any, params: Tree, start, stop) -> _State:
-        def turn(number, state):
-            episode = self._proposed(state, number)
-            accuracy = self._evaluate(self._plan.applied(arrays, params, episode.options)[0])
-            return self._absorbed(state, number, episode, accuracy)
-
-        return jax.lax.fori_loop(start, stop, turn, state)
-
-    def cost(self, options: Sequence[int]) -> int | float:
-        """Of a policy, by the cost itself."""
-        return self._plan.total(self._cost, dict(enumerate(map(int, options))))
-
-    def result(self, state: _State, budget, dense: float, unfitted) -> AMC:
-        """Of what was tried the best."""
-        history = state.history
-        options = np.asarray(history.options)
-        at = int(np.argmax(history.rewards))
-        best = options[at].tolist()
-        params, masks = self.applied(jnp.asarray(best, jnp.int32))
-        found = self.cost(best)
-        if budget is not None and found > budget:
-            raise AssertionError(f"amc: {found} is over the budget of {budget}")
-        kept = np.asarray(self._walk.kept)[np.arange(len(best)), options]
-        costs = np.array([self.cost(each) for each in options])
-        accuracy = float(history.accuracies[at])
-        about = {"search": "amc", "accuracy": accuracy, "cost": found, "unit": self._cost.unit}
-        return AMC(
-            self._plan.allocation(best, about), params, masks, accuracy, found,
-            dense, self._cost.total(), budget, self._cost.unit, self._plan.names,
-            History(np.asarray(history.rewards), np.asarray(history.accuracies), costs, kept),
-            unfitted,
-        )  # fmt: skip
-
-
-def _check(inputs, lower, divisor, levels, episodes, every, budget, reward, rules, groups) -> None:
-    if not isinstance(inputs, tuple) or not inputs:
-        raise ValueError(f"amc: inputs={type(inputs).__name__}; a tuple such as (x,) would work")
+def _check(lower, divisor, levels, episodes, every, budget, reward, rules, groups) -> None:
     if not isinstance(lower, int | float) or not 0 < lower < 1:
         raise ValueError(f"amc: lower={lower!r}; a fraction in (0, 1) such as 0.2 would work")
     for name, value, least in (
@@ -376,6 +201,15 @@ def _check(inputs, lower, divisor, levels, episodes, every, budget, reward, rule
         raise ValueError("amc: rules prune entries and groups whole units; one of them would work")
 
 
+def _check_units(plan: Plan, cost: Cost) -> None:
+    for name, counts in zip(plan.names, plan.counts, strict=True):
+        if cost.units.get(name) != counts[-1]:
+            raise ValueError(
+                f"amc: {name!r} has {counts[-1]} units, in the cost it has "
+                f"{cost.units.get(name, 'none')}; the cost of this fn, params and inputs would work"
+            )
+
+
 def _reward(reward: Reward, plan: Plan, cost: Cost) -> Callable[[Array, Array], Array]:
     if callable(reward):
         return reward
@@ -386,30 +220,4 @@ def _reward(reward: Reward, plan: Plan, cost: Cost) -> Callable[[Array, Array], 
             f"{cost.unit}, which has the other sign below 1; a function of accuracy and cost would "
             "work"
         )
-    return rewards.error if reward == "error" else rewards.error_and_cost
-
-
-def _accuracy(value: Any, when: str) -> float:
-    """A share, or a ValueError."""
-    found = np.asarray(value)
-    if found.shape != () or not 0 <= float(found) <= 1:
-        shown = value if found.shape == () else f"of shape {found.shape}"
-        raise ValueError(
-            f"amc: the accuracy {when} is {shown}; one number from 0 to 1, such as the share of "
-            "examples that are right, would work"
-        )
-    return float(found)
-
-
-def _is_traceable(fn: Callable[..., Any], *args: Any) -> bool:
-    """Whether a function runs on arrays whose numbers are not known."""
-    try:
-        jax.eval_shape(fn, *args)
-    except (
-        jax.errors.ConcretizationTypeError,
-        jax.errors.TracerArrayConversionError,
-        jax.errors.TracerBoolConversionError,
-        jax.errors.TracerIntegerConversionError,
-    ):
-        return False
-    return True
+    return error if reward == "error" else error_and_cost
