@@ -28,7 +28,8 @@ def get_config(method: str = "uniform") -> Any:
     config.train = ConfigDict({"steps": 400, "batch_size": 64, "peak": 2e-3})
     # A name of `methods.METHODS`; `search` has its options.
     config.method = method
-    config.search = ConfigDict({})
+    options = METHODS.options(method).values()
+    config.search = ConfigDict({option.name: option.default for option in options})
     # What the model may cost: "flops", "bytes" or "latency"; `share` of what the dense one does,
     # or, with `width` above 0, what it does with all groups at that share of their units.
     config.budget = ConfigDict({"of": "flops", "share": 0.5, "width": 0.0})

@@ -120,6 +120,38 @@ def netadapt(
     return Found(found.allocation, found.to_dict(), found.params, found.masks)
 
 
+@METHODS.register("amc")
+def amc(
+    problem: Problem,
+    episodes: int = 400,
+    warmup: int = 100,
+    hidden: int = 300,
+    reward: Literal["error", "error_and_cost"] = "error",
+    calibration: int = 64,
+) -> Found:
+    """An agent that learns by the accuracy what to keep of each layer, one after the other.
+
+    Args:
+      problem: the search.
+      episodes, reward: as in `js.allocation.amc`.
+      warmup, hidden: of `js.allocation.Settings`.
+      calibration: validation images by which weights are fitted to the channels that are kept.
+    """
+    found = js.allocation.amc(
+        *(problem.fn, problem.tree, (problem.example,), problem.evaluate),
+        *(problem.cost, problem.budget),
+        batches=[jnp.asarray(problem.validation.inputs[:calibration])],
+        lower=problem.limits.lowest,
+        divisor=problem.limits.divisor,
+        reward=reward,
+        episodes=episodes,
+        settings=js.allocation.Settings(warmup=warmup, hidden=hidden),
+        seed=problem.seed,
+        folder=problem.folder / "amc",
+    )
+    return Found(found.allocation, found.to_dict(), found.params, found.masks)
+
+
 def _scanned(problem: Problem, metric: str, ratios: Sequence[float]) -> Sensitivity:
     """What each group loses of a metric at each ratio; kept in the folder after every cell."""
     least = problem.limits.least()

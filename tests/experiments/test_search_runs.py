@@ -208,24 +208,37 @@ def test_statistics_settle_to_those_of_the_data():
     )
 
 
-@pytest.mark.parametrize("method", ["sensitivity", "spdy", "netadapt"])
+OPTIONS = {
+    "sensitivity": {"ratios": (0.25, 0.5)},
+    "spdy": {"ratios": (0.25, 0.5)},
+    "netadapt": {"short": 1},
+    "amc": {"episodes": 4, "warmup": 2, "hidden": 8, "calibration": 16},
+}
+
+
+@pytest.mark.parametrize("method", OPTIONS)
 def test_every_method_keeps_the_budget(dense, tmp_path, monkeypatch, method):
     monkeypatch.setattr(run.speed, "measure", lambda *_: {})
-    options = {"search.ratios": (0.25, 0.5)} if method != "netadapt" else {"search.short": 1}
     config = small(method, init_from=dense, lowest=0.5)
-    config.search.update({key.partition(".")[2]: value for key, value in options.items()})
+    config.search.update(OPTIONS[method])
     config.budget.share = 0.7
     report = run.run(config, str(tmp_path / "run"), html=False)
     assert [figure.axes for _, figure, _ in figures.of(method, report["history"])]
     assert report["cost"]["found"] <= 0.7 * report["cost"]["dense"]
     assert all(row["kept"] >= 0.5 * row["units"] for row in report["groups"])
-    assert Allocation.load(tmp_path / "run" / run.ALLOCATION).about["search"] == method
-    if method == "netadapt":
+    if method == "amc":
+        assert len(report["history"]["history"]["rewards"]) == 4
+    elif method == "netadapt":
         tried = report["history"]["candidates"]
         assert any(each["chosen"] for each in tried) and all(each["iteration"] for each in tried)
     else:
         drops = report["history"]["drops"]
         assert all(len(each) == 2 for each in drops.values()) and len(drops) == 2
+
+
+def test_every_method_is_tested():
+    assert {"uniform", *OPTIONS} == {*methods.METHODS.names}
+    assert {path.stem.removeprefix("mnist_") for path in CONFIGS} == {*methods.METHODS.names}
 
 
 def test_ratios_that_do_not_reach_the_budget_are_refused_before_the_scan(tmp_path, monkeypatch):
