@@ -18,7 +18,6 @@ from jaxsparse.allocation.solving import LIMIT, Solution, cheapest, solve
 from jaxsparse.patterns.base import check_sparsity
 from jaxsparse.trees import near_misses
 
-
 Losses = Mapping[str, Sequence[float] | Float[np.ndarray, "_"]]
 Levels = Sequence[float] | Mapping[str, Sequence[float]]
 Costs = Losses | Cost

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxsparse.allocation.amc import agent as ddpg
-from jaxsparse.allocation.amc.agent import Settings
+from jaxsparse.allocation.amc.agent import DDPG
 from jaxsparse.allocation.amc.environment import Episode
 
-SMALL = Settings(hidden=8, batch=16, replay=3, warmup=2)
+SMALL = DDPG(hidden=8, batch=16, replay=3, warmup=2)
 new_agent = jax.jit(ddpg.new_agent, static_argnums=(1, 2))
 learn = jax.jit(ddpg.learn, static_argnums=3)
 remember = jax.jit(ddpg.remember)
@@ -23,7 +23,7 @@ def episode(number, steps=2, features=3):
 
 
 def test_networks_are_the_published_ones():
-    agent = new_agent(jax.random.key(0), 11, Settings())
+    agent = new_agent(jax.random.key(0), 11, DDPG())
     sizes = {name: w.shape for name, w in agent.networks.actor.items() if "kernel" in name}
     assert sizes == {
         "first/kernel": (11, 300),
@@ -103,7 +103,7 @@ def test_targets_follow():
 @pytest.mark.slow
 def test_it_finds_what_is_rewarded():
     """One step, and a reward that is largest at 0.7."""
-    settings = Settings(hidden=32, actor_rate=1e-3, critic_rate=1e-2, warmup=50, decay=0.99)
+    settings = DDPG(hidden=32, actor_rate=1e-3, critic_rate=1e-2, warmup=50, decay=0.99)
     agent = new_agent(jax.random.key(0), 2, settings)
     seen = jnp.ones((1, 2))
 
@@ -129,4 +129,4 @@ def test_it_finds_what_is_rewarded():
 def test_numbers_out_of_range_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"amc: {name}="):
-        Settings(**wrong)
+        DDPG(**wrong)

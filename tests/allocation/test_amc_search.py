@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from jaxsparse.allocation import Flops, Settings, amc, layers, narrow
+from jaxsparse.allocation import DDPG, Flops, amc, layers, narrow
 from jaxsparse.allocation.amc.environment import rollout
 from jaxsparse.allocation.amc.plans import channels, walk_through
 from jaxsparse.allocation.amc.reconstruction import Readers
 from jaxsparse.allocation.amc.terms import terms_of
 
-FEW = Settings(hidden=8, batch=8, warmup=3, replay=4)
+FEW = DDPG(hidden=8, batch=8, warmup=3, replay=4)
 
 
 def weights(seed, **shapes):

@@ -17,7 +17,7 @@ Weights = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class DDPG:
     """Numbers of AMC's agent.
 
     Attributes:
@@ -103,7 +103,7 @@ class Replay(NamedTuple):
     count: Int[Array, ""]
 
 
-def new_agent(key: Array, features: int, settings: Settings) -> Agent:
+def new_agent(key: Array, features: int, settings: DDPG) -> Agent:
     """Networks before any update: uniform weights within 1 / sqrt(inputs)."""
     keys = iter(jax.random.split(key, 14))
     width = settings.hidden
@@ -149,7 +149,7 @@ def explore(
     observation: Float[Array, " f"],
     key: Array,
     episode: Int[Array, ""],
-    settings: Settings,
+    settings: DDPG,
 ) -> Float[Array, ""]:
     """An action to try: uniform in the warm-up, then a normal one around the actor's, cut off."""
     mean = act(actor, observation)
@@ -161,7 +161,7 @@ def explore(
     return jnp.where(episode < settings.warmup, jax.random.uniform(key, dtype=jnp.float32), near)
 
 
-def new_replay(steps: int, features: int, settings: Settings) -> Replay:
+def new_replay(steps: int, features: int, settings: DDPG) -> Replay:
     """Room for the last episodes."""
     size = settings.replay * steps
     one = jnp.zeros(size, jnp.float32)
@@ -184,7 +184,7 @@ def remember(replay: Replay, episode: Episode, reward: Float[Array, ""]) -> Repl
     return Replay(*held, count=replay.count + steps)
 
 
-def learn(agent: Agent, replay: Replay, key: Array, settings: Settings) -> Agent:
+def learn(agent: Agent, replay: Replay, key: Array, settings: DDPG) -> Agent:
     """One update of critic and actor by a batch, after which the targets follow.
 
     The critic comes nearer to r - b + discount Q'(s', actor'(s')), the second part not after the
@@ -217,7 +217,7 @@ def learn(agent: Agent, replay: Replay, key: Array, settings: Settings) -> Agent
     return Agent(networks, targets, (actor_moments, critic_moments), baseline)
 
 
-def _optimizers(settings: Settings) -> tuple[optax.GradientTransformation, ...]:
+def _optimizers(settings: DDPG) -> tuple[optax.GradientTransformation, ...]:
     return optax.adam(settings.actor_rate), optax.adam(settings.critic_rate)
 
 
