@@ -14,11 +14,12 @@ from jaxsparse.calibration.criteria import (
 from jaxsparse.calibration.fisher import fisher
 from jaxsparse.calibration.fitting import Fitted, Part, fit, fit_parts
 from jaxsparse.calibration.layer_loss import Quadratic, quadratic, reconstruct
-from jaxsparse.calibration.observe import Met, Site, observe, sites
+from jaxsparse.calibration.observe import observe, sites
 from jaxsparse.calibration.oneshot import OneShot, prune_oneshot
 from jaxsparse.calibration.outliers import owl
 from jaxsparse.calibration.progress import Pruned
 from jaxsparse.calibration.reducers import Reducer, gram, largest, square_norms, zeros
+from jaxsparse.calibration.site import Met, Site
 from jaxsparse.calibration.targets import Target
 
 __all__ = [

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsparse.calibration.observe import Site
 from jaxsparse.calibration.pieces import Unit
 from jaxsparse.calibration.reducers import Reducer, statistics
+from jaxsparse.calibration.site import Site
 from jaxsparse.calibration.straight import Line
 from jaxsparse.patterns.rules import LeafSpec
 from jaxsparse.trees import Tree, leaves_by_path

@@ -23,11 +23,11 @@ from jaxsparse.calibration.checks import (
     only_sites,
 )
 from jaxsparse.calibration.criteria import Criterion, wanda
-from jaxsparse.calibration.observe import Site
 from jaxsparse.calibration.pieces import Unit, units_of
 from jaxsparse.calibration.progress import Pruned, relative_error
 from jaxsparse.calibration.reducers import Reducer, largest
 from jaxsparse.calibration.resuming import Folder, fingerprint, of_program, opened
+from jaxsparse.calibration.site import Site
 from jaxsparse.calibration.straight import lines_of
 from jaxsparse.calibration.targets import Target
 from jaxsparse.calibration.walk import part, place_of, walk

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from jaxsparse.calibration.checks import meets_mixed_rows
-from jaxsparse.calibration.observe import Site, observe
+from jaxsparse.calibration.observe import observe
 from jaxsparse.calibration.reducers import square_norms
+from jaxsparse.calibration.site import Site
 from jaxsparse.patterns.rules import Rule, resolve
 from jaxsparse.products.traced_axes import read_axes
 from jaxsparse.pruning.depth import FIRST_NUMBER, MAXIMUM, ByBlock, blocks_of

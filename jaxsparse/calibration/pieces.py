@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.calibration import sameness
-from jaxsparse.calibration.observe import Turned, site_of
 from jaxsparse.calibration.reducers import Reducer
-from jaxsparse.calibration.straight import CALLER, Line, Ref, Step
+from jaxsparse.calibration.site import site_of
+from jaxsparse.calibration.steps import Ref, Step
+from jaxsparse.calibration.straight import CALLER, Line
+from jaxsparse.calibration.turned import Turned
 from jaxsparse.products.reading import Reader
 from jaxsparse.products.sights import Sight, Value
 

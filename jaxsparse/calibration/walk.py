@@ -13,10 +13,11 @@ import numpy as np
 from jax import lax
 
 from jaxsparse.calibration.live import Live
-from jaxsparse.calibration.observe import Site
 from jaxsparse.calibration.pieces import Unit, compiled, cuts_of, looked_at, pieces_of, units_of
 from jaxsparse.calibration.reducers import Reducer
-from jaxsparse.calibration.straight import Line, Ref
+from jaxsparse.calibration.site import Site
+from jaxsparse.calibration.steps import Ref
+from jaxsparse.calibration.straight import Line
 
 # Called as prune(unit, its kernels, the state of its reducer): what is left of the kernels.
 Prune = Callable[[Unit, Any, Any], Any]
