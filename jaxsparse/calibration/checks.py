@@ -18,6 +18,8 @@ from jaxsparse.patterns.rules import LeafSpec
 from jaxsparse.trees import Tree, leaves_by_path
 
 SMALLEST = 1e-18  # its square is still a normal float32
+LARGEST = 1e32  # of a sum of squares, so that a few thousand of them are a float32, too
+LEAST_WEIGHT = 1e-30  # what is 24 bits below it is still a normal float32
 
 
 def check_batches(batches: Sequence[tuple[Any, ...]]) -> None:
@@ -36,7 +38,7 @@ def check_batches(batches: Sequence[tuple[Any, ...]]) -> None:
 
 
 def check_numbers(params: Tree, specs: Mapping[str, LeafSpec]) -> None:
-    """Refuses complex, empty and not finite weights."""
+    """Refuses weights that are complex, none, not finite, or too small for float32."""
     leaves = leaves_by_path(params)
     for path, spec in specs.items():
         leaf, shape = leaves[path], spec.view.shape
@@ -56,6 +58,17 @@ def check_numbers(params: Tree, specs: Mapping[str, LeafSpec]) -> None:
                 f"prune_oneshot: {count} entries of {path!r} of shape {shape} are not finite; "
                 "weights that are would work"
             )
+        one_kernel = tuple(axis for axis in range(len(shape)) if axis not in spec.view.batch)
+        largest = np.asarray(jnp.max(jnp.abs(jnp.asarray(leaf, jnp.float32)), one_kernel))
+        # Devices may read denormal numbers as zero: which are is for NumPy to say.
+        zero = ~np.any(np.asarray(leaf) != 0, one_kernel)
+        if (wrong := ~np.isfinite(largest) | (largest < LEAST_WEIGHT) & ~zero).any():
+            which = f" of kernels {np.argwhere(wrong).tolist()}" if largest.ndim else ""
+            raise ValueError(
+                f"prune_oneshot: all entries of {path!r} of shape {shape}{which} are below "
+                f"{LEAST_WEIGHT}, or one is above {np.finfo(np.float32).max:.3g}, with which "
+                "float32 does not compute; weights scaled by one number would work"
+            )
 
 
 def check_met(path: str, size: Array, state: Any) -> None:
@@ -73,11 +86,11 @@ def check_met(path: str, size: Array, state: Any) -> None:
             "weights before it"
         )
     for leaf in statistics(state).values():
-        if not jnp.isfinite(leaf).all():
+        if not (jnp.abs(leaf) < LARGEST).all():
             raise ValueError(
                 f"prune_oneshot: the statistics of {path!r}, which meets up to {large:.3g}, are "
-                "not finite: squares of these are too large for float32; values scaled down would "
-                "work"
+                f"not below {LARGEST}: squares of these are too large for float32; values scaled "
+                "down would work"
             )
     if small < SMALLEST:
         raise idle(path, np.argwhere(np.asarray(size) < SMALLEST).tolist() if size.ndim else None)
@@ -137,6 +150,16 @@ def check_rows(
         )
 
 
+def meets_mixed_rows(caller: str, site: Site) -> ValueError:
+    """The error of a weight that meets another one, whose rows data then sum over."""
+    return ValueError(
+        f"{caller}: {site.path!r} of shape {site.shape} is multiplied by another weight, or by a "
+        "constant, before the data are, as w in x @ (v @ w), so that what it meets says nothing of "
+        "them; (x @ v) @ w, the two as one weight in the parameters, v as an argument of the "
+        "function with the data, or a rule that leaves it out would work"
+    )
+
+
 def only_sites(found: Sequence[Site], specs: Mapping[str, LeafSpec]) -> dict[str, Site]:
     """The site of every leaf.
 
@@ -150,16 +173,6 @@ def only_sites(found: Sequence[Site], specs: Mapping[str, LeafSpec]) -> dict[str
             raise ValueError(
                 f"prune_oneshot: products sum over {site.path!r} of shape {site.shape} along "
                 f"{where[site.path].in_axis} and along {site.in_axis}; a rule that leaves it out "
-def meets_mixed_rows(caller: str, site: Site) -> ValueError:
-    """The error of a weight that meets another one, whose rows data then sum over."""
-    return ValueError(
-        f"{caller}: {site.path!r} of shape {site.shape} is multiplied by another weight, or by a "
-        "constant, before the data are, as w in x @ (v @ w), so that what it meets says nothing of "
-        "them; (x @ v) @ w, the two as one weight in the parameters, v as an argument of the "
-        "function with the data, or a rule that leaves it out would work"
-    )
-
-
                 "would work"
             )
         where[site.path] = site
@@ -176,6 +189,8 @@ def meets_mixed_rows(caller: str, site: Site) -> ValueError:
                 f"{view.shape}, such as a gain times it, and not by the weight itself; with that "
                 "folded into the weight in the parameters it would work"
             )
+        if site.mixed:
+            raise meets_mixed_rows("prune_oneshot", site)
         if (site.in_axis, site.batch_axis) != (view.inputs, view.batch):
             raise ValueError(
                 f"prune_oneshot: the rule sees {path!r} of shape {view.shape} as {view}, its "
@@ -183,5 +198,3 @@ def meets_mixed_rows(caller: str, site: Site) -> ValueError:
                 "without axes would work"
             )
     return where
-        if site.mixed:
-            raise meets_mixed_rows("prune_oneshot", site)

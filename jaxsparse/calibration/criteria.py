@@ -8,7 +8,13 @@ from jaxtyping import Array, Bool, Float
 
 from jaxsparse.calibration.admm import admm
 from jaxsparse.calibration.brain_surgeon import brain_surgeon
-from jaxsparse.calibration.layer_loss import DAMPING, quadratic, reconstruct
+from jaxsparse.calibration.layer_loss import (
+    DAMPING,
+    balanced,
+    power_of_two,
+    quadratic,
+    reconstruct,
+)
 from jaxsparse.calibration.reducers import Reducer, gram, square_norms
 from jaxsparse.calibration.swaps import swap
 from jaxsparse.patterns.nm import NM
@@ -48,7 +54,7 @@ NOTHING = Reducer(lambda site: (), lambda state, met, site: state)
 
 def magnitude() -> Criterion:
     """|w|, which looks at no value; for comparison."""
-    return Criterion(NOTHING, lambda weight, state, target: (target.mask(jnp.abs(weight)), None))
+    return Criterion(NOTHING, lambda weight, state, target: (target.mask(_size(weight)), None))
 
 
 def given(masks: Tree) -> Criterion:
@@ -151,7 +157,8 @@ def optimal_brain_damage(information: Tree) -> Criterion:
 
     def prune(weight, state, target, information):
         del state
-        return target.mask(information.astype(jnp.float32) * weight**2 / 2), None
+        information = information.astype(jnp.float32)
+        return target.mask(_size(information) * _size(weight) ** 2 / 2), None
 
     return Criterion(NOTHING, prune, known)
 
@@ -163,7 +170,7 @@ def wanda() -> Criterion:
     """
 
     def prune(weight, state, target):
-        return target.mask(jnp.abs(weight) * jnp.sqrt(state["squares"])[:, None]), None
+        return target.mask(_size(weight) * jnp.sqrt(state["squares"])[:, None]), None
 
     return Criterion(square_norms(), prune)
 
@@ -177,8 +184,9 @@ def sparsegpt(*, damping: float = DAMPING, block: int = 128) -> Criterion:
     """
 
     def prune(weight, state, target):
-        problem = quadratic(weight, state["products"], damping)
-        return brain_surgeon(problem, target, block=block)
+        problem, size = balanced(quadratic(weight, state["products"], damping))
+        mask, found = brain_surgeon(problem, target, block=block)
+        return mask, found * size
 
     return Criterion(gram(), prune)
 
@@ -193,8 +201,9 @@ def alps(*, damping: float = DAMPING, iterations: int = 300, steps: int = 10) ->
     """
 
     def prune(weight, state, target):
-        problem = quadratic(weight, state["products"], damping)
-        return admm(problem, target, iterations=iterations, steps=steps)
+        problem, size = balanced(quadratic(weight, state["products"], damping))
+        mask, found = admm(problem, target, iterations=iterations, steps=steps)
+        return mask, found * size
 
     return Criterion(gram(), prune)
 
@@ -217,7 +226,7 @@ def swapped(criterion: Criterion, *, damping: float = DAMPING, limit: int = 1000
                 f"swapped: groups of {target.pattern} cannot be swapped one by one; Unstructured() "
                 "or NM(n, m), or reconstructed(...) in its place, would work"
             )
-        problem = quadratic(weight, state["products"], damping)
+        problem, _ = balanced(quadratic(weight, state["products"], damping))
         return swap(problem, mask, group=group, limit=limit), None
 
     return _then(criterion, improve)
@@ -234,10 +243,16 @@ def reconstructed(criterion: Criterion, *, damping: float = DAMPING, steps: int 
 
     def improve(weight, state, target, mask, found):
         del target
-        problem = quadratic(weight, state["products"], damping)
-        return mask, reconstruct(problem, mask, steps=steps, start=found)
+        problem, size = balanced(quadratic(weight, state["products"], damping))
+        start = None if found is None else found / size
+        return mask, reconstruct(problem, mask, steps=steps, start=start) * size
 
     return _then(criterion, improve)
+
+
+def _size(array: Float[Array, "k n"]) -> Float[Array, "k n"]:
+    """|a| by a power of two, which changes no order and no overflow is near."""
+    return jnp.abs(array / power_of_two(array))
 
 
 def _then(criterion: Criterion, improve: Callable[..., Found]) -> Criterion:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxsparse.calibration.checks import SMALLEST
 from jaxsparse.trees import (
     Tree,
     apart,
@@ -48,7 +49,8 @@ def fisher(
 
     Raises:
       ValueError: an expression that names no weight of floats; batches that are none; samples
-        in no number or in several; a loss that is no number; a gradient that is not finite.
+        in no number or in several; a loss that is no number; gradients of a weight that are not
+        finite, or too small for squares in float32.
 
     Example:
       >>> params = {"w": jnp.array([2.0, 1.0])}
@@ -80,27 +82,36 @@ def fisher(
     # What is not looked at is an argument, too: as a constant it would be compiled in.
     others, rest, tree = apart({path: leaf for path, leaf in leaves.items() if path not in weights})
 
-    def squares(weights, others, batch):
+    def slopes(weights, others, batch):
         held = together(others, rest, tree)
         value = lambda weights: loss(replace_by_path(params, held | weights), *batch)  # noqa: E731
         shape = jax.eval_shape(value, weights)
         if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
             raise ValueError(f"fisher: the loss is {shape}; one real number would work")
-        slopes = jax.grad(value)(weights)
-        return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), slopes)
+        return {path: g.astype(jnp.float32) for path, g in jax.grad(value)(weights).items()}
+
+    def added(total, found):
+        return {
+            path: (squares + jnp.square(g), jnp.maximum(largest, jnp.max(jnp.abs(g), initial=0)))
+            for path, g in found.items()
+            for squares, largest in [total[path]]
+        }
 
     @jax.jit
     def add(total, weights, others, batch):
         if per == "batch":
-            return jax.tree.map(jnp.add, total, squares(weights, others, batch))
+            return added(total, slopes(weights, others, batch))
 
         def one(total, sample):
             alone = jax.tree.map(lambda a: a[None], sample)
-            return jax.tree.map(jnp.add, total, squares(weights, others, alone)), None
+            return added(total, slopes(weights, others, alone)), None
 
         return jax.lax.scan(one, total, batch)[0]  # a sample at a time: no stack of gradients
 
-    total = {path: jnp.zeros(weight.shape, jnp.float32) for path, weight in weights.items()}
+    total = {
+        path: (jnp.zeros(weight.shape, jnp.float32), jnp.zeros((), jnp.float32))
+        for path, weight in weights.items()
+    }
     number = 0
     for batch in batches:
         batch = batch if isinstance(batch, tuple) else (batch,)
@@ -108,8 +119,13 @@ def fisher(
         total = add(total, weights, others, batch)
     if not number:
         raise ValueError("fisher: no batches; one tuple of arrays would work")
-    found = {path: array / number for path, array in total.items()}
+    found = {path: squares / number for path, (squares, _) in total.items()}
     for path, array in found.items():
+        if 0 < (largest := float(total[path][1])) < SMALLEST:
+            raise ValueError(
+                f"fisher: gradients of {path!r} of shape {array.shape} are {largest:.3g} at most, "
+                "and float32 does not hold their squares; the loss scaled up would work"
+            )
         if not jnp.isfinite(array).all():
             raise ValueError(
                 f"fisher: squared gradients of {path!r} of shape {array.shape} are not finite; "

@@ -20,7 +20,7 @@ class Quadratic(NamedTuple):
 
     Attributes:
       weight: (K, N) float32, zero where an input is dead.
-      gram: G + damping * mean(diag G) I, (K, K) float32; a dead input has 1 + the damping.
+      gram: G + damping * mean(diag G) I, (K, K) float32; of a dead input see `quadratic`.
     """
 
     weight: Float[Array, "k n"]
@@ -38,14 +38,38 @@ def quadratic(
     """What methods that solve with G start from.
 
     An input that was never anything but zero (G_jj = 0) is dead: its weights become zero,
-    its G_jj one, before the mean of the damping is taken.
+    its G_jj one, before the mean of the damping is taken; the mean of the others where that is
+    less, so that damping never drowns them.
     """
-    dead = jnp.diagonal(gram) == 0
     gram = gram.astype(jnp.float32)
-    diagonal = jnp.where(dead, 1.0, jnp.diagonal(gram))
-    gram = gram + jnp.diag(dead.astype(jnp.float32))
+    diagonal = jnp.diagonal(gram)
+    dead = diagonal == 0
+    others = jnp.sum(diagonal) / jnp.maximum(jnp.sum(~dead), 1)
+    instead = jnp.where(others > 0, jnp.minimum(others, 1.0), 1.0)
+    diagonal = jnp.where(dead, instead, diagonal)
+    gram = gram + jnp.diag(jnp.where(dead, instead, 0))
     damped = gram + damping * jnp.mean(diagonal) * jnp.eye(len(gram), dtype=gram.dtype)
     return Quadratic(jnp.where(dead[:, None], 0, weight.astype(jnp.float32)), damped)
+
+
+def power_of_two(array: Float[Array, "..."]) -> Float[Array, ""]:
+    """The largest power of two below the largest of some numbers, by which division is exact.
+
+    Squares of what is left fit float32, as those of 1e30 and of 1e-30 do not. Of zeros it is 1,
+    and it stays within 2⁻¹⁰⁰ and 2¹⁰⁰, whose inverses are normal numbers.
+
+    >>> power_of_two(jnp.array([3.0, -9.0])).item()
+    8.0
+    """
+    largest = jnp.max(jnp.abs(array), initial=0).astype(jnp.float32)
+    exponent = jnp.clip(jnp.frexp(largest)[1] - 1, -100, 100)
+    return jnp.where(largest > 0, jnp.ldexp(jnp.float32(1), exponent), 1)
+
+
+def balanced(problem: Quadratic) -> tuple[Quadratic, Float[Array, ""]]:
+    """The same problem in numbers near 1, and by how much its weights are to be multiplied."""
+    size = power_of_two(problem.weight)
+    return Quadratic(problem.weight / size, problem.gram / power_of_two(problem.gram)), size
 
 
 def matmul(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:

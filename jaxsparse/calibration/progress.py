@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.calibration.layer_loss import matmul
+from jaxsparse.calibration.layer_loss import matmul, power_of_two
 from jaxsparse.calibration.reducers import statistics
 from jaxsparse.patterns.views import View
 
@@ -52,12 +52,14 @@ def relative_error(view: View, weight: Any, left: Any, state: Any) -> float | No
 @functools.partial(jax.jit, static_argnames=("view", "square"))
 def _relative(weight, left, met, *, view: View, square: bool):
     inputs = view.matrix_shape[0]
-    met = met.reshape(-1, inputs, inputs if square else 1)
+    met = met.reshape(-1, inputs, inputs if square else 1) / power_of_two(met)
+    weight, left = weight.astype(jnp.float32), left.astype(jnp.float32)
+    scale = power_of_two(weight)
 
     def size(leaf):
-        kernels = view.matrix(leaf).reshape(-1, *view.matrix_shape).astype(jnp.float32)
+        kernels = view.matrix(leaf / scale).reshape(-1, *view.matrix_shape)
         return jnp.sum(kernels * (jax.vmap(matmul)(met, kernels) if square else met * kernels))
 
     whole = size(weight)
-    lost = size(weight.astype(jnp.float32) - left.astype(jnp.float32))
+    lost = size(weight - left)
     return jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1), 0)

@@ -64,6 +64,32 @@ def test_fisher_compiles_in_no_weight_that_it_does_not_look_at():
     assert all(seen == {"w": True, "b": True} for seen in traced)
 
 
+def test_fisher_refuses_gradients_whose_squares_are_no_float32():
+    def small(params, x, y):
+        return loss(params, x, y) * 1e-25
+
+    with pytest.raises(ValueError, match=r"gradients of '.' of shape .* are .*e-26 at most"):
+        fisher(small, STACK, BATCHES)
+
+
+@pytest.mark.parametrize("power", [100, -90])
+def test_brain_damage_of_weights_whose_squares_are_no_float32(power):
+    information = {"w": normal(0, 8, 8) ** 2}
+    masks = []
+    for scale in (1.0, jnp.ldexp(jnp.float32(1), power)):
+        criterion = optimal_brain_damage({"w": information["w"] * scale})
+        params = {"w": normal(1, 8, 8) * scale}
+        found = prune_oneshot(
+            lambda params, x: x @ params["w"],
+            params,
+            [normal(2, 16, 8)],
+            [js.Rule("w", js.Unstructured(), 0.5)],
+            criterion=criterion,
+        )
+        masks.append(found.masks["w"])
+    np.testing.assert_array_equal(*masks)
+
+
 def test_fisher_of_bf16_is_float32_and_leaves_integers_alone():
     params = {"w": STACK["w"][0].astype(jnp.bfloat16), "table": jnp.arange(8), "name": "tanh"}
 

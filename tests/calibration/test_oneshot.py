@@ -23,6 +23,7 @@ from jaxsparse.calibration import (
     prune_oneshot,
     quadratic,
     reconstruct,
+    reconstructed,
     sites,
     sparsegpt,
     square_norms,
@@ -538,6 +539,64 @@ def test_weights_of_a_stack_multiplied_before_the_data():
     assert [site.mixed for site in sites(fn, params, x, paths="w")] == [True]
     with pytest.raises(ValueError, match=r"'w' of shape .2, 8, 8. is multiplied by another"):
         prune_oneshot(fn, params, [x], [js.Rule("w", js.NM(2, 4))])
+
+
+SCALED = {
+    "magnitude": magnitude(),
+    "wanda": wanda(),
+    "sparsegpt": sparsegpt(),
+    "alps": alps(),
+    "swapped": swapped(wanda()),
+    "reconstructed": reconstructed(sparsegpt()),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_numbers_whose_squares_are_no_float32_change_nothing(name):
+    prune = jax.jit(SCALED[name].prune, static_argnums=2)
+    weight, x = normal(0, 16, 8), normal(1, 32, 16).at[:, 3].set(0)
+
+    def pruned(grown, more, pattern):
+        products = x.T @ x * jnp.ldexp(jnp.float32(1), 2 * more)
+        met = {"products": products, "squares": jnp.diagonal(products)}
+        state = met | {"first": met | {"first": met}, "gram": met}
+        mask, new = prune(weight * jnp.ldexp(jnp.float32(1), grown), state, Target(pattern, 0.5))
+        return mask, new if new is None else new * jnp.ldexp(jnp.float32(1), -grown)
+
+    for pattern in (js.NM(2, 4), js.Unstructured()):
+        mask, new = pruned(0, 0, pattern)
+        for grown, more in ((100, 0), (-98, 0), (125, 50), (-98, -50)):
+            one, other = pruned(grown, more, pattern)
+            np.testing.assert_array_equal(one, mask)
+            if new is not None:
+                # Of a dead input the damping's mean takes 1, or the mean of small others.
+                np.testing.assert_allclose(other, new, atol=5e-3 if more else 0)
+
+
+@pytest.mark.parametrize(
+    "weight, message",
+    [
+        (normal(0, 8, 8) * 1e-20 * 1e-15, r"all entries of 'w' of shape \(8, 8\) are below 1e-30"),
+        (np.full((8, 8), 1e-40, "f"), r"all entries of 'w' of shape \(8, 8\) are below 1e-30"),
+        (normal(0, 2, 8, 8).at[1].multiply(1e-33), r"shape \(2, 8, 8\) of kernels \[\[1\]\]"),
+    ],
+    ids=["small", "denormal", "of a stack"],
+)
+def test_weights_too_small_for_float32_are_refused(weight, message):
+    def fn(params, x):
+        w = params["w"]
+        return x @ w if w.ndim == 2 else jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+
+    with pytest.raises(ValueError, match=message):
+        prune_oneshot(fn, {"w": weight}, [X], ONE)
+
+
+def test_errors_of_large_and_small_weights_are_told():
+    told, x = [], normal(0, 16, 8)
+    for power in (0, 100, -95):
+        weight = normal(1, 8, 8) * jnp.ldexp(jnp.float32(1), power)
+        prune_oneshot(one, {"w": weight}, [x], ONE, on_pruned=lambda p: told.append(p.error))
+    assert told[0] > 0 and told[0] == told[1] == told[2]
 
 
 def test_an_idle_kernel_of_a_stack_is_named():
