@@ -529,6 +529,23 @@ def test_layers_see_those_before_as_they_are_pruned_and_scaled(monkeypatch):
     np.testing.assert_array_equal(last[0]["down"], found.params[0]["down"])
 
 
+def test_the_teacher_is_counted_once_for_all_groups():
+    fn, params, batches = llama()
+    traced = []
+
+    def noted(params, x):
+        traced.append(isinstance(params[0]["o"], jax.core.Tracer))
+        return fn(params, x)
+
+    groups = js.graph.structure(fn, params, batches[0][0]).groups
+    kept = {group.name: np.arange(group.units) < group.units - 1 for group in groups}
+    whole = {group.name: np.ones(group.units, bool) for group in groups}
+    scales, left = retrain_free.tuned_scales(noted, params, batches, groups, kept, whole)
+    assert not left and all((scales[name][kept[name]] != 1).any() for name in kept)
+    # What is read by what, the teacher's rows, and of each group both models.
+    assert len(traced) == 2 + 2 * len(groups)
+
+
 def test_what_is_left_at_one_is_named():
     fn, params, batches = llama(layers=1)
     names = [group.name for group in js.graph.structure(fn, params, batches[0][0]).groups]

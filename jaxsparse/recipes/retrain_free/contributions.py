@@ -1,9 +1,10 @@
 """What units contribute to the layers that read them, in a pruned model and in its teacher."""
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ class Contributions:
       fn, params: the model, dense, whose weights contributions are made with.
       teacher: parameters of the model that is imitated.
       batches: the inputs.
+      paths: of all weights that units may be read by.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class Contributions:
         params: Tree,
         teacher: Tree,
         batches: Sequence[tuple[Any, ...]],
+        paths: Collection[str],
     ):
         self._fn, self._teacher, self._batches = fn, teacher, batches
-        self._weights = leaves_by_path(params)
+        self._weights, self._paths = leaves_by_path(params), paths
 
     def normal_equations(
         self,
@@ -75,11 +78,9 @@ class Contributions:
             whose turns follow from the data.
         """
         kernels = [self._kernels(read.site) for read in reads]
-        paths = "|".join(re.escape(read.site.path) for read in reads)
-
-        def count(numbers, rest, tree):
-            _, teacher, inputs = together(numbers, rest, tree)
-            return observe(self._fn, teacher, *inputs, reducer=COUNT, paths=paths)[1]
+        sites = {read.site for read in reads}
+        paths = _any_of(site.path for site in sites)
+        counted = self._counted if sites <= self._counted[0].keys() else self._count(paths)
 
         def step(numbers, kernels, rest, tree, capacity):
             student, teacher, inputs = together(numbers, rest, tree)
@@ -93,19 +94,39 @@ class Contributions:
             met = {read.site: ours[read.site]["count"] for read in reads}
             return jax.tree.map(lambda *parts: sum(parts), *sums), met
 
-        count = jax.jit(count, static_argnums=(1, 2))
         step = jax.jit(step, static_argnums=(2, 3, 4))
         size = len(units) + 1
         products, wanted = np.zeros((size, size)), np.zeros(size)
-        for inputs in self._batches:
+        for inputs, all_counts in zip(self._batches, counted, strict=True):
             numbers, rest, tree = apart((student, self._teacher, inputs))
-            counts = count(numbers, rest, tree)
-            capacity = tuple((site, int(jnp.max(met))) for site, met in counts.items())
+            counts = {site: count for site, count in all_counts.items() if site in sites}
+            capacity = tuple((site, int(np.max(met))) for site, met in counts.items())
             sums, met = step(numbers, kernels, rest, tree, capacity)
             _check_counts(counts, met)
             products += np.asarray(sums[0], np.float64)
             wanted += np.asarray(sums[1], np.float64)
         return (products, wanted) if constant else (products[:-1, :-1], wanted[:-1])
+
+    @functools.cached_property
+    def _counted(self) -> list[dict[Site, np.ndarray]]:
+        """By batch how many rows the teacher's kernels meet, of all paths where that can be told.
+
+        Once for all groups: the teacher stays, and to trace it again for each would take as long
+        as its part of what follows.
+        """
+        try:
+            return self._count(_any_of(self._paths))
+        except ValueError:  # of one of them; the group that has it says so
+            return [{} for _ in self._batches]
+
+    def _count(self, paths: str) -> list[dict[Site, np.ndarray]]:
+        def count(numbers, rest, tree):
+            teacher, inputs = together(numbers, rest, tree)
+            return observe(self._fn, teacher, *inputs, reducer=COUNT, paths=paths)[1]
+
+        count = jax.jit(count, static_argnums=(1, 2))
+        found = (count(*apart((self._teacher, inputs))) for inputs in self._batches)
+        return [{site: np.asarray(met) for site, met in counts.items()} for counts in found]
 
     def _kernels(self, site: Site) -> Float[Array, "kernels inputs outputs"]:
         weight = jnp.asarray(self._weights[site.path])
@@ -119,6 +140,10 @@ COUNT = Reducer(
     lambda site: jnp.zeros((), jnp.int32),
     lambda state, met, site: state + met.rows().shape[0],
 )
+
+
+def _any_of(paths: Iterable[str]) -> str:
+    return "|".join(map(re.escape, paths))
 
 
 def _rows(capacity: Mapping[Site, int]) -> Reducer:
@@ -156,11 +181,11 @@ def _sums(ours, other, kernels, read: Read, units, theirs):
     return jax.tree.map(lambda sums: sums.sum(0), jax.vmap(one)(ours, other, kernels))
 
 
-def _check_counts(counts: Mapping[Site, Array], met: Mapping[Site, Array]) -> None:
+def _check_counts(counts: Mapping[Site, np.ndarray], met: Mapping[Site, Array]) -> None:
     for site, count in counts.items():
-        if (met[site] != jnp.max(count)).any() or (count != jnp.max(count)).any():
+        if (met[site] != np.max(count)).any() or (count != np.max(count)).any():
             raise ValueError(
                 f"retrain_free: {site.path!r} of shape {site.shape} meets {np.asarray(met[site])} "
-                f"rows in the pruned model and {np.asarray(count)} in its teacher; tune=False, or "
+                f"rows in the pruned model and {count} in its teacher; tune=False, or "
                 "its group in untuned=, would work"
             )

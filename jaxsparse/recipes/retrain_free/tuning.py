@@ -75,9 +75,9 @@ def tuned_scales(
     scales = {name: np.asarray(units, np.float64) for name, units in kept.items()}
     left: dict[str, str] = {}
     given = [as_tuple(inputs) for inputs, _ in batches]
-    paths = "|".join(re.escape(member.path) for group in groups for member in readers(group))
-    found = sites(fn, params, *given[0], paths=paths)
-    met = Contributions(fn, params, scaled(params, groups, teacher), given)
+    paths = [member.path for group in groups for member in readers(group)]
+    found = sites(fn, params, *given[0], paths="|".join(map(re.escape, paths)))
+    met = Contributions(fn, params, scaled(params, groups, teacher), given, paths)
     for group in groups:
         if group.name in untuned:
             left[group.name] = "left out by untuned="
