@@ -5,8 +5,16 @@ from jaxsparse.allocation.amc.agent import DDPG
 from jaxsparse.allocation.amc.result import AMC, Episodes
 from jaxsparse.allocation.amc.search import amc
 from jaxsparse.allocation.costs.flops import Cost, Flops
+from jaxsparse.allocation.costs.latency import Latency
+from jaxsparse.allocation.costs.latency_report import (
+    LatencyReport,
+    LatencyRow,
+    Network,
+    latency_report,
+)
 from jaxsparse.allocation.costs.program import Layer, layers
 from jaxsparse.allocation.costs.stored import Bytes
+from jaxsparse.allocation.costs.table import LatencyTable
 from jaxsparse.allocation.exact import exact
 from jaxsparse.allocation.narrowing import narrow, unit_masks, unit_scores
 from jaxsparse.allocation.netadapt.result import NetAdapt
@@ -29,12 +37,18 @@ __all__ = [
     "Episodes",
     "Flops",
     "Joint",
+    "Latency",
+    "LatencyReport",
+    "LatencyRow",
+    "LatencyTable",
     "Layer",
     "NetAdapt",
+    "Network",
     "Sensitivity",
     "Target",
     "amc",
     "exact",
+    "latency_report",
     "layers",
     "narrow",
     "netadapt",

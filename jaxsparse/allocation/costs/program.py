@@ -20,6 +20,8 @@ from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
 # What multiplies by a program of its own that no trace shows.
 OPAQUE = ("pallas_call", "ffi_call", "custom_partitioning")
+# What makes no new numbers.
+VIEWS = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "stop_gradient")
 Op = Literal["dense", "conv", "depthwise"]
 Blocks = Mapping[str, tuple[int, int]]
 
@@ -62,10 +64,16 @@ class Part:
     Attributes:
       macs: multiplications of one call.
       paths: of the weights that enter it; none for a product of activations.
+      equation: the product itself.
+      shapes: of its operands.
+      data: of every operand, whether it depends on the inputs.
     """
 
     macs: Polynomial
     paths: tuple[str, ...]
+    equation: Any
+    shapes: tuple[tuple[Polynomial, ...], ...]
+    data: tuple[bool, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +84,13 @@ class Block:
       parts: its products.
       inner: the programs that it runs, and how often.
       choices: of every branching its branches, one of which runs.
+      rest: how many numbers everything else than products makes of the inputs.
     """
 
     parts: tuple[Part, ...]
     inner: tuple[tuple[int, "Block"], ...]
     choices: tuple[tuple["Block", ...], ...]
+    rest: Polynomial
 
 
 class Program:
@@ -209,7 +219,7 @@ class Program:
         return {path: next(iter(n)) if len(n) == 1 else None for path, n in found.items()}
 
     def _counted(self, walked: Walked, calls: int) -> Block:
-        parts, inner, choices = [], [], []
+        parts, inner, choices, rest = [], [], [], []
         for record in walked.records:
             name = record.equation.primitive.name
             if name == "cond":
@@ -221,13 +231,19 @@ class Program:
                 macs = product(map(self.axis, axes))
                 layers = list(self._of_record(record, macs, calls))
                 self._layers += layers
-                parts.append(Part(macs, tuple(layer.path for layer in layers)))
+                shapes = (tuple(map(self.axis, value.axes)) for value in record.operands)
+                data = tuple(bool(value.ops) for value in record.operands)
+                paths = tuple(layer.path for layer in layers)
+                parts.append(Part(macs, paths, record.equation, tuple(shapes), data))
             elif name in OPAQUE:
                 raise ValueError(
                     f"{where(record.equation)}: nobody knows how much {name} multiplies; a model "
                     "without it, of XLA's own products, would work"
                 )
-        return Block(tuple(parts), tuple(inner), tuple(choices))
+            elif name not in VIEWS:
+                made = (value for value in record.results if value.ops)
+                rest += [product(map(self.axis, value.axes)) for value in made]
+        return Block(tuple(parts), tuple(inner), tuple(choices), total(rest))
 
     def _of_record(self, record: Record, macs: Polynomial, calls: int) -> Iterator[Layer]:
         params = record.equation.params

@@ -4,8 +4,10 @@ import functools
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxsparse.allocation.costs.program import Program
 from jaxsparse.packed.base import Packed
@@ -50,39 +52,54 @@ class Storing:
         axes = rule.in_axis, rule.out_axis, rule.batch_axis
         return rule.pattern, view_of(path, shape, *axes, directed=True)
 
-    def structure(self, path: str, shape: tuple[int, ...], density: float) -> Packed:
-        """Shapes of what one slice of a leaf is stored as; no values.
+    def packed(
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        density: float,
+        dtype: Any,
+        *,
+        flat: bool = False,
+    ) -> Packed:
+        """One slice of a leaf, packed, of made-up numbers; `flat` as a matrix.
 
         Raises:
           ValueError: a density that the pattern does not have.
         """
+        self.check(path, shape, density)
         pattern, view = self.view(path, shape)
-        sparsity = 1 - density
-        if pattern.fixed and not math.isclose(sparsity, pattern.max_sparsity):
+        seen = View(view.matrix_shape, (), (0,), (1,)) if flat else view.slice
+        structure = draw(jax.random.key(0), seen, pattern.storage(view), 1 - density)
+        return structure.with_values(jnp.full(structure.layout.values_shape, 0.5, dtype))
+
+    def check(self, path: str, shape: tuple[int, ...], density: float) -> None:
+        """ValueError for a density that a leaf's pattern does not have."""
+        pattern, _ = self.view(path, shape)
+        if pattern.fixed and not math.isclose(1 - density, pattern.max_sparsity):
             raise ValueError(
                 f"densities: {path!r} is {pattern}, which keeps {1 - pattern.max_sparsity}, not "
                 f"{density}; that, or another rule for it, would work"
             )
-        return drawn(view.slice, pattern.storage(view), sparsity)
 
     def bytes(self, path: str, shape: tuple[int, ...], density: float, itemsize: int) -> int:
         """What a leaf takes packed, or dense where that is less."""
         dense = math.prod(shape) * itemsize
         if density == 1 or not dense:
             return dense
-        one = self.structure(path, shape, density)
-        stack = math.prod(self.view(path, shape)[1].batch_shape)
+        self.check(path, shape, density)
+        pattern, view = self.view(path, shape)
+        one = sizes(view.slice, pattern.storage(view), 1 - density)
+        stack = math.prod(view.batch_shape)
         index = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(one))
         return min(dense, stack * (math.prod(one.layout.values_shape) * itemsize + index))
 
 
-@functools.lru_cache(maxsize=4096)  # tables ask for the same structures again and again
-def drawn(view: View, pattern: Pattern, sparsity: float) -> Packed:
-    """Shapes of a structure whose places are drawn."""
-    draw = functools.partial(
-        storage_of(pattern).draw,
-        view=view,
-        pattern=pattern,
-        sparsity=None if pattern.fixed else sparsity,
-    )
-    return jax.eval_shape(draw, jax.random.key(0))
+def draw(key: jax.Array, view: View, pattern: Pattern, sparsity: float) -> Packed:
+    """A structure whose places are drawn."""
+    return storage_of(pattern).draw(key, view, pattern, None if pattern.fixed else sparsity)
+
+
+@functools.lru_cache(maxsize=4096)  # searches ask for the same structures again and again
+def sizes(view: View, pattern: Pattern, sparsity: float) -> Packed:
+    """Shapes of such a structure."""
+    return jax.eval_shape(lambda key: draw(key, view, pattern, sparsity), jax.random.key(0))
