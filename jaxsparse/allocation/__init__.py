@@ -16,6 +16,7 @@ from jaxsparse.allocation.costs.program import Layer, layers
 from jaxsparse.allocation.costs.stored import Bytes
 from jaxsparse.allocation.costs.table import LatencyTable
 from jaxsparse.allocation.exact import exact
+from jaxsparse.allocation.losses import losses
 from jaxsparse.allocation.narrowing import narrow, unit_masks, unit_scores
 from jaxsparse.allocation.netadapt.result import NetAdapt
 from jaxsparse.allocation.netadapt.rules import reduction_bound
@@ -24,6 +25,7 @@ from jaxsparse.allocation.netadapt.tuning import tuner
 from jaxsparse.allocation.sensitivity.changes import Change, Curve, Joint, Target
 from jaxsparse.allocation.sensitivity.scan import Cell, scan
 from jaxsparse.allocation.sensitivity.table import Sensitivity
+from jaxsparse.allocation.weights import Weights
 
 __all__ = [
     "AMC",
@@ -46,10 +48,12 @@ __all__ = [
     "Network",
     "Sensitivity",
     "Target",
+    "Weights",
     "amc",
     "exact",
     "latency_report",
     "layers",
+    "losses",
     "narrow",
     "netadapt",
     "reduction_bound",

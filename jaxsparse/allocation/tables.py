@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -52,7 +52,9 @@ class Table:
         left = Fraction(self.budget) - (Fraction(_plain(self.cost.total())) if self.cost else 0)
         return whole_numbers(self.costs, left, self.buckets)
 
-    def solve(self, factors: Sequence[float] | None = None, limit: int = LIMIT) -> Solution:
+    def solve(
+        self, factors: Sequence[float] | np.ndarray | None = None, limit: int = LIMIT
+    ) -> Solution:
         """The choice with the least loss, that of each leaf times a factor, within the budget.
 
         Where what single leaves save does not add up to what they save together, sums that are
@@ -90,6 +92,13 @@ class Table:
             return _plain(self.cost.total(densities={path: 1 - share for path, share in shares}))
         return _sum([paid[k] for paid, k in zip(self.costs, chosen, strict=True)])
 
+    def over(self, chosen: Sequence[int]) -> bool:
+        """Whether a choice costs more than the budget."""
+        if self.cost is None:
+            paid = sum(int(paid[k]) for paid, k in zip(self.whole.costs, chosen, strict=True))
+            return paid > self.whole.budget
+        return self.paid(chosen) > self.budget
+
     def lost(self, chosen: Sequence[int]) -> float:
         """What a choice loses, by the table."""
         return float(sum(loss[k] for loss, k in zip(self.losses, chosen, strict=True)))
@@ -120,7 +129,7 @@ def table(
     """
     if not isinstance(losses, Mapping) or not losses:
         raise ValueError(f"losses is {losses!r}; a number for each level by path would work")
-    shares = _levels(levels, losses)
+    shares = levels_of(levels, losses)
     lost = {path: _numbers("losses", path, losses[path], shares[path]) for path in losses}
     if isinstance(costs, Mapping):
         for path in costs:
@@ -159,14 +168,19 @@ def table(
     )
 
 
-def _levels(levels: Levels, losses: Losses) -> dict[str, tuple[float, ...]]:
+def levels_of(levels: Levels, paths: Collection[str]) -> dict[str, tuple[float, ...]]:
+    """The levels of every path.
+
+    Raises:
+      ValueError: a path without, a level outside [0, 1), or one that is there twice.
+    """
     if isinstance(levels, Mapping):
-        for path in losses:
+        for path in paths:
             if path not in levels:
                 raise ValueError(f"no levels of {path!r}; {near_misses(path, levels)}")
-        found = {path: tuple(map(float, levels[path])) for path in losses}
+        found = {path: tuple(map(float, levels[path])) for path in paths}
     else:
-        found = dict.fromkeys(losses, tuple(map(float, levels)))
+        found = dict.fromkeys(paths, tuple(map(float, levels)))
     for path, shares in found.items():
         for share in shares:
             check_sparsity(f"levels of {path!r}", share)

@@ -146,7 +146,7 @@ def check_rows(
             f"prune_oneshot: {path!r} meets {count} rows for {sites[path].inputs} inputs, so that "
             f"XᵀX is singular, as that of {len(few) - 1} others; the criterion's damping alone "
             "makes it definite, and more batches would tell more",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -2,38 +2,25 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool
 
-from jaxsparse.calibration.checks import (
-    check_batches,
-    check_met,
-    check_numbers,
-    check_rows,
-    check_units,
-    only_sites,
-)
 from jaxsparse.calibration.criteria import Criterion, wanda
-from jaxsparse.calibration.pieces import Unit, units_of
+from jaxsparse.calibration.kernels import prune_kernels, target_of, with_size
+from jaxsparse.calibration.pieces import Unit
+from jaxsparse.calibration.preparing import prepare
 from jaxsparse.calibration.progress import Pruned, relative_error
-from jaxsparse.calibration.reducers import Reducer, largest
 from jaxsparse.calibration.resuming import Folder, fingerprint, of_program, opened
 from jaxsparse.calibration.site import Site
-from jaxsparse.calibration.straight import lines_of
-from jaxsparse.calibration.targets import Target
-from jaxsparse.calibration.walk import part, place_of, walk
-from jaxsparse.patterns.rules import LeafSpec, Rule, check_rules, choose, resolve
-from jaxsparse.patterns.views import View
-from jaxsparse.products.traced_axes import with_axes
+from jaxsparse.calibration.walk import part, place_of
+from jaxsparse.patterns.rules import Rule
 from jaxsparse.pruning.distributions import Distribution, as_distribution
 from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 
@@ -120,28 +107,10 @@ def prune_oneshot(
       0.5
     """
     criterion = wanda() if criterion is None else criterion
-    if not isinstance(criterion, Criterion):
-        raise TypeError(f"prune_oneshot: {criterion!r} is no criterion; wanda() would work")
-    if hasattr(batches, "shape") or isinstance(batches, Mapping):
-        kind = "one array" if hasattr(batches, "shape") else "a dictionary"
-        raise TypeError(f"prune_oneshot: batches is {kind}; [(batch,), ...] would work")
-    batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    check_batches(batches)
-    named = choose(check_rules(rules), params)
-    traced, lines, data = lines_of(fn, params, batches, named)
-    line = lines[0]
-    specs = resolve(with_axes(rules, params, line.found.values()), params)
-    check_numbers(params, specs)
+    run = prepare(fn, params, batches, rules, criterion)
+    specs, where = run.specs, run.where
     shares = as_distribution(distribution).targets(specs, sparsity)
-    targets = {path: _target(spec, shares[path], per) for path, spec in specs.items()}
-    known = {path: criterion.known(spec) for path, spec in specs.items()} if criterion.known else {}
-    where = only_sites(list(line.sites.values()), specs)
-    for error in line.untold.values():
-        raise error
-    units = units_of(line)
-    check_units(units, where)
-    check_rows(lines, data, criterion.reducer, where)
-
+    targets = {path: target_of(spec, shares[path], per) for path, spec in specs.items()}
     masks: dict[Unit, Any] = {}
     done: dict[Unit, Any] = {}
     kept: Folder | None = None
@@ -153,8 +122,8 @@ def prune_oneshot(
         path = unit.path
         view = dataclasses.replace(specs[path].view, shape=weight.shape)
         spec = dataclasses.replace(specs[path], view=view)
-        beforehand = part(jnp.asarray(known[path]), where[path], unit) if path in known else None
-        mask, found = _prune(criterion, weight, state, targets[path], spec, beforehand)
+        known = run.beforehand(unit)
+        mask, found = prune_kernels(criterion, weight, state, targets[path], spec, known)
         if kept is not None:
             stayed = np.array_equal(found, jnp.where(mask, weight, 0))
             kept.save(unit, mask, found, new=not stayed)
@@ -163,25 +132,22 @@ def prune_oneshot(
             error = relative_error(spec.view, weight, found, state[0])
             jax.block_until_ready(found)
             now = time.perf_counter()
-            on_pruned(Pruned(path, unit.index, len(masks), len(units), error, now - began))
+            on_pruned(Pruned(path, unit.index, len(masks), len(run.units), error, now - began))
             began = now
         return found
 
-    weights = {
-        name: a for name, a in zip(traced.names, traced.arrays, strict=True) if name is not None
-    }
     with contextlib.ExitStack() as stack:
         if folder is not None:
-            run = {
-                "program": of_program(traced.program),
+            held = {
+                "program": of_program(run.traced.program),
                 "weights": fingerprint(leaves),
-                "batches": fingerprint([leaves_by_path(batch) for batch in batches]),
+                "batches": fingerprint([leaves_by_path(batch) for batch in run.batches]),
                 "rules": fingerprint([(path, str(specs[path]), targets[path]) for path in specs]),
                 "criterion": fingerprint(criterion),
             }
-            kept = stack.enter_context(opened(folder, run))
+            kept = stack.enter_context(opened(folder, held))
             arrays = {path: jnp.asarray(leaves[path]) for path in specs}
-            like = {u: _like(arrays[u.path], where[u.path], u) for u in units}
+            like = {u: _like(arrays[u.path], where[u.path], u) for u in run.units}
             for unit, (mask, found) in kept.load(like).items():
                 weight = part(arrays[unit.path], where[unit.path], unit)
                 masks[unit], done[unit] = (
@@ -189,34 +155,14 @@ def prune_oneshot(
                     jnp.where(mask, weight if found is None else found, 0),
                 )
         began = time.perf_counter()
-        new = walk(
-            lines, weights, data, _with_size(criterion.reducer), prune, done=done, spill=spill
-        )
+        new = run.walk(with_size(criterion.reducer), prune, done=done, spill=spill)
     whole = {path: _together(masks, path, where[path]) for path in specs}
     return OneShot(replace_by_path(params, leaves | {path: new[path] for path in specs}), whole)
-
-
-def _target(spec: LeafSpec, sparsity: float, per: Any) -> Target:
-    """What is to be kept of one kernel of a leaf."""
-    shape = tuple(1 if i in spec.view.batch else n for i, n in enumerate(spec.view.shape))
-    return Target(spec.pattern, sparsity, per, dataclasses.replace(spec.view, shape=shape))
 
 
 def _like(leaf, site: Site, unit: Unit) -> jax.ShapeDtypeStruct:
     """What the kernels of a unit are like."""
     return jax.eval_shape(lambda leaf: part(leaf, site, unit), leaf)
-
-
-def _with_size(reducer: Reducer) -> Reducer:
-    """A reducer that keeps how large the numbers get, too."""
-    size = largest()
-    return Reducer(
-        lambda site: (reducer.init(site), size.init(site)),
-        lambda state, met, site: (
-            reducer.update(state[0], met, site),
-            size.update(state[1], met, site),
-        ),
-    )
 
 
 def _together(masks: dict[Unit, Any], path: str, site: Site) -> Bool[Array, "..."]:
@@ -226,54 +172,3 @@ def _together(masks: dict[Unit, Any], path: str, site: Site) -> Bool[Array, "...
         if unit.path == path:
             whole[place_of(site, unit)] = mask
     return jnp.asarray(whole)
-
-
-def _prune(criterion: Criterion, weight, state, target: Target, spec: LeafSpec, known=None):
-    """A leaf or some kernels of it, kernel by kernel; `known` beforehand is of its shape."""
-    view, path = spec.view, spec.path
-    check_met(path, state[1], state[0])
-    lead = state[1].ndim  # as many axes number kernels
-    met = jax.tree.map(lambda a: a.reshape(-1, *a.shape[lead:]), state[0])
-    beforehand = [] if known is None else [jnp.asarray(known)]
-    try:
-        mask, found = _run(
-            jnp.asarray(weight),
-            met,
-            *beforehand,
-            prune=criterion.prune,
-            target=target,
-            view=view,
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"prune_oneshot: {path!r} of shape {view.shape}, seen as {view}: {error}"
-        ) from error
-    if not jnp.isfinite(found).all():
-        raise ValueError(
-            f"prune_oneshot: new weights of {path!r} of shape {view.shape} are not finite: what "
-            "it meets is too large for float32, or too much alike for its damping; values scaled "
-            "down, a larger damping or wanda() would work"
-        )
-    return mask, found
-
-
-# Equal layers share a compilation: a criterion, a target and a view are what it depends on.
-@functools.partial(jax.jit, static_argnames=("prune", "target", "view"))
-def _run(weight, state, *known, prune, target: Target, view: View):
-    def kernels(leaf):
-        return view.matrix(leaf).reshape(-1, *view.matrix_shape)
-
-    def one(slices):
-        kernel, state, *known = slices
-        mask, found = prune(kernel.astype(jnp.float32), state, target, *known)
-        if found is not None and not jnp.issubdtype(weight.dtype, jnp.floating):
-            raise ValueError(
-                f"{weight.dtype} weights cannot take the new ones of this criterion; wanda() "
-                "leaves them as they are"
-            )
-        found = kernel if found is None else found.astype(weight.dtype)
-        return mask, jnp.where(mask, found, jnp.zeros((), weight.dtype))
-
-    slices = kernels(weight), state, *map(kernels, known)
-    shape = (*view.batch_shape, *view.matrix_shape)
-    return [view.leaf(a.reshape(shape)) for a in lax.map(one, slices)]
