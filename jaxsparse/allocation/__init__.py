@@ -15,6 +15,8 @@ from jaxsparse.allocation.costs.latency_report import (
 from jaxsparse.allocation.costs.program import Layer, layers
 from jaxsparse.allocation.costs.stored import Bytes
 from jaxsparse.allocation.costs.table import LatencyTable
+from jaxsparse.allocation.evaluations import Searched, Tried
+from jaxsparse.allocation.evolution import evolve
 from jaxsparse.allocation.exact import exact
 from jaxsparse.allocation.losses import losses
 from jaxsparse.allocation.narrowing import narrow, unit_masks, unit_scores
@@ -22,6 +24,7 @@ from jaxsparse.allocation.netadapt.result import NetAdapt
 from jaxsparse.allocation.netadapt.rules import reduction_bound
 from jaxsparse.allocation.netadapt.search import netadapt
 from jaxsparse.allocation.netadapt.tuning import tuner
+from jaxsparse.allocation.restarts import search
 from jaxsparse.allocation.sensitivity.changes import Change, Curve, Joint, Target
 from jaxsparse.allocation.sensitivity.scan import Cell, scan
 from jaxsparse.allocation.sensitivity.table import Sensitivity
@@ -46,10 +49,13 @@ __all__ = [
     "Layer",
     "NetAdapt",
     "Network",
+    "Searched",
     "Sensitivity",
     "Target",
+    "Tried",
     "Weights",
     "amc",
+    "evolve",
     "exact",
     "latency_report",
     "layers",
@@ -58,6 +64,7 @@ __all__ = [
     "netadapt",
     "reduction_bound",
     "scan",
+    "search",
     "tuner",
     "unit_masks",
     "unit_scores",
