@@ -263,7 +263,7 @@ def test_a_killed_scan_goes_on(tmp_path):
     class Killed(Exception):
         pass
 
-    told, file = [], tmp_path / "scan.json"
+    told, file = [], tmp_path / "new" / "scan.json"
 
     def kill(cell):
         told.append(cell)
@@ -362,6 +362,7 @@ NAN = {"down": PARAMS["down"], "up": PARAMS["up"].at[0, 0].set(jnp.nan)}
         ({"ratios": (0.5, 0.3)}, "fractions to prune that rise"),
         ({"ratios": (0, 0.3)}, "0 is the dense model"),
         ({"ratios": (0.5, 1.0)}, "fractions to prune that rise"),
+        ({"ratios": (0.5, float("nan"))}, "fractions to prune that rise"),
         ({"rules": [js.Rule("up", js.NM(2, 4))]}, "ratios of 'up': sparsity 0.75 is above 0.5"),
         ({"rules": [js.Rule("up", js.Unstructured(), 0.5)]}, "rule says sparsity=0.5"),
         ({"rules": None}, "no rules"),
@@ -396,6 +397,11 @@ def test_groups_that_may_not_go_are_refused_by_name():
     structure = js.graph.structure(residual, params, BATCHES[0][0])
     with pytest.raises(ValueError, match="groups: 'stream' is no group of units that can go"):
         scanned(params=params, structure=structure, groups=["stream"])
+    shapes = jax.eval_shape(lambda: params)
+    with pytest.raises(TypeError, match=r"'out' is ShapeDtypeStruct.* arrays would work"):
+        scanned(params=shapes)
+    with pytest.raises(TypeError, match="dict is no function"):
+        scanned(params, correct)
     with pytest.raises(TypeError, match=r"groups='stream' is no list"):
         scanned(params=params, structure=structure, groups="stream")
 

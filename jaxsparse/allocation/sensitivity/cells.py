@@ -56,6 +56,11 @@ class Cells:
         none = self.structure is not None and rules is None
         self.specs = {} if none else resolve(check_rules(rules or ()), params)
         check_countable(self.specs)
+        for path, leaf in leaves_by_path(params).items():
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                raise TypeError(
+                    f"scan: {path!r} is {leaf}, a shape: models are evaluated, so arrays would work"
+                )
         weights = leaves_of(params, self.specs)
         check_finite(weights)
         units = () if self.structure is None else self.structure.groups
@@ -138,7 +143,8 @@ def check_ratios(
 ) -> tuple[float, ...]:
     """The ratios, rising and within what every target can give; an error names what is not."""
     found = tuple(map(float, ratios))
-    if not found or any(b <= a for a, b in itertools.pairwise((0.0, *found))) or found[-1] >= 1:
+    # Said of what is right, so that NaN is wrong.
+    if not found or not all(a < b for a, b in itertools.pairwise((0.0, *found, 1.0))):
         raise ValueError(
             f"scan: ratios={list(ratios)}; fractions to prune that rise between 0 and 1, such as "
             "(0.1, 0.3, 0.5, 0.7, 0.9), would work: 0 is the dense model, of which every scan has "
@@ -208,10 +214,11 @@ def _scores(
         )
         given, _ = score.update(slopes, score.init(weights, dict(specs)), weights, context)
     else:
-        given = {path: jnp.asarray(leaf) for path, leaf in leaves_by_path(score).items()}
+        leaves = leaves_by_path(score)
         for path in specs:
-            if path not in given:
-                raise ValueError(f"scan: no scores for leaf {path!r}; {near_misses(path, given)}")
+            if path not in leaves:
+                raise ValueError(f"scan: no scores for leaf {path!r}; {near_misses(path, leaves)}")
+        given = {path: jnp.asarray(leaves[path]) for path in specs}
     for path in specs:
         bad = int(jnp.isnan(given[path]).sum())
         if bad:

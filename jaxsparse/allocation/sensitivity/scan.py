@@ -18,6 +18,7 @@ from jaxsparse.allocation.sensitivity.changes import Change
 from jaxsparse.allocation.sensitivity.records import Better, Over, Record, read, write
 from jaxsparse.allocation.sensitivity.table import Sensitivity
 from jaxsparse.calibration.resuming import fingerprint, of_program
+from jaxsparse.files import naming
 from jaxsparse.graph import Structure
 from jaxsparse.patterns.rules import Rule
 from jaxsparse.pruning.scores import Score
@@ -99,8 +100,9 @@ def scan(
       unit_score: of units, "l2", "l1" or a function, as in `narrow`.
       stacked: what a leaf that stacks kernels along batch axes is: "apart", a curve for each
         kernel, named `path[2]`; "together", one curve, all kernels as sparse. None refuses it.
-      path: a JSON file that the scan is kept in after every cell: the same call after a kill
-        goes on, and returns at once what is whole. Dense is evaluated anew each time.
+      path: a JSON file that the scan is kept in after every cell, its folder made where there is
+        none: the same call after a kill goes on, and returns at once what is whole. Dense is
+        evaluated anew each time.
       on_cell: called after every cell.
 
     Returns:
@@ -130,12 +132,21 @@ def scan(
     References:
       Li et al. 2017, arXiv 1608.08710, and Han et al. 2015, arXiv 1506.02626, for such curves.
     """
+    if not callable(evaluate):
+        raise TypeError(
+            f"scan: {type(evaluate).__name__} is no function; evaluate(params, batch), which "
+            "gives the metric of every example, comes first"
+        )
     if better not in _SIGNS:
         raise ValueError(
             f"scan: better={better!r}; 'higher' for an accuracy or 'lower' for a loss would work"
         )
     cells = Cells(params, rules, score, structure, groups, unit_score, stacked)
     ratios = check_ratios(ratios, cells.targets, cells.specs)
+    file = None if path is None else pathlib.Path(path)
+    if file is not None:
+        with naming(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
     measure = _Measure(evaluate, params, cells, batches, better)
     record = Record(
         better=better,
@@ -147,7 +158,6 @@ def scan(
         over=measure.over,
         run=measure.run(),
     )
-    file = None if path is None else pathlib.Path(path)
     if file is not None and file.exists():
         held = read(file)
         record.check_same(held, file)
@@ -181,11 +191,6 @@ class _Measure:
         batches: Iterable[Any],
         better: Better,
     ):
-        if not callable(evaluate):
-            raise TypeError(
-                f"scan: {type(evaluate).__name__} is no function; evaluate(params, batch), which "
-                "gives the metric of every example, comes first"
-            )
         self._cells, self._batches, self._sign = cells, list(batches), _SIGNS[better]
         if not self._batches:
             raise ValueError("scan: no batches; [(inputs, labels)] would work")
@@ -216,7 +221,7 @@ class _Measure:
         return {
             "weights": fingerprint(self._arrays),
             "program": of_program((traced.jaxpr.jaxpr, traced.jaxpr.consts)),
-            "rules": fingerprint([str(spec) for spec in cells.specs.values()]),
+            "rules": fingerprint([*map(repr, cells.specs.values()), repr(cells.structure)]),
             "order": fingerprint(cells.places),
             "batches": fingerprint([leaves_by_path(batch) for batch in self._batches]),
         }
