@@ -125,7 +125,7 @@ def test_one_program_has_all_cells(caplog):
         return correct(params, batch)
 
     with caplog.at_level(logging.WARNING), jax.log_compiles():
-        found = scanned(counted, ratios=np.linspace(0.05, 0.95, 19))
+        found = scanned(counted, ratios=np.linspace(0.05, 0.95, 19).tolist())
         found.joint(dict.fromkeys(PARAMS, found.ratios[7]))
     text = "Finished XLA compilation of jit(evaluate_pruned)"
     assert sum(text in record.getMessage() for record in caplog.records) == len(traces) == 1
