@@ -28,6 +28,8 @@ class Tried(NamedTuple):
 
 
 class State(NamedTuple):
+    """All that a search goes on from."""
+
     agent: Agent
     replay: Replay
     history: Tried
