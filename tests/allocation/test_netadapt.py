@@ -370,6 +370,14 @@ def test_a_folder_of_another_run_is_refused(tmp_path, change, message):
         search(**{"budget": 0.8, "folder": tmp_path} | change)
 
 
+def test_a_folder_in_use_is_refused(tmp_path):
+    def again(candidate):
+        with pytest.raises(ValueError, match="another folder, would work"):
+            search(folder=tmp_path)
+
+    assert search(budget=0.8, folder=tmp_path, on_candidate=again).candidates
+
+
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path):
     search(budget=0.6, folder=tmp_path)
     notes = tmp_path / "netadapt.json"

@@ -73,6 +73,17 @@ class Search:
             params = mask_params(self._tune(params, masks, steps), masks)
         return Network(params, network.kept), self.accuracy(params, of)
 
+    def finished(self, state: State, steps: range, progress: Progress) -> tuple[Network, float]:
+        """The last network after the long tuning, and its accuracy."""
+        if progress.final is not None:
+            return progress.network(None), progress.final
+        network = state.network or progress.network(state.last)
+        if state.last is None or not steps:
+            return network, state.accuracy
+        network, accuracy = self.tuned(network, steps, "the network after the long tuning")
+        progress.finish(accuracy, network)
+        return network, accuracy
+
     def iterate(
         self, proposals: Sequence[Candidate], state: State, steps: range, progress: Progress
     ) -> tuple[list[Candidate], State]:

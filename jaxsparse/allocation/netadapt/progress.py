@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
+from jaxsparse import locks
 from jaxsparse.allocation.netadapt.rules import Candidate
 from jaxsparse.files import naming, replacing
 from jaxsparse.graph.hosts import placed_as, whole
@@ -37,11 +38,29 @@ class Network(NamedTuple):
     kept: dict[str, Bool[np.ndarray, " units"]]
 
 
+@contextlib.contextmanager
+def opened(
+    folder: str | pathlib.Path | None, run: Mapping[str, Any], accuracy: float, dense: Network
+) -> Iterator["Progress"]:
+    """A `Progress` in a folder, made if it is not there, that no other process may use meanwhile.
+
+    Raises:
+      ValueError: another call, of this process or another, uses it; says which, since when.
+    """
+    if folder is None:
+        yield Progress(None, run, accuracy, dense)
+        return
+    with naming(folder):
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    with locks.held(folder, "its end, or another folder, would work"):
+        yield Progress(folder, run, accuracy, dense)
+
+
 class Progress:
     """What a run has tried.
 
     Args:
-      folder: where; made if it is not there. None keeps nothing.
+      folder: where. None keeps nothing.
       run: fingerprints of what the result follows from, by what they are of.
       accuracy: of the whole network.
       dense: the whole network.
@@ -73,8 +92,6 @@ class Progress:
                     "without random state would work"
                 )
         self._folder = pathlib.Path(folder)
-        with naming(folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
         self._open()
 
     def _open(self) -> None:

@@ -19,7 +19,7 @@ from jaxsparse.allocation.netadapt.checks import (
     total,
 )
 from jaxsparse.allocation.netadapt.iterations import Search, State
-from jaxsparse.allocation.netadapt.progress import Network, Progress
+from jaxsparse.allocation.netadapt.progress import Network, opened
 from jaxsparse.allocation.netadapt.result import NetAdapt
 from jaxsparse.allocation.netadapt.rules import Candidate, Choice, proposal
 from jaxsparse.allocation.netadapt.tuning import Tune
@@ -87,6 +87,7 @@ def netadapt(
       blocks: as in `js.graph.structure`.
       folder: keeps every candidate: after a kill the same call goes on behind the last one, and
         comes to the same result if `tune` and `evaluate` give the same for the same arguments.
+        One process at a time may use it.
       on_candidate: called with each candidate as it is done.
 
     Returns:
@@ -94,8 +95,8 @@ def netadapt(
 
     Raises:
       ValueError: a budget below the cost at the lowest widths, a number out of range, names of no
-        groups, a folder of another run; all before the first candidate. An accuracy or cost that
-        is not finite.
+        groups, a folder of another run or in use; all before the first candidate. An accuracy or
+        cost that is not finite.
       TypeError: arguments of another kind.
       RuntimeError: no group alone makes the network cheaper any more, and it costs too much still.
 
@@ -141,9 +142,8 @@ def netadapt(
         "settings": fingerprint([settings, score]),
         "cost": [cost.unit, dense],
     }
-    progress = Progress(folder, run, before, whole)
 
-    def proposed(name: str, iteration: int) -> Candidate:
+    def proposed(name: str, iteration: int, state: State) -> Candidate:
         target = state.cost - initial * dense * decay ** (iteration - 1)
 
         def costs(width: int) -> float:
@@ -152,22 +152,15 @@ def netadapt(
         found = proposal(state.widths[name], divisors[name], least[name], costs, target)
         return Candidate(iteration, name, *found, target)
 
-    state, candidates, iteration = State(widths, dense, before, None, whole), [], 0
-    while state.cost > budget:
-        steps, iteration = range(iteration * short, (iteration + 1) * short), iteration + 1
-        proposals = [proposed(name, iteration) for name in names]
-        rows, state = search.iterate(proposals, state, steps, progress)
-        candidates += rows
-    network, accuracy = state.network, state.accuracy
-    if iteration and long and progress.final is None:
-        network = network or progress.network(state.last)
-        steps = range(iteration * short, iteration * short + long)
-        network, accuracy = search.tuned(network, steps, "the network after the long tuning")
-        progress.finish(accuracy, network)
-    elif progress.final is not None:
-        network, accuracy = progress.network(None), progress.final
-    elif network is None:
-        network = progress.network(state.last)
+    state, candidates, done = State(widths, dense, before, None, whole), [], 0
+    with opened(folder, run, before, whole) as progress:
+        while state.cost > budget:
+            steps, done = range(done * short, (done + 1) * short), done + 1
+            proposals = [proposed(name, done, state) for name in names]
+            rows, state = search.iterate(proposals, state, steps, progress)
+            candidates += rows
+        steps = range(done * short, done * short + long)
+        network, accuracy = search.finished(state, steps, progress)
     about = {"search": "netadapt", "cost": state.cost, "unit": cost.unit, "accuracy": accuracy}
     masks = unit_masks(units, network.params, network.kept)
     return NetAdapt(
