@@ -92,7 +92,7 @@ def spdy(problem: Problem, ratios: Sequence[float] = RATIOS) -> Found:
 @METHODS.register("netadapt")
 def netadapt(
     problem: Problem,
-    short: int = 10,
+    short: int = 5,
     choice: Literal["accuracy", "ratio"] = "accuracy",
     initial: float = 0.1,
     decay: float = 0.97,
@@ -123,18 +123,20 @@ def netadapt(
 @METHODS.register("amc")
 def amc(
     problem: Problem,
-    episodes: int = 400,
-    warmup: int = 100,
+    episodes: int = 200,
+    warmup: int = 50,
     hidden: int = 300,
     reward: Literal["error", "error_and_cost"] = "error",
     calibration: int = 64,
 ) -> Found:
     """An agent that learns by the accuracy what to keep of each layer, one after the other.
 
+    Episodes are half of the paper's, whose networks are larger.
+
     Args:
       problem: the search.
       episodes, reward: as in `js.allocation.amc`.
-      warmup, hidden: of `js.allocation.Settings`.
+      warmup, hidden: of `js.allocation.DDPG`.
       calibration: validation images by which weights are fitted to the channels that are kept.
     """
     found = js.allocation.amc(
@@ -145,7 +147,7 @@ def amc(
         divisor=problem.limits.divisor,
         reward=reward,
         episodes=episodes,
-        settings=js.allocation.Settings(warmup=warmup, hidden=hidden),
+        settings=js.allocation.DDPG(warmup=warmup, hidden=hidden),
         seed=problem.seed,
         folder=problem.folder / "amc",
     )
