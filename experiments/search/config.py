@@ -37,11 +37,13 @@ def get_config(method: str = "uniform") -> Any:
     config.divisor = 8
     config.lowest = 0.1
     # Validation examples that the search sees; the test part is for the report alone.
-    config.examples = 1000
+    config.examples = 500
     # The same for every method, after the search.
-    config.tuning = ConfigDict({"steps": 200, "batch_size": 64, "peak": 1e-3})
-    # Examples of a forward pass that is timed, and how often every form of the model runs.
-    config.latency = ConfigDict({"batch": 32, "rounds": 30})
+    config.tuning = ConfigDict({"steps": 100, "batch_size": 64, "peak": 1e-3})
+    # Examples of a forward pass that is timed, how often every form of the model runs, and the
+    # file of the table that latency is predicted by: "" is one in the run's folder. Runs that
+    # share it measure each product once. Without `predict` only a budget of latency needs it.
+    config.latency = ConfigDict({"batch": 32, "rounds": 30, "table": "", "predict": True})
     return config
 
 
@@ -63,7 +65,7 @@ def variant(method: str, which: str = "") -> Any:
         config.model.update(width=0.5, stem_stride=1, blocks=2)
         config.train.update(steps=40, peak=1e-2)
         config.tuning.update(steps=10, peak=2e-3)
-        config.latency.update(batch=8, rounds=3)
+        config.latency.update(batch=8, rounds=3, predict=False)
         config.update(examples=200)
         return config
     of, _, share = which.rpartition(":")

@@ -1,14 +1,53 @@
 """What a budget is counted in, by name."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from experiments.registry import Registry
-from jaxsparse.allocation import Cost, Flops
+from jaxsparse.allocation import Bytes, Cost, Flops, Latency, LatencyTable
 
-KINDS: Registry[Cost] = Registry("budget", given=3)
+
+class Traced(NamedTuple):
+    """A model whose cost is asked for.
+
+    Attributes:
+      fn: (tree, inputs) -> outputs.
+      tree: of shapes.
+      example: inputs of one example.
+      batch: inputs of as many as are timed together.
+      table: file of the table of latency.
+    """
+
+    fn: Callable[[Any, Any], Any]
+    tree: Any
+    example: Any
+    batch: Any
+    table: str
+
+
+KINDS: Registry[Cost] = Registry("budget", given=1)
 
 
 @KINDS.register("flops")
-def flops(fn: Any, tree: Any, inputs: Any) -> Cost:
-    """Multiplications of one forward pass."""
-    return Flops(fn, tree, inputs)
+def flops(traced: Traced) -> Flops:
+    """Multiplications of one forward pass of one example."""
+    return Flops(traced.fn, traced.tree, traced.example)
+
+
+@KINDS.register("bytes")
+def stored(traced: Traced) -> Bytes:
+    """Bytes of the parameters."""
+    return Bytes(traced.fn, traced.tree, traced.example)
+
+
+def latency(traced: Traced) -> Latency:
+    """Milliseconds of one forward pass of a batch here; measures what the table lacks.
+
+    Raises:
+      ValueError: a table of another machine.
+    """
+    return Latency(LatencyTable(traced.table), traced.fn, traced.tree, traced.batch)
+
+
+# No decorator: the type of what `latency` returns would be lost.
+KINDS.register("latency")(latency)

@@ -18,7 +18,7 @@ from experiments.search import config as own
 from experiments.search import costs, methods, speed, tuning
 from experiments.search.clock import Clock
 from experiments.search.problem import Limits, Problem, budget_of
-from jaxsparse.allocation import Allocation, Cost, Flops, narrow
+from jaxsparse.allocation import Allocation, Cost, Flops, Latency, narrow
 from jaxsparse.files import replacing
 from jaxsparse.trees import leaves_by_path, replace_by_path
 
@@ -45,6 +45,7 @@ class Setting(NamedTuple):
       limits: of their widths.
       cost: by widths.
       budget: of it.
+      latency: of a batch, where it is to be predicted.
     """
 
     config: Any
@@ -57,6 +58,7 @@ class Setting(NamedTuple):
     limits: Limits
     cost: Cost
     budget: float
+    latency: Latency | None
 
 
 def run(config: Any, path: str, overwrite: bool = False, html: bool = True) -> dict[str, Any]:
@@ -88,11 +90,11 @@ def run(config: Any, path: str, overwrite: bool = False, html: bool = True) -> d
         if workdir.finished(folder):
             _LOG.info("%s is finished; --overwrite starts it again", folder)
         else:
-            _run(_prepare(config), folder, html)
+            _run(_prepare(config, folder), folder, html)
         return workdir.read_report(folder)
 
 
-def _prepare(config: Any) -> Setting:
+def _prepare(config: Any, folder: pathlib.Path) -> Setting:
     """Loads the data and traces the model; what cannot be done is said here."""
     _LOG.info("preparing data %r and model %r", config.data.name, config.model.name)
     dataset = data.load(**config.data)
@@ -118,22 +120,26 @@ def _prepare(config: Any) -> Setting:
         )
     units = {group.name: group.units for group in structure.groups}
     limits = Limits(units, config.divisor, config.lowest)
-    cost = costs.KINDS.create(config.budget.of, fn, shapes, example)
+    batch = speed.batch_of(dataset.train, config.latency.batch)
+    table = config.latency.table or str(folder / "latency.json")
+    traced = costs.Traced(fn, shapes, example, batch, table)
+    _LOG.info("counting %s", config.budget.of)
+    cost = costs.KINDS.create(config.budget.of, traced)
     budget = budget_of(cost, limits, config.budget.share, config.budget.width)
-    return Setting(config, dataset, model, fn, shapes, example, structure, limits, cost, budget)
+    latency = cost if isinstance(cost, Latency) else None
+    if latency is None and config.latency.predict:
+        latency = costs.latency(traced)
+    return Setting(
+        *(config, dataset, model, fn, shapes, example, structure, limits, cost, budget, latency)
+    )
 
 
 def _run(setting: Setting, folder: pathlib.Path, html: bool) -> None:
     config, dense = setting.config, _dense(setting, folder)
     clock = Clock(folder / "search_clock.json")
     problem = _problem(setting, dense, folder, clock)
-    found, seconds = _searched(problem, config.method, config.search, clock)
+    found, searched_in = _searched(problem, config.method, config.search, clock)
     widths = found.allocation.widths
-    if (total := setting.cost.total(widths)) > setting.budget:
-        raise ValueError(
-            f"{config.method} found {total:,} {setting.cost.unit}, and the budget is "
-            f"{setting.budget:,.6g}"
-        )
     start = dense if found.tree is None else found.tree
     masks = found.masks
     if masks is None:
@@ -151,18 +157,22 @@ def _run(setting: Setting, folder: pathlib.Path, html: bool) -> None:
         "validation_examples": len(setting.dataset.validation or ()),
         "test_examples": len(setting.dataset.test),
         "rows": [{"stage": n, **_accuracies(setting, tree)} for n, tree in trees.items()],
-        "budget": {"of": config.budget.of, "unit": setting.cost.unit, "most": setting.budget},
-        "cost": {"dense": setting.cost.total(), "found": total},
+        "budget": {
+            "of": config.budget.of,
+            "unit": setting.cost.unit,
+            "most": searched_in["budget"],
+        },
+        "cost": searched_in["cost"],
         "flops": _flops(setting, widths),
         "speed": speed.measure(
             *(setting.fn, dense, tuned, masks, setting.dataset.test),
-            *(config.latency.batch, config.latency.rounds),
+            *(config.latency.batch, config.latency.rounds, setting.latency, widths),
         ),
         "groups": [
             {"group": name, "units": units, "kept": widths.get(name, units)}
             for name, units in setting.limits.units.items()
         ],
-        "search_seconds": seconds,
+        "search_seconds": searched_in["seconds"],
         "tune_seconds": tune_seconds,
         "history": found.history,
         "environment": outcome.environment(),
@@ -227,24 +237,38 @@ def _problem(setting: Setting, dense: Any, folder: pathlib.Path, clock: Clock) -
 
 def _searched(
     problem: Problem, method: str, options: Any, clock: Clock
-) -> tuple[methods.Found, float]:
-    """What the method finds, and its seconds; read where it did so before a kill."""
+) -> tuple[methods.Found, dict[str, Any]]:
+    """What the method finds, with seconds, cost and budget; read where it did so before a kill.
+
+    Measured costs are those of then: a table that was written and read is rounded.
+    """
     folder = problem.folder
     file, weights, units = (folder / name for name in (SEARCH, SEARCHED, SEARCHED_MASKS))
     if not file.exists():
         _LOG.info("searching by %s", method)
         found = methods.METHODS.create(method, problem, **options)
+        total = problem.cost.total(found.allocation.widths)
+        if total > problem.budget:
+            raise ValueError(
+                f"{method} found {total:,} {problem.cost.unit}, and the budget is "
+                f"{problem.budget:,.6g}"
+            )
         found.allocation.save(folder / ALLOCATION)
         if found.tree is not None:
             _save(weights, leaves_by_path(found.tree))
         if found.masks is not None:
             _save(units, found.masks)
-        workdir.write_json(file, {"seconds": clock.seconds, "history": found.history})
+        numbers = {
+            "seconds": clock.seconds,
+            "cost": {"dense": problem.cost.total(), "found": total},
+            "budget": problem.budget,
+        }
+        workdir.write_json(file, numbers | {"history": found.history})
     kept = workdir.read_json(file, _AGAIN)
     tree = _read(weights, problem.tree) if weights.exists() else None
     masks = _arrays(units) if units.exists() else None
     allocation = Allocation.load(folder / ALLOCATION)
-    return methods.Found(allocation, kept["history"], tree, masks), kept["seconds"]
+    return methods.Found(allocation, kept.pop("history"), tree, masks), kept
 
 
 def _tuned(problem: Problem, steps: int, tree: Any, masks: Any) -> tuple[Any, float]:

@@ -40,6 +40,12 @@ def speeds(report: Mapping[str, Any]) -> list[list[str]]:
         faster = "" if name == "dense" else f"{speed['speedup']:.2f}"
         times = (f"{speed[key][name]:.3f}" for key in ("ms", "cpu_ms"))
         table.append([name, *times, faster])
+    if "predicted" in speed:
+        found = speed["predicted"]
+        for name, key in (("dense", "dense_ms"), ("shrunk", "found_ms")):
+            table.append([f"{name}, predicted", f"{found[key]:.3f}", "", ""])
+        text = f"{found['measured_ms']:.3f} ({found['error']:+.1%})"
+        table.append(["shrunk, measured beside it (error)", text, "", ""])
     return table
 
 

@@ -1,7 +1,9 @@
 import functools
 import itertools
 import json
+import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from experiments.search import config as own
 from experiments.search import figures, methods, neighbours, run, summary
 from experiments.search.problem import Limits, budget_of
 from experiments.search.tuning import settled
-from jaxsparse.allocation import Allocation
+from jaxsparse.allocation import Allocation, LatencyTable
 
 CONFIGS = sorted(pathlib.Path("experiments/configs").glob("mnist_*.py"))
 
@@ -206,6 +208,47 @@ def test_statistics_settle_to_those_of_the_data():
     np.testing.assert_allclose(
         seen["norm"]["mean"][...], jnp.mean(stem, (0, 1, 2)), rtol=1e-2, atol=1e-3
     )
+
+
+@pytest.fixture
+def times(monkeypatch):
+    """Products take a microsecond for each number of their kernel, the whole program one ms."""
+
+    def measure(table, programs, before=None):
+        del before
+        table.entries["nothing"] = 0.01
+        for name in programs:
+            kernel = re.findall(r"float32\[([\d,]+)\]", name)[1:2]
+            sizes = map(int, kernel[0].split(",")) if kernel else [1000]
+            table.entries.setdefault(name, 1e-3 * math.prod(sizes))
+        table.save()
+
+    monkeypatch.setattr(LatencyTable, "measure", measure)
+
+
+@pytest.mark.usefixtures("times")
+def test_latency_is_predicted_by_a_table_that_runs_share(dense, tmp_path):
+    table = tmp_path / "latency.json"
+    config = small(init_from=dense)
+    config.budget.of, config.latency.table = "latency", str(table)
+    report = run.run(config, str(tmp_path / "run"), html=False)
+    assert report["budget"]["unit"] == "ms"
+    predicted = report["speed"]["predicted"]
+    assert predicted["dense_ms"] == report["cost"]["dense"] > 1
+    assert predicted["found_ms"] == report["cost"]["found"] <= report["budget"]["most"]
+    error = predicted["found_ms"] / predicted["measured_ms"] - 1
+    assert predicted["error"] == pytest.approx(error)
+    assert any("predicted" in row[0] for row in summary.speeds(report))
+    # A budget of FLOPs has it predicted, too.
+    config.budget.of, config.latency.predict = "flops", True
+    again = run.run(config, str(tmp_path / "flops"), html=False)
+    assert again["budget"]["unit"] == "MACs" and again["speed"]["predicted"]["found_ms"] > 0
+    found = json.loads(table.read_text())
+    found["fingerprint"]["processor"] = "abacus"
+    table.write_text(json.dumps(found))
+    config.seed = 1
+    with pytest.raises(ValueError, match=r"latency.json .*processor is .*'abacus' there"):
+        run.run(config, str(tmp_path / "other"), html=False)
 
 
 OPTIONS = {
