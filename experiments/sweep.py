@@ -4,7 +4,7 @@
 
 The claim "movement" takes hours: some twenty runs of a pretrained transformer, or those of
 the arms that ``--arms`` names. So does "oneshot": about an hour a seed on two idle cores, by
-estimate (``oneshot_claim.ARMS`` has the minutes of each).
+estimate (``oneshot_claim.ARMS`` has the minutes of each); "search" says its hours first.
 
 Every arm of a claim is a config with overrides, run once per seed in a folder of its
 own under the workdir: a sweep that was killed goes on. The outcome is written to
@@ -21,14 +21,16 @@ import absl.logging
 from experiments import claims, workdir
 from experiments.data.download import DownloadError
 
-MOVEMENT, ONESHOT = "movement", "oneshot"
+MOVEMENT, ONESHOT, SEARCH = "movement", "oneshot", "search"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep")
-    parser.add_argument("--claim", required=True, choices=[*claims.CLAIMS, MOVEMENT, ONESHOT])
+    parser.add_argument(
+        "--claim", required=True, choices=[*claims.CLAIMS, MOVEMENT, ONESHOT, SEARCH]
+    )
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="some of movement or oneshot")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="some of the last three")
     parser.add_argument("--workdir", default="runs/sweep", help="folder of the runs")
     parser.add_argument("--results", default="experiments/results", help="folder of the outcome")
     options = parser.parse_args()
@@ -49,6 +51,13 @@ def main() -> None:
 
             outcome = oneshot_claim.measure(seeds, runs / ONESHOT, **some)
             text = oneshot_claim.as_markdown(outcome)
+        elif options.claim == SEARCH:
+            from experiments import search_claim
+
+            hours = search_claim.estimate(options.seeds, **some)
+            print(f"about {hours:.1f} hours on two idle cores, less what is finished", flush=True)
+            outcome = search_claim.measure(seeds, runs / SEARCH, **some)
+            text = search_claim.as_markdown(outcome)
         else:
             outcome = claims.measure(options.claim, seeds, runs)
             text = claims.as_markdown(outcome)
