@@ -35,7 +35,7 @@ for batch in (1, 4, 8, 13, 16, 40, 150):
             check_all(case, rng, batch, TOLERANCE[dtype])
             x = rng.standard_normal((batch, case.dense.shape[0])).astype(np.float32)
             outputs.append(np.asarray(case.dot(x)).tobytes())
-for batch in (1, 4):  # large enough for several threads
+for batch in (1, 4, 7):  # large enough for several threads
     for case in (
         block_case(rng, (1100, 608), (4, 16), 0.5),
         csc_case(rng, (1100, 600), 0.1),

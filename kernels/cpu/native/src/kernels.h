@@ -24,7 +24,10 @@ constexpr int kMostRows = 28;
 constexpr int kFmaChains = 12;
 
 // Rows of x that the bitmap kernel takes, at most.
-constexpr int kBitmapRows = 4;
+constexpr int kBitmapRows = 8;
+
+// Places of a column that it takes at once.
+constexpr int kBitmapPlaces = 64;
 
 // Bytes of the widest vector: what a kernel may touch past the end of an array where its comment
 // below says so.
@@ -54,9 +57,11 @@ struct CscEntries {
   const void *index, *values;
 };
 
-// Columns of weights under bits, `words` words a column, and their `count` values.
+// Columns of weights under bits and their `count` values. A column is `words` words, the next
+// begins `stride` later.
 struct BitmapColumns {
   int columns, words;
+  long stride;
   const uint32_t* bits;
   int dtype;
   const void* values;
@@ -170,10 +175,13 @@ struct Kernels {
   // is written too.
   long (*bitmap_rows)(int columns, long stride, int words, const uint32_t* bits, uint16_t* counts,
                       uint8_t* rows);
-  // sums[column][rows] += x times the columns, for up to kBitmapRows rows of x that are whole
-  // strips long. False where there are not `count` bits. A vector past the last value is read
-  // too. Null where the instruction set has no such kernel.
+  // The next two are null where the instruction set has no such kernel.
+  // sums[column][rows][lanes] += x times the columns, for up to kBitmapRows rows of x, finite and
+  // read up to a multiple of kBitmapPlaces. False where there are not `count` bits. A vector past
+  // the last value is read too.
   bool (*bitmap_dot)(const BitmapColumns& from, int rows, const float* x, long ld, float* sums);
+  // y[row][column] = what the lanes of sums[column][row] add up to.
+  void (*bitmap_sums)(int columns, int rows, const float* sums, float* y, long ld);
 
   // N:M on few rows of x, columns [n0, n1). A row of x is groups * m long.
   void (*nm_rows)(const NmGroups& from, const FewRows& rows, long n0, long n1);

@@ -38,30 +38,50 @@ struct StripChunk {
 // Whether the bits below row k are all zero: only they could name rows that are not there.
 bool inside(const BitmapWeights& w) {
   const long s = w.strips() - 1, rows = w.k - s * w.strip();
-  uint32_t outside = 0;
+  uint32_t beyond[8], outside = 0;
   for (int i = 0; i < w.words; i++) {
     const long kept = std::min<long>(32, std::max<long>(0, rows - 32 * i));
-    const uint32_t beyond = kept == 32 ? 0 : ~0u << kept;
-    for (long n = 0; beyond && n < w.n; n++)
-      outside |= w.bits[(s * w.n + n) * w.words + i] & beyond;
+    beyond[i] = kept == 32 ? 0 : ~0u << kept;
   }
+  const uint32_t* bits = w.bits + s * w.n * w.words;
+  for (long n = 0; n < w.n; n++, bits += w.words)
+    for (int i = 0; i < w.words; i++) outside |= bits[i] & beyond[i];
   return outside == 0;
+}
+
+// The row-wise kernel multiplies x by zeros, too.
+bool finite(const Matrix& x) {
+  constexpr uint32_t kExponent = 0x7f800000;
+  uint32_t found = 0;
+  for (long i = 0; i < x.rows * x.columns; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, x.at + i, sizeof bits);
+    found |= (bits & kExponent) == kExponent;
+  }
+  return found == 0;
 }
 
 bool rows_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
   const Kernels& k = kernels();
-  const long rows = x.rows, strips = w.strips(), chunks = w.chunks(), ld = strips * w.strip();
-  const long bytes = dtype_bytes(w.dtype);
-  float* xs = scratch().get<float>(kInput, rows * ld);
-  copy_columns(x, 0, (int)ld, xs);
+  const long rows = x.rows, strips = w.strips(), chunks = w.chunks();
+  const long ld = (w.k + kBitmapPlaces - 1) / kBitmapPlaces * kBitmapPlaces;
+  const long bytes = dtype_bytes(w.dtype), column = rows * k.lanes;
+  const float* xs = x.at;
+  if (ld != x.columns) {  // the last places lie beyond x: read zeros there
+    float* padded = scratch().get<float>(kInput, rows * ld);
+    copy_columns(x, 0, (int)ld, padded);
+    xs = padded;
+  }
   const long together = std::max<long>(1, std::min<long>(8, chunks / (pool.threads() * 4)));
   std::atomic<bool> good{true};
   parallel_for(pool, (chunks + together - 1) / together, [&](long i) {
     const long c0 = i * together, c1 = std::min(chunks, c0 + together);
     const long n0 = c0 * kTileColumns, n1 = std::min(w.n, c1 * kTileColumns);
-    float* sums = scratch().get<float>(kOuts, (n1 - n0) * rows);
-    std::fill(sums, sums + (n1 - n0) * rows, 0.f);
+    float* sums = scratch().get<float>(kOuts, (n1 - n0) * column);
+    std::fill(sums, sums + (n1 - n0) * column, 0.f);
     for (long s = 0; s < strips; s++) {
+      // Of the last strip nothing below the last row.
+      const int words = (int)std::min<long>(w.words, (w.k - s * w.strip() + 31) / 32);
       for (long c = c0; c < c1; c++) {
         const StripChunk here(w, s, c);
         const void* values = here.values;
@@ -70,16 +90,16 @@ bool rows_dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
           const long size = here.count * bytes;
           values = std::memcpy(scratch().get<char>(kWeights, size, kVectorBytes), values, size);
         }
-        const BitmapColumns from{here.columns, w.words, here.bits, w.dtype, values, here.count};
+        const BitmapColumns from{here.columns, words,  w.words,   here.bits,
+                                 w.dtype,      values, here.count};
         if (!k.bitmap_dot(from, (int)rows, xs + s * w.strip(), ld,
-                          sums + (c * kTileColumns - n0) * rows)) {
+                          sums + (c * kTileColumns - n0) * column)) {
           good = false;
           return;
         }
       }
     }
-    for (long m = 0; m < rows; m++)
-      for (long n = n0; n < n1; n++) y[m * w.n + n] = sums[(n - n0) * rows + m];
+    k.bitmap_sums((int)(n1 - n0), (int)rows, sums, y + n0, w.n);
   });
   return good;
 }
@@ -203,7 +223,8 @@ const char* dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
   if (!inside(w)) return kBadBits;
   const Kernels& k = kernels();
   if (x.rows == 0) return nullptr;
-  if (k.bitmap_dot && x.rows <= kBitmapRows) return rows_dot(pool, x, w, y) ? nullptr : kBadBits;
+  if (k.bitmap_dot && x.rows <= kBitmapRows && finite(x))
+    return rows_dot(pool, x, w, y) ? nullptr : kBadBits;
   const int width = tile_width(x.rows);
   const bool full = width == k.tile_vectors * k.lanes;
   const int parts = full && w.words == 8 ? kMostParts : 1;

@@ -1,6 +1,7 @@
 // One instruction set's table. The including file defines LANES, TABLE and TABLE_NAME.
 #include "kernels.h"
 #include "microkernels/bitmap-inl.h"
+#include "microkernels/bitmap_dot-inl.h"
 #include "microkernels/block-inl.h"
 #include "microkernels/csc_panel-inl.h"
 #include "microkernels/csc_tiles-inl.h"
@@ -19,7 +20,8 @@ extern const Kernels TABLE = {
     block_panel,      block_rows,  widen_any,   widen_transposed,
     outer,            tile_dot,    nm_quads,    quads_dot,
     csc_cut,          csc_copy,    descents,
-    csc_panel,        bitmap_rows, bitmap_dot,  nm_rows,
+    csc_panel,        bitmap_rows, bitmap_dot,  bitmap_sums,
+    nm_rows,
     fma_rounds,       read_all,
 };
 
