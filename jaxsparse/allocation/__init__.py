@@ -29,6 +29,7 @@ from jaxsparse.allocation.sensitivity.changes import Change, Curve, Joint, Targe
 from jaxsparse.allocation.sensitivity.scan import Cell, scan
 from jaxsparse.allocation.sensitivity.table import Sensitivity
 from jaxsparse.allocation.weights import Weights
+from jaxsparse.allocation.widths import exact_widths
 
 __all__ = [
     "AMC",
@@ -57,6 +58,7 @@ __all__ = [
     "amc",
     "evolve",
     "exact",
+    "exact_widths",
     "latency_report",
     "layers",
     "losses",

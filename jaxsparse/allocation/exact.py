@@ -23,7 +23,8 @@ def exact(
     Args:
       losses: by path what the leaf loses at each of its levels, in any unit; inf forbids one.
       costs: by path what it costs at each; or a cost such as `Flops(fn, params, *inputs)`, which
-        is asked for its total with each leaf sparse by itself, and once more in the end.
+        is asked for its total with each leaf sparse by itself, and with all of them in the end:
+        where that is not the sum, the budget holds, but nothing is proved.
       budget: of the costs of all leaves; with a cost of the whole program, in its unit.
       levels: the sparsities, in [0, 1): for all leaves, or by path.
       buckets: cuts the budget as SPDY does. Costs are rounded up to whole buckets, so
@@ -52,6 +53,7 @@ def exact(
     problem = table(losses, costs, budget, levels, buckets)
     found = problem.solve()
     proved = found.proved and (buckets is None or problem.whole.exact)
+    proved = proved and problem.adds_up(found.chosen) and problem.adds_up(problem.lowest)
     known = buckets is None and found.bound > float("-inf")
     bound = {"bound": found.bound} if known and not proved else {}
     return problem.allocation(found.chosen, by="exact", proved=proved, **bound)

@@ -13,6 +13,15 @@ _EXACT = 2**53
 _BITS = 52
 
 
+def slack_of(total: int | float) -> Fraction:
+    """What differences of such totals are rounded by: a budget may be missed by no more.
+
+    >>> slack_of(10**9), float(slack_of(2.0))
+    (Fraction(0, 1), 2e-12)
+    """
+    return Fraction(0) if isinstance(total, int) else abs(Fraction(total)) / 10**12
+
+
 class Whole(NamedTuple):
     """Costs in a unit of their own.
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from jaxsparse.allocation.allocation import Allocation
 from jaxsparse.allocation.costs.flops import Cost
-from jaxsparse.allocation.rounding import Whole, whole_numbers
+from jaxsparse.allocation.rounding import Whole, slack_of, whole_numbers
 from jaxsparse.allocation.solving import LIMIT, Solution, cheapest, solve
 from jaxsparse.patterns.base import check_sparsity
 from jaxsparse.trees import near_misses
@@ -49,7 +49,10 @@ class Table:
     @functools.cached_property
     def whole(self) -> Whole:
         """The costs, and what the budget leaves for them, as whole numbers."""
-        left = Fraction(self.budget) - (Fraction(_plain(self.cost.total())) if self.cost else 0)
+        left = Fraction(self.budget)
+        if self.cost is not None:
+            total = _plain(self.cost.total())
+            left += slack_of(total) - Fraction(total)
         return whole_numbers(self.costs, left, self.buckets)
 
     def solve(
@@ -73,10 +76,11 @@ class Table:
             found = solve(losses, whole.costs, whole.budget - lowered, limit=limit)
             over = Fraction(self.paid(found.chosen)) - Fraction(self.budget)
             if over <= 0:
-                return found._replace(bound=-math.inf) if lowered else found
+                slack = 0 if self.cost is None else slack_of(_plain(self.cost.total()))
+                return found._replace(bound=-math.inf) if lowered * whole.unit > slack else found
             lowered += math.ceil(over / whole.unit)
         # No sum is within it, but the whole may be.
-        lowest = tuple(int(np.argmin(paid)) for paid in whole.costs)
+        lowest = self.lowest
         if self.cost is None or self.paid(lowest) > self.budget:
             enough = "that" if whole.exact else "a little more, as costs are rounded up,"
             raise ValueError(
@@ -84,6 +88,18 @@ class Table:
                 f"{self.paid(lowest)} is left; {enough} would work"
             )
         return Solution(lowest, self.lost(lowest), least, -math.inf)
+
+    @property
+    def lowest(self) -> tuple[int, ...]:
+        """Every leaf at its cheapest level."""
+        return tuple(int(np.argmin(paid)) for paid in self.whole.costs)
+
+    def adds_up(self, chosen: Sequence[int]) -> bool:
+        """Whether a choice costs what its leaves cost together."""
+        if self.cost is None:
+            return True
+        parts = [paid[k] for paid, k in zip(self.costs, chosen, strict=True)]
+        return math.isclose(_sum([self.cost.total(), *parts]), self.paid(chosen), rel_tol=1e-9)
 
     def paid(self, chosen: Sequence[int]) -> int | float:
         """What a choice costs in truth."""

@@ -177,6 +177,7 @@ def test_a_cost_that_does_not_add_up_is_held_and_proves_nothing():
         found = exact(losses, Program(joint=1), budget, levels=LEVELS)
         shares = {path: 1 - share for path, share in found.sparsities.items()}
         assert Program(joint=1).total(densities=shares) == found.about["cost"] <= budget
+        assert not found.about["proved"]
 
 
 def test_levels_may_differ_and_infinite_losses_forbid_some():
