@@ -13,6 +13,7 @@ from jaxsparse.allocation.amc.environment import rollout
 from jaxsparse.allocation.amc.plans import channels, walk_through
 from jaxsparse.allocation.amc.reconstruction import Readers
 from jaxsparse.allocation.amc.terms import terms_of
+from jaxsparse.allocation.costs.flops import WHOLE
 
 FEW = DDPG(hidden=8, batch=8, warmup=3, replay=4)
 
@@ -83,18 +84,33 @@ def shared():
 MODELS = {model.__name__: model for model in (chain, residual, shared)}
 
 
+class Plateaus:
+    """Milliseconds that rise in steps of four units, as those of a device do."""
+
+    unit = "ms"
+
+    def __init__(self, flops):
+        self._flops, self.units = flops, flops.units
+
+    def total(self, widths=WHOLE, densities=WHOLE):
+        found = {name: min(-(-n // 4) * 4, self.units[name]) for name, n in widths.items()}
+        return 0.3 + 1e-3 * self._flops.total(found, densities)
+
+
+@pytest.mark.parametrize("kind", [lambda flops: flops, Plateaus], ids=["exact", "plateaus"])
 @pytest.mark.parametrize("name", MODELS)
-def test_no_random_episode_of_a_traced_model_is_over_its_budget(name):
+def test_no_random_episode_of_a_traced_model_is_over_its_budget(name, kind):
     fn, params, x = MODELS[name]()
-    cost, structure = Flops(fn, params, x), js.graph.structure(fn, params, x)
+    cost, structure = kind(Flops(fn, params, x)), js.graph.structure(fn, params, x)
     plan = channels(
-        structure, params, groups=None, lower=0.2, divisor=2, score="l1", readers=lambda _: None
-    )
+        structure, params, groups=None, lower=0.2, divisor=2, levels=99, score="l1",
+        readers=lambda _: None,
+    )  # fmt: skip
     assert {name: counts[-1] for name, counts in zip(plan.names, plan.counts, strict=True)} == {
         group.name: group.units for group in structure.groups
     }
     least = plan.total(cost, dict.fromkeys(range(len(plan.names)), 0))
-    budget = int(0.7 * least + 0.3 * cost.total())
+    budget = 0.7 * least + 0.3 * cost.total()
     env = walk_through(plan, cost, budget, layers(fn, params, x))
     act = lambda seen, key: jax.random.uniform(key)  # noqa: E731
     keys = jax.random.split(jax.random.key(1), 1000)
@@ -103,7 +119,7 @@ def test_no_random_episode_of_a_traced_model_is_over_its_budget(name):
     assert costs.max() <= budget
     always = rollout(env, lambda seen, key: 1.0, jax.random.key(0)).options
     tight = plan.total(cost, dict(enumerate(map(int, always))))
-    assert 0.9 * budget < tight <= budget
+    assert 0.85 * budget < tight <= budget
 
 
 def test_three_groups_in_one_product_are_refused():

@@ -168,9 +168,10 @@ def environment(
     least = cost(made, jnp.zeros(made.steps, jnp.int32))
     if least > made.ticks:
         dearer = sum(term.costs[(0,) * len(term.steps)].item() for term in terms)
+        asked, left, of = map(_shown, (budget, dearer + constant, whole + constant))
         raise ValueError(
-            f"amc: a budget of {budget:,} is out of reach: with as little of everything as the "
-            f"bounds allow {dearer + constant:,} of {whole + constant:,} are left"
+            f"amc: a budget of {asked} is out of reach: with as little of everything as the bounds "
+            f"allow {left} of {of} are left; a smaller lower= or a larger budget would work"
         )
     return made
 
@@ -242,6 +243,10 @@ def rollout(
     given = jnp.arange(env.steps), jax.random.split(key, env.steps)
     (options, _), (observations, actions) = lax.scan(step, first, given)
     return Episode(observations, actions, options, cost(env, options))
+
+
+def _shown(number: float) -> str:
+    return f"{number:,.6g}" if abs(number) < 1e6 and number != int(number) else f"{number:,.0f}"
 
 
 def _ticks(costs: np.ndarray, tick: float) -> np.ndarray:

@@ -27,7 +27,7 @@ from jaxsparse.pruning.scores import leaves_of, pool_scores
 from jaxsparse.top_k import Candidates, top_k_masks
 from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
 
-LEVELS = 64  # options of a leaf
+LEVELS = 128  # options of a decision at most
 
 
 class Plan(Protocol):
@@ -142,13 +142,15 @@ def channels(
     groups: Sequence[str] | None,
     lower: float,
     divisor: int,
+    levels: int,
     score: Score,
     readers: Callable[[Sequence[StructuredGroup]], Readers | None],
 ) -> Channels:
     """The plan for units.
 
     Options are the multiples of a divisor from the lower bound on, which is rounded up to one,
-    and the whole. What an action says is rounded down to them.
+    and the whole; of more than `levels` so many, evenly apart. What an action says is rounded down
+    to them.
 
     Raises:
       ValueError: for what is no group, and a model without any.
@@ -166,7 +168,7 @@ def channels(
             "amc: no unit of the model can go; rules=, which prunes single weights, would work"
         )
     small = Structure(tuple(chosen), structure.shapes)
-    counts = tuple(_multiples(group.units, lower, divisor) for group in chosen)
+    counts = tuple(_multiples(group.units, lower, divisor, levels) for group in chosen)
     places = {}
     for name, scores in unit_scores(small, params, score).items():
         places[name] = np.empty(len(scores), np.int32)
@@ -174,14 +176,16 @@ def channels(
     return Channels(small, counts, places, readers(chosen))
 
 
-def _multiples(units: int, lower: float, divisor: int) -> tuple[int, ...]:
+def _multiples(units: int, lower: float, divisor: int, levels: int = LEVELS) -> tuple[int, ...]:
     """How many units may be kept.
 
-    >>> _multiples(20, 0.3, 8), _multiples(4, 0.3, 8)
-    ((8, 16, 20), (4,))
+    >>> _multiples(20, 0.3, 8), _multiples(4, 0.3, 8), _multiples(80, 0.1, 8, 4)
+    ((8, 16, 20), (4,), (8, 32, 56, 80))
     """
     first = max(-(-math.ceil(lower * units - 1e-9) // divisor) * divisor, divisor)
-    return (*range(first, units, divisor), units)
+    found = (*range(first, units, divisor), units)
+    places = np.linspace(0, len(found) - 1, min(levels, len(found)))
+    return tuple(found[int(place)] for place in places.round())
 
 
 @dataclasses.dataclass(frozen=True)

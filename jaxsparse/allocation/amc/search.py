@@ -88,7 +88,8 @@ def amc(
       score: of units, as in `narrow`.
       lower: fraction of everything that stays at least.
       divisor: widths are its multiples, or whole.
-      levels: densities that a leaf may have.
+      levels: widths of a group, or densities of a leaf, that are tried at most. A latency is
+        measured for every pair of widths that meet in a product: 8 of them are 64.
       reward: "error", -(1 - accuracy), or "error_and_cost", -(1 - accuracy) ln(cost); or a
         function of both, which is traced.
       episodes: how many, those of the warm-up too.
@@ -132,7 +133,8 @@ def amc(
         units = structure(fn, params, *inputs, blocks=blocks)
         fitted = functools.partial(Readers, fn, params, batches=given or [inputs])
         plan = channels(
-            units, params, groups=groups, lower=lower, divisor=divisor, score=score,
+            units, params, groups=groups, lower=lower, divisor=divisor, levels=levels,
+            score=score,
             readers=fitted if reconstruct else lambda chosen: None,
         )  # fmt: skip
         _check_units(plan, cost)
