@@ -16,6 +16,8 @@ from jaxsparse.files import replacing
 # Programs that are compiled and timed together, and then saved.
 BATCH = 8
 NOTHING, BESIDE = "nothing", "beside"
+# Of milliseconds: what is kept in memory is what the file holds.
+DIGITS = 6
 
 
 class LatencyTable:
@@ -106,20 +108,20 @@ class LatencyTable:
             times = interleaved(runs, self._rounds, clock=self.clock)
             found = medians(times)
             if beside is None:
-                self.entries[NOTHING] = found[NOTHING]
+                self.entries[NOTHING] = round(found[NOTHING], DIGITS)
             else:
                 whole = self[beside[0]] + self[NOTHING]
                 found = {name: whole * ratio for name, ratio in ratios(times, BESIDE).items()}
             for name in names:
                 beyond = max(found[name] - found[NOTHING], 0.0)
-                self.entries[name] = beyond / getattr(runs[name], "turns", 1)
+                self.entries[name] = round(beyond / getattr(runs[name], "turns", 1), DIGITS)
             self.save()
 
     def save(self) -> None:
         """Writes the file, if there is one: sorted, a line an entry."""
         if self.path is None:
             return
-        rows = {name: round(time, 6) for name, time in sorted(self.entries.items())}
+        rows = dict(sorted(self.entries.items()))
         text = json.dumps({"fingerprint": fingerprint(), "milliseconds": rows}, indent=1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as file:

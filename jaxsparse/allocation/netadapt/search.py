@@ -87,7 +87,7 @@ def netadapt(
       blocks: as in `js.graph.structure`.
       folder: keeps every candidate: after a kill the same call goes on behind the last one, and
         comes to the same result if `tune` and `evaluate` give the same for the same arguments.
-        One process at a time may use it.
+        A table of latency has to be kept in a file, too. One process at a time may use the folder.
       on_candidate: called with each candidate as it is done.
 
     Returns:
