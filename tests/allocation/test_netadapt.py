@@ -146,6 +146,7 @@ def test_the_result_shrinks_to_its_widths():
     kernels = [small["params"][f"Conv_{i}"]["kernel"].shape[2:] for i in range(4)]
     assert kernels == list(zip([3, *widths], [*widths, 10], strict=True))
     np.testing.assert_allclose(run(small, X), Network().apply(found.params, X), rtol=1e-4)
+    assert js.allocation.Flops(run, small, X).total() == found.cost
     assert json.loads(json.dumps(found.to_dict()))["widths"] == dict(found.allocation.widths)
     assert str(found).count("\n") == 1 + len(found.chosen)
     assert found.masks["params/Conv_0/kernel"].shape == (3, 3, 3, 16)
