@@ -19,7 +19,7 @@ _CONFIGS = pathlib.Path(__file__).parent / "configs"
 # By method the minutes of a search at half of the cost.
 MINUTES = {"uniform": 0.0, "sensitivity": 0.8, "spdy": 0.8, "netadapt": 2.5, "amc": 2.5}
 # Of the dense model; of tuning, compiling and measuring; and once, of the table of latency.
-DENSE_MINUTES, REST_MINUTES, TABLE_MINUTES = 2.0, 1.0, 10.0
+DENSE_MINUTES, REST_MINUTES, TABLE_MINUTES = 3.0, 1.0, 15.0
 SEARCHES = tuple(method for method in MINUTES if method != "uniform")
 BUDGETS = {
     "flops 50 %": {"budget.of": "flops", "budget.share": 0.5},

@@ -25,7 +25,7 @@ def get_config(method: str = "uniform") -> Any:
     # Folder of a finished run of `experiments.run` with the same data and model, whose weights
     # are pruned; "" trains them first.
     config.init_from = ""
-    config.train = ConfigDict({"steps": 400, "batch_size": 64, "peak": 2e-3})
+    config.train = ConfigDict({"steps": 600, "batch_size": 64, "peak": 2e-3})
     # A name of `methods.METHODS`; `search` has its options.
     config.method = method
     options = METHODS.options(method).values()
@@ -42,8 +42,11 @@ def get_config(method: str = "uniform") -> Any:
     config.tuning = ConfigDict({"steps": 100, "batch_size": 64, "peak": 1e-3})
     # Examples of a forward pass that is timed, how often every form of the model runs, and the
     # file of the table that latency is predicted by: "" is one in the run's folder. Runs that
-    # share it measure each product once. Without `predict` only a budget of latency needs it.
-    config.latency = ConfigDict({"batch": 32, "rounds": 30, "table": "", "predict": True})
+    # share it measure each product once, at `steps` widths of a group: 832 of MobileNetV1 are all
+    # there can be with 8. Without `predict` only a budget of latency needs it.
+    config.latency = ConfigDict(
+        {"batch": 32, "rounds": 30, "table": "", "steps": 8, "predict": True}
+    )
     return config
 
 
@@ -115,7 +118,7 @@ def check(config: Any) -> Any:
         )
     least = {"seed": 0, "divisor": 1, "examples": 1, "train.steps": 1, "tuning.steps": 0}
     least |= {"train.batch_size": 1, "tuning.batch_size": 1}
-    least |= {"latency.batch": 1, "latency.rounds": 1}
+    least |= {"latency.batch": 1, "latency.rounds": 1, "latency.steps": 1}
     for key, number in least.items():
         if given[key] < number:
             raise ValueError(f"config.{key} must be at least {number}, not {given[key]}")

@@ -16,6 +16,7 @@ class Traced(NamedTuple):
       example: inputs of one example.
       batch: inputs of as many as are timed together.
       table: file of the table of latency.
+      steps: widths of a group at which that is measured.
     """
 
     fn: Callable[[Any, Any], Any]
@@ -23,6 +24,7 @@ class Traced(NamedTuple):
     example: Any
     batch: Any
     table: str
+    steps: int
 
 
 KINDS: Registry[Cost] = Registry("budget", given=1)
@@ -46,7 +48,8 @@ def latency(traced: Traced) -> Latency:
     Raises:
       ValueError: a table of another machine.
     """
-    return Latency(LatencyTable(traced.table), traced.fn, traced.tree, traced.batch)
+    table = LatencyTable(traced.table)
+    return Latency(table, traced.fn, traced.tree, traced.batch, steps=traced.steps)
 
 
 # No decorator: the type of what `latency` returns would be lost.

@@ -122,7 +122,7 @@ def _prepare(config: Any, folder: pathlib.Path) -> Setting:
     limits = Limits(units, config.divisor, config.lowest)
     batch = speed.batch_of(dataset.train, config.latency.batch)
     table = config.latency.table or str(folder / "latency.json")
-    traced = costs.Traced(fn, shapes, example, batch, table)
+    traced = costs.Traced(fn, shapes, example, batch, table, config.latency.steps)
     _LOG.info("counting %s", config.budget.of)
     cost = costs.KINDS.create(config.budget.of, traced)
     budget = budget_of(cost, limits, config.budget.share, config.budget.width)
