@@ -46,6 +46,7 @@ SAMPLED = {
     "test_cpu_validation.py": 6,
     "test_cusparselt_metadata.py": 4,
     "test_distributions.py::test_global_total_is_exact_with_ties_over_leaves_and_layers": 3,
+    "test_docs.py::test_docstring_examples": 4,
     "test_grouping.py": 30,
     "test_interop.py": 9,
     "test_leaves.py::test_what_is_pruned": 12,

@@ -297,6 +297,7 @@ def test_a_killed_process_leaves_a_checkpoint_that_loads(tmp_path):
     assert reached - 2 <= step <= reached + 1 and (state["w"] == step).all()
 
 
+@pytest.mark.slow
 def test_orbax_is_imported_when_it_is_asked_for():
     program = (
         "import sys, jaxsparse; before = 'orbax.checkpoint' in sys.modules; "

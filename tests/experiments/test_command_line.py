@@ -78,6 +78,7 @@ def test_a_mistake_ends_the_program_with_one_line():
         run.main([*DEMO, "--config.sed=1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "late"),
     [
