@@ -13,8 +13,10 @@ from jaxsparse.allocation.costs import calls
 from jaxsparse.allocation.costs.flops import WHOLE, Densities, Widths
 from jaxsparse.allocation.costs.polynomials import Polynomial, total
 from jaxsparse.allocation.costs.program import Block, Blocks, Part, Program
+from jaxsparse.allocation.costs.remainder import Remainder
 from jaxsparse.allocation.costs.storing import Storing
 from jaxsparse.allocation.costs.table import NOTHING, LatencyTable
+from jaxsparse.graph.analysis.trace import arrays_by_path
 from jaxsparse.patterns.rules import Rule
 from jaxsparse.trees import Tree
 
@@ -23,15 +25,15 @@ class Latency:
     """Milliseconds of one call of a compiled program, predicted for any widths and densities.
 
     Every product is looked up in the table as it is at these widths, dense, or packed where
-    densities say so. What else the program does takes what the dense program, measured as a
-    whole, takes beyond its products, in proportion to how many numbers it makes:
+    densities say so. The dense program without its products is another entry, and what it takes
+    is in proportion to how many numbers it makes. All is scaled so that the dense program, as it
+    was measured as a whole, is predicted exactly:
 
-        t(w) = t_call + f Σ t_product(w) + r · numbers(w) / numbers(dense),
-        r = max(0, t(dense) - t_call - Σ t_product(dense)),
+        t(w) = f (t_call + Σ t_product(w) + t_rest · numbers(w) / numbers(dense)),
 
-    with f = 1, or less where the dense program takes less than its products one by one, as if
-    some run at once. What the table lacks is measured when it is first asked for, in a loop
-    inside of one program, since a single small product takes less time than calling it.
+    where f has what the parts do at once, or wait for. What the table lacks is measured when it
+    is first asked for, in a loop inside of one program, since a single small product takes less
+    time than calling it.
 
     Widths are rounded up to `steps` measured ones a group: a table does not need every width,
     and never is a network said to be faster than one that was measured.
@@ -61,7 +63,7 @@ class Latency:
       >>> table = LatencyTable(rounds=3)
       >>> latency = Latency(table, mlp, params, jnp.ones((5, 4)))
       >>> latency.total({"up, down": 16}) > 0, len(table.entries)
-      (True, 6)
+      (True, 7)
 
     References:
       Yang et al. 2018, arXiv 1804.03230, section 3.4: tables of layers' times.
@@ -92,11 +94,13 @@ class Latency:
         self._numbers = _numbers_made(self._program.block)
         self._name = f"program {_digest(self._program)}"
         table.measure({self._name: lambda: self.run})
+        rest = f"{self._name} without its products"
+        traced = self._program.analysis.program
+        table.measure({rest: lambda: Remainder(traced, self.run.given)}, (self._name, self.run))
+        self._rest = table[rest]
         self._measure(self.units, {})
-        products = self._products(self.units, {})
-        beyond = table[self._name] - products
-        self._rest = max(beyond, 0.0)
-        self._overlap = 1.0 if beyond >= 0 or not products else table[self._name] / products
+        parts = self._unscaled(self.units, {})
+        self._scale = self.dense / parts if parts else 1.0
 
     def total(self, widths: Widths = WHOLE, densities: Densities = WHOLE) -> float:
         """Of the whole program.
@@ -114,9 +118,7 @@ class Latency:
         """
         found, densities = self._checked(widths, densities)
         self._measure(found, densities)
-        share = self._numbers(found) / max(self._numbers(self.units), 1)
-        products = self._overlap * self._products(found, densities)
-        return self.table[NOTHING] + products + self._rest * share
+        return self._scale * self._unscaled(found, densities)
 
     def of(self, path: str, widths: Widths = WHOLE, densities: Densities = WHOLE) -> float:
         """Of one weight, in all the products that it enters. Args, Raises: as `total`."""
@@ -125,7 +127,7 @@ class Latency:
         parts = [(times, part) for times, part in _parts(self._program.block) if path in part.paths]
         self._measure(found, densities, [part for _, part in parts])
         times = (times * self._time(part, found, densities) for times, part in parts)
-        return self._overlap * sum(times)
+        return self._scale * sum(times)
 
     @property
     def dense(self) -> float:
@@ -141,6 +143,10 @@ class Latency:
             for name, width in found.items()
         }
         return rounded, {path: float(d) for path, d in densities.items() if d != 1}
+
+    def _unscaled(self, widths: Mapping[str, int], densities: Densities) -> float:
+        share = self._numbers(widths) / max(self._numbers(self.units), 1)
+        return self.table[NOTHING] + self._products(widths, densities) + self._rest * share
 
     def _products(self, widths: Mapping[str, int], densities: Densities) -> float:
         def block(one: Block) -> float:
@@ -185,9 +191,15 @@ class Latency:
 
 
 class _Whole:
-    """The dense program on its arguments, of which shapes get made-up numbers."""
+    """The dense program on its arguments, of which shapes get made-up numbers.
+
+    Attributes:
+      given: the arguments of the traced program.
+    """
 
     def __init__(self, fn: Callable[..., Any], params: Tree, inputs: Sequence[Any]):
+        arguments = [*arrays_by_path(params).values(), *jax.tree.leaves(inputs)]
+        self.given = [jnp.asarray(_drawn(leaf)) for leaf in arguments]
         leaves, tree = jax.tree.flatten((params, tuple(inputs)))
         arrays = {i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
         self._given = [_drawn(leaf) for i, leaf in enumerate(leaves) if i in arrays]

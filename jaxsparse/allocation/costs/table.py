@@ -15,6 +15,8 @@ from jaxsparse.files import replacing
 
 # Programs that are compiled and timed together, and then saved.
 BATCH = 8
+# Seconds of calls in a row: how a network that serves finds the machine.
+TURN = 2e-3
 NOTHING, BESIDE = "nothing", "beside"
 # Of milliseconds: what is kept in memory is what the file holds.
 DIGITS = 6
@@ -105,7 +107,7 @@ class LatencyTable:
 
             if beside is not None:
                 runs[BESIDE] = beside[1]
-            times = interleaved(runs, self._rounds, clock=self.clock)
+            times = interleaved(runs, self._rounds, turn=TURN, clock=self.clock)
             found = medians(times)
             if beside is None:
                 self.entries[NOTHING] = round(found[NOTHING], DIGITS)

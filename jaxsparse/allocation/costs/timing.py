@@ -9,22 +9,26 @@ import jax
 
 Clock = Callable[[], float]
 Run = Callable[[], Any]
+TRIES = 5
 
 
 def interleaved(
     runs: Mapping[str, Run],
     rounds: int,
     *,
+    turn: float = 0.0,
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Milliseconds of every run in every round; a round calls all of them, one after another.
 
-    One round that is not counted comes first, for compilation; each begins one run later than
-    the last, so that none has the same neighbour every time.
+    All are compiled first. Each round begins one run later than the last, so that none has the
+    same neighbour every time.
 
     Args:
       runs: by name a function whose results are arrays; they are waited for.
       rounds: how many are counted.
+      turn: seconds that a run's turn fills with calls in a row, of which the mean counts: caches
+        then hold what one call leaves to the next. 0 is one call.
       clock: gives seconds; `time.process_time` counts those of this process alone.
 
     Example:
@@ -33,16 +37,30 @@ def interleaved(
       3
     """
     found: dict[str, list[float]] = {name: [] for name in runs}
+    calls = dict.fromkeys(runs, 1)
     order = list(runs)
     for counted in range(-1, rounds):
         order.append(order.pop(0))
         for name in order:
+            if counted < 0:
+                calls[name] = _calls(runs[name], turn)
+                continue
             start = clock()
-            jax.block_until_ready(runs[name]())
-            took = 1e3 * (clock() - start)
-            if counted >= 0:
-                found[name].append(took)
+            for _ in range(calls[name]):
+                jax.block_until_ready(runs[name]())
+            found[name].append(1e3 * (clock() - start) / calls[name])
     return found
+
+
+def _calls(run: Run, turn: float) -> int:
+    """How many calls fill a turn, by the quickest of some: what else runs only adds to them."""
+    jax.block_until_ready(run())  # compiles
+    least = turn
+    for _ in range(TRIES if turn else 0):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        least = min(least, time.perf_counter() - start)
+    return max(1, round(turn / least)) if turn else 1
 
 
 def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
