@@ -26,8 +26,8 @@ class LatencyTable:
     """Milliseconds by what was measured, each once, on this device.
 
     A file holds them beside the fingerprint of what they hold for: device, processor and its
-    instruction set, threads, XLA_FLAGS and the versions of jax, jaxlib and jaxsparse. On another
-    it is refused.
+    instruction set, threads, XLA_FLAGS, the versions of jax, jaxlib and jaxsparse, and the clock.
+    On another it is refused.
 
     Args:
       path: a JSON file, read if it is there, and written anew after every few measurements;
@@ -65,7 +65,12 @@ class LatencyTable:
         self.measures, self._rounds, self.clock = measure, rounds, clock
         self.entries: dict[str, float] = {}
         if self.path is not None and self.path.exists():
-            self.entries = _read(self.path)
+            self.entries = _read(self.path, self.fingerprint)
+
+    @property
+    def fingerprint(self) -> dict[str, str | int]:
+        """What the times hold for: see `fingerprint`, and the clock."""
+        return fingerprint() | {"clock": getattr(self.clock, "__name__", type(self.clock).__name__)}
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -124,13 +129,13 @@ class LatencyTable:
         if self.path is None:
             return
         rows = dict(sorted(self.entries.items()))
-        text = json.dumps({"fingerprint": fingerprint(), "milliseconds": rows}, indent=1)
+        text = json.dumps({"fingerprint": self.fingerprint, "milliseconds": rows}, indent=1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as file:
             file.write(text.encode() + b"\n")
 
 
-def _read(path: pathlib.Path) -> dict[str, float]:
+def _read(path: pathlib.Path, here: dict[str, str | int]) -> dict[str, float]:
     try:
         found = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -138,7 +143,7 @@ def _read(path: pathlib.Path) -> dict[str, float]:
     names = {"fingerprint", "milliseconds"}
     if not isinstance(found, dict) or not all(isinstance(found.get(n), dict) for n in names):
         raise ValueError(f"{path} is no table of latency: it needs {' and '.join(sorted(names))}")
-    here, there = fingerprint(), found["fingerprint"]
+    there = found["fingerprint"]
     differ = [
         f"{name} is {here.get(name)!r} here, {there.get(name)!r} there"
         for name in {**here, **there}
