@@ -1,5 +1,6 @@
 """The keys of a run of `experiments.oneshot`, and their mistakes, before any work."""
 
+import pathlib
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -11,9 +12,11 @@ from experiments.models.llama import LINEAR
 from experiments.oneshot import methods, models
 from experiments.registry import near_misses
 from experiments.rules import parse_pattern
+from jaxsparse.allocation import Allocation
 
 # Pattern -> sparsity where nothing is said of it.
 PATTERNS = {"unstructured": 0.5, "2:4": 0.5, "4:8": 0.5, "4x16": 0.3}
+UNIFORM, EXACT = "uniform", "exact"
 PARTS = ("auto", "layer", "output")
 
 
@@ -34,6 +37,11 @@ def get_config(criterion: str = "wanda", pattern: str = "unstructured") -> Any:
     config.pattern = pattern
     # n:m has its own, and no other.
     config.sparsity = _own_sparsity(parse_pattern(pattern)) or PATTERNS.get(pattern, 0.5)
+    # How the layers share it: "uniform"; "exact", the shares by which they lose least together,
+    # from what each loses at each of the `levels` in the dense model; or a file of an
+    # `Allocation`, which has its own sparsities in the place of `sparsity`.
+    config.distribution = UNIFORM
+    config.levels = tuple(n / 20 for n in range(19))
     # What competes in an unstructured kernel: all of its "layer", or the entries of an "output";
     # "auto" is an output for Wanda, as its authors have it, and the layer for all else.
     config.per = "auto"
@@ -102,6 +110,7 @@ def check(config: Any) -> Any:
             f"config.sparsity = {config.sparsity}, but the pattern {config.pattern} has "
             f"{own:.6g}, whatever is asked for; that number would work, or another pattern"
         )
+    _check_distribution(config, own)
     if config.per == "output" and not isinstance(pattern, js.Unstructured):
         raise ValueError(
             f"config.per = 'output' is for the pattern unstructured, whose entries compete, not "
@@ -109,6 +118,32 @@ def check(config: Any) -> Any:
         )
     _check_corpora(config)
     return config
+
+
+def _check_distribution(config: Any, own: float | None) -> None:
+    if config.distribution == UNIFORM:
+        return
+    if own is not None:
+        raise ValueError(
+            f"config.distribution = {config.distribution!r}, but the pattern {config.pattern} has "
+            f"the same sparsity everywhere; {UNIFORM} would work, or another pattern"
+        )
+    if config.distribution == EXACT:
+        levels = config.levels
+        if not levels or not all(0 <= level < 1 for level in levels):
+            raise ValueError(f"config.levels = {levels!r}: sparsities in [0, 1) would work")
+        if max(levels) < config.sparsity:
+            raise ValueError(
+                f"config.sparsity = {config.sparsity} is above all config.levels, of which "
+                f"{max(levels)} is the largest"
+            )
+    elif not pathlib.Path(config.distribution).is_file():
+        raise ValueError(
+            f"config.distribution is {config.distribution!r}, and no such file is there; "
+            f"{UNIFORM}, {EXACT}, or a file that js.allocation.Allocation.save wrote, would work"
+        )
+    else:
+        Allocation.load(config.distribution)
 
 
 def _own_sparsity(pattern: js.Pattern | None) -> float | None:
@@ -125,9 +160,10 @@ def competing(config: Any) -> Literal["layer", "output"]:
 
 
 def rule(config: Any) -> js.Rule:
-    """The rule of all linear layers of all blocks."""
+    """The rule of all linear layers of all blocks, without a sparsity where that is shared out."""
     pattern = parse_pattern(config.pattern)
-    sparsity = None if isinstance(pattern, js.NM) else config.sparsity
+    open_ = isinstance(pattern, js.NM) or config.distribution != UNIFORM
+    sparsity = None if open_ else config.sparsity
     return js.Rule(LINEAR, pattern, sparsity=sparsity)
 
 

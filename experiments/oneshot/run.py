@@ -19,10 +19,11 @@ import jaxsparse as js
 from experiments import config as configs
 from experiments import lock, outcome, workdir
 from experiments.data import corpora
+from experiments.oneshot import allocating, methods, models, speed
 from experiments.oneshot import config as own
-from experiments.oneshot import methods, models, speed
 from experiments.oneshot.models import LanguageModel
 from experiments.perplexity import perplexity
+from jaxsparse.allocation import Allocation
 from jaxsparse.calibration import Fitted, OneShot, fit_parts, prune_oneshot
 from jaxsparse.calibration.progress import Pruned
 from jaxsparse.files import replacing
@@ -31,6 +32,7 @@ from jaxsparse.trees import leaves_by_path, replace_by_path
 
 _LOG = logging.getLogger(__name__)
 DENSE = "dense"
+ALLOCATION = "allocation.json"
 PACKED, MASKS = "packed.safetensors", "masks.npz"
 _TOLD, _ROW = "layers.jsonl", "row.json"
 
@@ -44,6 +46,7 @@ class Setting(NamedTuple):
       calibration: (sequences, length) tokens.
       test: corpus -> (sequences, length) tokens.
       rules: of the linear layers, with axes.
+      allocation: their sparsities, None where the rules have them.
     """
 
     config: Any
@@ -51,6 +54,7 @@ class Setting(NamedTuple):
     calibration: np.ndarray
     test: dict[str, np.ndarray]
     rules: list[js.Rule]
+    allocation: Allocation | None = None
 
 
 def run(config: Any, path: str, overwrite: bool = False, html: bool = True) -> dict[str, Any]:
@@ -58,8 +62,9 @@ def run(config: Any, path: str, overwrite: bool = False, html: bool = True) -> d
 
     Args:
       config: see `config.get_config`.
-      path: the run's folder. It receives config.json, rows/, packed.safetensors (bfloat16, what
-        the masks keep), masks.npz, report.html and at the very end report.json.
+      path: the run's folder. It receives config.json, allocation.json where that is searched,
+        rows/, packed.safetensors (bfloat16, what the masks keep), masks.npz, report.html and at
+        the very end report.json.
       overwrite: delete a run that is there first.
       html: whether to draw report.html.
 
@@ -109,13 +114,19 @@ def _prepare(config: Any) -> Setting:
     first = jnp.asarray(calibration[: config.batch_size])
     rules = js.read_axes([own.rule(config)], model.apply, model.params, first)
     resolve(rules, model.params)
-    return Setting(config, model, calibration, test, rules)
+    allocation = None
+    if config.distribution not in (own.UNIFORM, own.EXACT):
+        allocation = Allocation.load(config.distribution)
+        js.targets(rules, model.params, distribution=allocation)
+    return Setting(config, model, calibration, test, rules, allocation)
 
 
 def _run(setting: Setting, folder: pathlib.Path, html: bool) -> None:
     config, model = setting.config, setting.model
     rows = _Rows(folder / "rows")
     rows.add(DENSE, lambda: _tested(setting, model.params) | {"sparsity": 0.0})
+    if config.distribution == own.EXACT:
+        setting = setting._replace(allocation=_allocated(setting, folder))
     found = None
     stages = methods.measured(methods.chain(config.criterion, config.stages))
     for label, criterion in stages.items():
@@ -145,6 +156,7 @@ def _run(setting: Setting, folder: pathlib.Path, html: bool) -> None:
         "model": config.model,
         "model_source": model.source,
         "pattern": config.pattern,
+        "allocation": setting.allocation and setting.allocation.to_dict(),
         "rows": rows.rows,
         "pruned_leaves": len(found.masks),
         "pruned_parameters": sum(mask.size for mask in found.masks.values()),
@@ -194,6 +206,15 @@ def _tested(setting: Setting, params: Any) -> dict[str, Any]:
     return {"perplexity": finite, "test_seconds": time.perf_counter() - start}
 
 
+def _allocated(setting: Setting, folder: pathlib.Path) -> Allocation:
+    """The sparsities by which layers lose least together; found once, and kept in the folder."""
+    file, config = folder / ALLOCATION, setting.config
+    if not file.exists():
+        batches = _batches(setting.calibration, config.batch_size)
+        allocating.best(config, setting.model, batches, setting.rules).save(file)
+    return Allocation.load(file)
+
+
 def _prune(
     setting: Setting, label: str, criterion: Any, folder: pathlib.Path
 ) -> tuple[OneShot, dict[str, Any]]:
@@ -231,6 +252,7 @@ def _prune(
             [(batch,) for batch in _batches(setting.calibration, config.batch_size)],
             setting.rules,
             criterion=criterion,
+            distribution=setting.allocation,
             per=own.competing(config),
             on_pruned=tell,
             folder=place,

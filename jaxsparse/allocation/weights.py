@@ -1,9 +1,10 @@
 """`Weights`: a budget of how many weights are kept."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
+from jaxsparse.allocation.costs.flops import WHOLE, Densities, Widths
 from jaxsparse.patterns.rules import LeafSpec, Rule, check_rules, resolve
 from jaxsparse.pruning.distributions import known_target
 from jaxsparse.trees import Tree, near_misses
@@ -45,9 +46,7 @@ class Weights:
         self.units: dict[str, int] = {}
         self._per = per
 
-    def total(
-        self, widths: Mapping[str, int] | None = None, densities: Mapping[str, float] | None = None
-    ) -> int:
+    def total(self, widths: Widths = WHOLE, densities: Densities = WHOLE) -> int:
         """Of all leaves.
 
         Args:
@@ -58,7 +57,7 @@ class Weights:
           KeyError: a leaf that no rule leaves open.
           ValueError: widths, of which it knows nothing.
         """
-        shares = dict(densities or {})
+        shares = dict(densities)
         for path in shares:
             self._spec(path)
         return sum(self.of(path, widths, shares) for path in self._specs)
@@ -66,8 +65,8 @@ class Weights:
     def of(
         self,
         path: str,
-        widths: Mapping[str, int] | None = None,
-        densities: Mapping[str, float] | None = None,
+        widths: Widths = WHOLE,
+        densities: Densities = WHOLE,
     ) -> int:
         """Of one leaf; see `total`."""
         if widths:
@@ -76,7 +75,7 @@ class Weights:
         inputs, outputs = spec.view.matrix_shape
         slices = math.prod(spec.view.batch_shape)
         # 1 - (1 - s) is not s to the last bit, and s n may be half-way between two numbers.
-        share = max(1 - (densities or {}).get(path, 1) - 2**-52, 0.0)
+        share = max(1 - float(densities.get(path, 1)) - 2**-52, 0.0)
         if self._per == "output":
             return slices * outputs * (inputs - round(share * inputs))
         kept = spec.kept(share) * spec.pattern.group_size(spec.view)

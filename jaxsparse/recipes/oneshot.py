@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from jaxtyping import Array, Bool
 
+from jaxsparse.allocation import Allocation
 from jaxsparse.calibration import Criterion, OneShot, owl, prune_oneshot
 from jaxsparse.patterns.rules import Rule
+from jaxsparse.pruning.distributions import targets
 from jaxsparse.recipes.configuration import RecipeError
 from jaxsparse.recipes.modifiers import Modifier, modifiers_of
 from jaxsparse.recipes.modules import Module, meant, modules_of
@@ -56,6 +58,15 @@ class OneShotStep:
             )
         return options
 
+    def allocated(self, allocation: Allocation) -> dict[str, Any]:
+        """Keyword arguments of `prune_oneshot` with sparsities that an allocation has."""
+        mine = {
+            path: share
+            for path, share in allocation.sparsities.items()
+            if any(re.fullmatch(str(rule.path), path) for rule in self.rules)
+        }
+        return {"criterion": self.criterion, "per": self.per, "distribution": Allocation(mine)}
+
 
 @dataclasses.dataclass(frozen=True)
 class OneShotRecipe:
@@ -74,6 +85,7 @@ class OneShotRecipe:
         batches: Iterable[Any],
         *,
         folder: str | os.PathLike[str] | None = None,
+        distribution: Allocation | None = None,
         **options: Any,
     ) -> OneShot:
         """Runs `js.calibration.prune_oneshot` for every modifier, each on what those before left.
@@ -81,14 +93,24 @@ class OneShotRecipe:
         Args:
           fn, params, batches, options: as in `prune_oneshot`.
           folder: what a killed run goes on from; every modifier has a folder of its own in it.
+          distribution: sparsities in the place of the recipe's: an allocation that names every
+            kernel of it but those of n:m.
 
         Returns:
           The weights, and the masks of all modifiers together.
+
+        Raises:
+          ValueError: an allocation of other kernels; and as `prune_oneshot`.
         """
         batches = list(batches)
+        if distribution is not None:
+            targets(self.rules, params, distribution=distribution)
         masks: dict[str, Bool[Array, ...]] = {}
         for number, step in enumerate(self.steps):
-            own = step.options(fn, params, batches)
+            if distribution is None:
+                own = step.options(fn, params, batches)
+            else:
+                own = step.allocated(distribution)
             if folder is not None:
                 own["folder"] = pathlib.Path(folder, str(number))
             found = prune_oneshot(fn, params, batches, step.rules, **own, **options)

@@ -307,3 +307,47 @@ def test_all_rows_of_a_run_measure_the_loss_alike():
 def test_stages_follow_each_other():
     labels = list(methods.chain("alps", ("swaps", "reconstruction")))
     assert labels == ["alps", "alps + swaps", "alps + swaps + reconstruction"]
+
+
+@pytest.mark.slow
+def test_layers_get_the_sparsities_by_which_they_lose_least(config, tmp_path):
+    config.update(
+        pattern="unstructured", sparsity=0.6, distribution="exact", levels=(0.4, 0.6, 0.8)
+    )
+    report = run.run(config, str(tmp_path / "exact"), html=False)
+    file = tmp_path / "exact" / run.ALLOCATION
+    found = js.allocation.Allocation.load(file)
+    assert report["allocation"] == found.to_dict() and found.about["proved"]
+    assert len(set(found.sparsities.values())) > 1
+    sparsity = report["rows"][1]["sparsity"]
+    assert sparsity >= 0.6 - 1e-3
+    kept = found.about["cost"] / report["pruned_parameters"]
+    assert sparsity == pytest.approx(1 - kept, abs=1e-6)
+    # Its file is a distribution by itself.
+    config.update(distribution=str(file), criterion="magnitude")
+    again = run.run(config, str(tmp_path / "again"), html=False)
+    assert again["allocation"] == found.to_dict()
+    assert again["rows"][1]["sparsity"] == pytest.approx(1 - kept, abs=0.02)  # per layer here
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"distribution": "exactly"}, "no such file is there; uniform, exact, or a file"),
+        ({"distribution": "exact", "pattern": "2:4"}, "has the same sparsity everywhere"),
+        ({"distribution": "exact", "levels": (0.1, 0.4)}, "0.5 is above all config.levels, of whi"),
+        ({"distribution": "exact", "levels": (0.1, 1.0)}, r"sparsities in \[0, 1\)"),
+    ],
+)
+def test_distributions_that_are_none_are_named(config, change, words):
+    config.update({"pattern": "unstructured", **change})
+    with pytest.raises(ValueError, match=words):
+        own.check(config)
+
+
+def test_a_file_of_other_layers_is_refused_before_the_work(config, tmp_path):
+    file = tmp_path / "found.json"
+    js.allocation.Allocation({"layers/0/attention/quer/kernel": 0.5}).save(file)
+    config.update(pattern="unstructured", distribution=str(file))
+    with pytest.raises(ValueError, match="did you mean 'layers/0/attention/query/kernel'"):
+        run.run(config, str(tmp_path / "run"))

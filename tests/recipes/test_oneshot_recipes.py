@@ -328,3 +328,18 @@ def test_arguments_that_are_merged_are_those_of_the_anchor():
     ]
     with pytest.raises(RecipeError, match="stands twice"):
         from_yaml(recipe.replace("<<: *wanda,", "<<: *wanda, targets: [Linear],"), SMALL)
+
+
+def test_an_allocation_takes_the_place_of_sparsities_of_a_recipe():
+    recipe = from_yaml(
+        text("WandaPruningModifier", 'sparsity: 0.5\ntargets: ["re:.*mlp.(up|down)_proj"]'), SMALL
+    )
+    paths = [f"layers/0/feed_forward/{name}/kernel" for name in ("up", "down")]
+    shares = dict(zip(paths, (0.25, 0.75), strict=True))
+    allocation = js.allocation.Allocation(shares)
+    found = recipe.prune(model, SMALL, BATCHES, distribution=allocation)
+    assert {path: 1 - float(mask.mean()) for path, mask in found.masks.items()} == shares
+    with pytest.raises(
+        ValueError, match="no sparsity for leaf 'layers/0/feed_forward/down/kernel'"
+    ):
+        recipe.prune(model, SMALL, BATCHES, distribution=js.allocation.Allocation({paths[0]: 0.5}))
