@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -114,9 +114,8 @@ class Cells:
                 counts.setdefault(path, whole)[index] -= count
         for path, kept in counts.items():
             spec = self.specs[path]
-            new[path] = _without_groups(
-                leaves[path], self.places[path], kept, spec.pattern, spec.view
-            )
+            keep = _keeper(spec.pattern, spec.view)
+            new[path] = keep(leaves[path], self.places[path], kept)
         for name, count in pruned.items():
             if name in self._groups:
                 group = self._groups[name]
@@ -126,10 +125,14 @@ class Cells:
         return new
 
 
-@functools.partial(jax.jit, static_argnames=("pattern", "view"))
-def _without_groups(weight, place, kept, pattern: Pattern, view: View):
-    mask = pattern.expand(place < over(kept, place), view)
-    return select(mask, jnp.asarray(weight), 0)
+@functools.lru_cache(maxsize=256)  # leaves of one shape and pattern share a compilation
+def _keeper(pattern: Pattern, view: View) -> Callable[..., Array]:
+    @jax.jit
+    def keep(weight, place, kept):
+        mask = pattern.expand(place < over(kept, place), view)
+        return select(mask, jnp.asarray(weight), 0)
+
+    return keep
 
 
 @functools.partial(jax.jit, static_argnames="group")

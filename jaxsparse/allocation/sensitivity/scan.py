@@ -210,9 +210,11 @@ class _Measure:
     def __call__(self, pruned: Mapping[str, int], what: str = "the joint model") -> Change:
         """What the model loses of which so many units of each named target go."""
         found = self._evaluate(pruned, what)
-        lost = self._sign * (self._dense - found)
-        error = np.std(lost, ddof=1) / math.sqrt(lost.size) if lost.size > 1 else math.nan
-        return Change(float(np.mean(found)), float(np.mean(lost)), float(error))
+        lost, n = self._sign * (self._dense - found), self.samples
+        drop = lost.sum() / n
+        off = lost - drop
+        error = math.sqrt(off @ off / (n - 1) / n) if n > 1 else math.nan
+        return Change(float(found.sum() / n), float(drop), error)
 
     def run(self) -> dict[str, str]:
         """Fingerprints of what the numbers follow from."""
@@ -271,7 +273,7 @@ class _Measure:
         # All of them first, since what runs need not be waited for.
         found = jax.device_get([self._program(arrays, batch) for batch in self._batches])
         for number, values in enumerate(found):
-            if bad := int((~np.isfinite(values)).sum()):
+            if bad := np.count_nonzero(~np.isfinite(values)):
                 raise ValueError(
                     f"scan: of {what}, evaluate returns {bad} of {values.size} numbers that are "
                     f"not finite for batch {number}; a metric that has a value for every model, "
