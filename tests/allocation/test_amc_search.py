@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
+from jaxsparse import locks
 from jaxsparse.allocation import DDPG, Flops, amc, layers, narrow
 from jaxsparse.allocation.amc.environment import rollout
 from jaxsparse.allocation.amc.plans import channels, walk_through
@@ -312,6 +313,10 @@ def test_a_folder_goes_on_to_more_episodes_and_knows_other_searches(tmp_path):
         run(8, lambda near: lambda pruned: 0.5 * near(pruned), folder=tmp_path)
     with pytest.raises(ValueError, match="holds 8 episodes; episodes=8 or more would work"):
         run(6, **traced, folder=tmp_path)
+    with pytest.raises(ValueError, match="another search, with another pruning"):
+        run(8, **traced, folder=tmp_path, score="l2")
+    with locks.held(tmp_path, "later"), pytest.raises(ValueError, match="would work"):
+        run(8, **traced, folder=tmp_path)
     file = tmp_path / "amc.npz"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"amc\.npz cannot be read"):

@@ -1,14 +1,17 @@
 """A folder that a search goes on from: all of its state, whole or not there."""
 
+import contextlib
 import json
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxsparse import locks
+from jaxsparse.calibration.resuming import fingerprint
 from jaxsparse.files import naming, replacing
 from jaxsparse.trees import leaves_by_path
 
@@ -17,18 +20,32 @@ _NAME = "amc.npz"
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
+@contextlib.contextmanager
+def opened(folder: str | pathlib.Path | None, run: Mapping[str, Any]) -> Iterator["Folder"]:
+    """A folder, made if it is not there, that no other process may use meanwhile.
+
+    Raises:
+      ValueError: another call, of this process or another, uses it; says which, since when.
+    """
+    if folder is None:
+        yield Folder(None, {})
+        return
+    with naming(folder):
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    with locks.held(folder, "its end, or another folder, would work"):
+        yield Folder(folder, {name: fingerprint(value) for name, value in run.items()})
+
+
 class Folder:
     """Where a search is kept.
 
     Args:
-      folder: made if it is not there.
+      folder: None keeps nothing.
       run: fingerprints of all that the search follows from, by what they are of.
     """
 
-    def __init__(self, folder: str | pathlib.Path, run: Mapping[str, str]):
-        with naming(folder):
-            pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-        self._path = pathlib.Path(folder) / _NAME
+    def __init__(self, folder: str | pathlib.Path | None, run: Mapping[str, str]):
+        self._path = None if folder is None else pathlib.Path(folder) / _NAME
         self._run = {"format": str(FORMAT)} | dict(run)
 
     def load(self, like: Any) -> tuple[int, Any] | None:
@@ -41,7 +58,7 @@ class Folder:
           ValueError: the folder holds another search, or one of more episodes, or the file is
             damaged.
         """
-        if not self._path.exists():
+        if self._path is None or not self._path.exists():
             return None
         try:
             with np.load(self._path) as file:
@@ -77,6 +94,8 @@ class Folder:
 
     def save(self, done: int, state: Any) -> None:
         """Keeps the state after so many episodes."""
+        if self._path is None:
+            return
         arrays = {
             path: np.asarray(leaf)[:done] if path.startswith("history/") else np.asarray(leaf)
             for path, leaf in leaves_by_path(state).items()

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsparse.allocation.amc.agent import DDPG
-from jaxsparse.allocation.amc.folder import Folder
+from jaxsparse.allocation.amc.folder import opened
 from jaxsparse.allocation.amc.loop import Loop, accuracy_of
 from jaxsparse.allocation.amc.plans import LEVELS, Plan, channels, walk_through, weights
 from jaxsparse.allocation.amc.reconstruction import Readers
@@ -22,7 +22,6 @@ from jaxsparse.allocation.amc.rewards import error, error_and_cost
 from jaxsparse.allocation.costs.flops import Cost
 from jaxsparse.allocation.costs.program import layers
 from jaxsparse.allocation.narrowing import Score
-from jaxsparse.calibration.resuming import fingerprint
 from jaxsparse.graph import structure
 from jaxsparse.patterns.rules import Rule
 from jaxsparse.trees import Tree, leaves_by_path
@@ -145,23 +144,20 @@ def amc(
     dense = accuracy_of(evaluate(params), "of the whole model")
     base = cost.total() - float(walk.whole) * float(walk.tick)
     loop = Loop(plan, walk, params, evaluate, _reward(reward, plan, cost), base, settings, seed)
-    state = loop.start(episodes)
-    done, held = 0, None
-    if folder is not None:
-        run = {
-            "model": [leaves_by_path(params), plan.names, plan.counts],
-            "cost": [walk, cost.unit],
-            "evaluation": dense,
-            "reward": reward,
-            "settings": [dataclasses.asdict(settings), seed, reconstruct, given or inputs],
-        }
-        held = Folder(folder, {name: fingerprint(value) for name, value in run.items()})
-        done, state = held.load(state) or (0, state)
-    while done < episodes:
-        stop = min(episodes, (done // every + 1) * every)
-        state = loop.run(state, done, stop)
-        done = stop
-        if held is not None:
+    run = {
+        "model": [leaves_by_path(params), plan.names, plan.counts],
+        "pruning": [rules, score, reconstruct, given or inputs],
+        "cost": [walk, cost.unit],
+        "evaluation": dense,
+        "reward": reward,
+        "settings": [dataclasses.asdict(settings), seed],
+    }
+    with opened(folder, run) as held:
+        start = loop.start(episodes)
+        done, state = held.load(start) or (0, start)
+        while done < episodes:
+            stop = min(episodes, (done // every + 1) * every)
+            state, done = loop.run(state, done, stop), stop
             held.save(done, state)
     options = np.asarray(state.history.options)
     at = int(np.argmax(state.history.rewards))
