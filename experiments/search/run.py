@@ -27,8 +27,9 @@ DENSE, TUNED = "dense", "tuned"
 ALLOCATION, SEARCH, MASKS = "allocation.json", "search.json", "masks.npz"
 SEARCHED, SEARCHED_MASKS, WEIGHTS = "searched.npz", "searched_masks.npz", "weights.npz"
 _AGAIN = "delete the folder: it is made again"
-# Batches after which batch norms have seen enough: what came before counts 0.9 ** 50.
-_SETTLED = 50
+# Batches after which batch norms have seen enough: what came before counts 0.9 ** 50. They are
+# large, for the last ten count most, and where images have shrunk to a pixel each has few numbers.
+_SETTLED, _LARGE = 50, 256
 
 
 class Setting(NamedTuple):
@@ -207,7 +208,8 @@ def _dense(setting: Setting, folder: pathlib.Path) -> Any:
         train.run(dense_config(config), place, html=False)
     weights = starting.weights_of("init_from", place, model)
     params, extra = starting.trees(model, jax.random.key(config.seed), weights)
-    batches = data.Batches(setting.dataset.train, config.train.batch_size, config.seed)
+    size = min(_LARGE, len(setting.dataset.train))
+    batches = data.Batches(setting.dataset.train, size, config.seed)
     return {"params": params, "extra": tuning.settled(model, params, extra, batches, _SETTLED)}
 
 
