@@ -9,7 +9,6 @@ import optax
 
 import jaxsparse as js
 from experiments.registry import Registry
-from experiments.search import neighbours
 from experiments.search.problem import Problem
 from jaxsparse.allocation import Allocation, Sensitivity
 
@@ -78,15 +77,13 @@ def spdy(problem: Problem, ratios: Sequence[float] = RATIOS) -> Found:
       ratios: as for `sensitivity`.
     """
     table = _scanned(problem, "loss", ratios)
-    widths, losses = {}, {}
+    losses = {}
     for name, curve in table.curves.items():
-        # Of ratios that keep the same number, one.
         cells = zip(table.levels, table.losses[name], strict=True)
-        found = {curve.target.kept(ratio): loss for ratio, loss in cells}
-        widths[name], losses[name] = list(found), list(found.values())
-    solved = neighbours.solve(widths, losses, problem.cost, problem.budget)
-    about = {"search": "spdy", "loss": solved.loss, "proved": solved.proved}
-    return Found(Allocation(widths=solved.widths, about=about), {**_curves(table), **about})
+        # Of ratios that keep the same number, one.
+        losses[name] = {curve.target.kept(ratio): loss for ratio, loss in cells}
+    allocation = js.allocation.exact_widths(losses, problem.cost, problem.budget)
+    return Found(allocation, {**_curves(table), **allocation.about})
 
 
 @METHODS.register("netadapt")

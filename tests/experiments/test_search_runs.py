@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from experiments import data, models, train
 from experiments.search import __main__ as command
 from experiments.search import config as own
-from experiments.search import figures, methods, neighbours, run, summary
+from experiments.search import figures, methods, run, summary
 from experiments.search.problem import Limits, budget_of
 from experiments.search.tuning import settled
 from jaxsparse.allocation import Allocation, LatencyTable
@@ -292,46 +292,3 @@ def test_ratios_that_do_not_reach_the_budget_are_refused_before_the_scan(tmp_pat
     monkeypatch.setattr(methods.js.allocation, "scan", None)
     with pytest.raises(ValueError, match=r"with ratios up to 0.25, which keep the lowest widths"):
         run.run(config, str(tmp_path / "run"))
-
-
-class Chain(Sum):
-    """Of three layers between four groups, and a fifth that is by itself."""
-
-    def __init__(self, across=0):
-        self.units = dict.fromkeys("abcde", 4)
-        self.across = across
-
-    def total(self, widths=None):
-        a, b, c, d, e = (self.units | dict(widths or {})).values()
-        return 3 * a + a * b + 2 * b * c + c * d + 7 * e + 5 + self.across * a * d
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("across", [0, 3])
-@pytest.mark.parametrize("scale", [1, 0.37])
-def test_neighbours_are_solved_as_by_trying_all(seed, across, scale):
-    rng = np.random.default_rng(seed)
-    cost, widths = Chain(across), {name: [4, 3, 1] for name in "abcde"}
-    losses = {name: [0.0, *np.sort(rng.random(2))] for name in widths}
-    whole = cost.total
-    cost.total = lambda widths=None: scale * whole(widths)
-    # Half-way: a sum of rounded numbers is no tie.
-    budget = scale * (float(rng.integers(35, 80)) + 0.5)
-    best = min(
-        sum(losses[name][k] for name, k in zip(widths, chosen, strict=True))
-        for chosen in itertools.product(range(3), repeat=5)
-        if cost.total({n: widths[n][k] for n, k in zip(widths, chosen, strict=True)}) <= budget
-    )
-    found = neighbours.solve(widths, losses, cost, budget)
-    assert cost.total(found.widths) == found.cost <= budget
-    assert found.loss == pytest.approx(best) if not across else found.loss >= best
-    assert found.proved <= (found.loss == pytest.approx(best))
-    if not across and scale == 1:
-        assert found.proved
-
-
-def test_neighbours_refuse_a_budget_below_the_narrowest():
-    with pytest.raises(ValueError, match=r"the narrowest widths cost 19 of 18 units"):
-        neighbours.solve(
-            {n: [1, 4] for n in "abcde"}, {n: [1.0, 0.0] for n in "abcde"}, Chain(), 18
-        )
