@@ -25,7 +25,7 @@ def get_config(method: str = "uniform") -> Any:
     # Folder of a finished run of `experiments.run` with the same data and model, whose weights
     # are pruned; "" trains them first.
     config.init_from = ""
-    config.train = ConfigDict({"steps": 600, "batch_size": 64, "peak": 2e-3})
+    config.train = ConfigDict({"steps": 1200, "batch_size": 32, "peak": 4e-3})
     # A name of `methods.METHODS`; `search` has its options.
     config.method = method
     options = METHODS.options(method).values()
@@ -39,7 +39,7 @@ def get_config(method: str = "uniform") -> Any:
     # Validation examples that the search sees; the test part is for the report alone.
     config.examples = 500
     # The same for every method, after the search.
-    config.tuning = ConfigDict({"steps": 100, "batch_size": 64, "peak": 1e-3})
+    config.tuning = ConfigDict({"steps": 200, "batch_size": 32, "peak": 2e-3})
     # Examples of a forward pass that is timed, how often every form of the model runs, and the
     # file of the table that latency is predicted by: "" is one in the run's folder. Runs that
     # share it measure each product once, at `steps` widths of a group: 832 of MobileNetV1 are all

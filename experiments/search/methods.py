@@ -89,7 +89,7 @@ def spdy(problem: Problem, ratios: Sequence[float] = RATIOS) -> Found:
 @METHODS.register("netadapt")
 def netadapt(
     problem: Problem,
-    short: int = 5,
+    short: int = 10,
     choice: Literal["accuracy", "ratio"] = "accuracy",
     initial: float = 0.1,
     decay: float = 0.97,

@@ -179,6 +179,17 @@ def test_mistakes_are_named_before_the_search(key, value, message, tmp_path, mon
         run.run(config, str(tmp_path / "run"))
 
 
+def test_the_stream_of_a_residual_network_is_no_group(tmp_path):
+    config = small()
+    config.model = ConfigDict({"name": "cnn", "widths": (8, 16), "blocks": 1})
+    setting = run._prepare(own.check(config), tmp_path)
+    # Inside of both blocks; and behind the last, where nothing is added any more.
+    inner = {"params/blocks_0": 8, "params/blocks_1": 16, "params": 16}
+    assert setting.limits.units == inner
+    assert setting.cost.total(methods.uniform(setting).allocation.widths) <= setting.budget
+    assert run.dense_config(config).model.widths == (8, 16)
+
+
 def test_a_model_without_groups(tmp_path):
     config = small()
     config.model = ConfigDict({"name": "mlp", "hidden": ()})
