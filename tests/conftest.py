@@ -37,6 +37,7 @@ def strict_promotion():
 # Batteries whose cases each compile programs of their own: of these the fast part
 # takes every n-th case of a file, or of a test in it; the full suite takes all.
 SAMPLED = {
+    "test_architectures.py::test_what_is_resolved_shrinks_to_the_same_function": 3,
     "test_arrays.py": 10,
     "test_bench_accelerator.py::test_verification_knows_right_from_wrong": 4,
     "test_channels.py": 5,
