@@ -1,4 +1,4 @@
-"""Costs as whole numbers, so that a budget that holds for these holds for the costs."""
+"""Costs as whole numbers: what keeps a budget of these keeps that of the costs, or the reverse."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-# Sums below it are exact in float64, whatever their order.
-_EXACT = 2**53
-_BITS = 52
+# Sums of costs stay below it: int64 holds them.
+_MOST = 2**62
 
 
 def slack_of(total: int | float) -> Fraction:
@@ -26,10 +25,10 @@ class Whole(NamedTuple):
     """Costs in a unit of their own.
 
     Attributes:
-      costs: int64, each at least the cost that was given.
-      budget: at most the one that was given.
+      costs: int64.
+      budget: of their sum.
       unit: what one is in the unit that was given.
-      exact: whether nothing was rounded.
+      exact: whether no cost was rounded.
     """
 
     costs: list[Int[np.ndarray, "..."]]
@@ -38,17 +37,21 @@ class Whole(NamedTuple):
     exact: bool
 
 
-def whole_numbers(costs: Sequence[Any], budget: Any, buckets: int | None = None) -> Whole:
-    """Rounds costs up and the budget down, as little as int64 allows.
+def whole_numbers(
+    costs: Sequence[Any], budget: Any, buckets: int | None = None, *, down: bool = False
+) -> Whole:
+    """Costs and budget as little rounded as int64 allows.
 
-    Nothing is rounded where costs and budget are whole, or multiples of a power of two that
-    leaves their sums below 2^53. Else the unit is 2^-52 of the largest sum, at most, and the
-    budget is lower by one of them a cost: so sums hold in float64, too, in whatever order.
+    Costs are rounded up and the budget down, so that whatever keeps the budget in whole numbers
+    keeps the real one; with `down` the other way round, so that whatever keeps the real one does
+    in whole numbers, too. Nothing is rounded where they are multiples of a power of two that
+    leaves their sums below 2^62. Else the unit is 2^-61 of the largest sum, at most.
 
     Args:
       costs: arrays, of which one number each is paid at most.
       budget: of their sum.
       buckets: instead the unit is budget / buckets, as SPDY has it (which rounds to nearest).
+      down: see above.
 
     Example:
       >>> whole_numbers([np.array([0.75, 0.5])], 2.0)[:2]
@@ -62,13 +65,13 @@ def whole_numbers(costs: Sequence[Any], budget: Any, buckets: int | None = None)
     span = abs(limit) + sum(max(map(abs, numbers), default=Fraction(0)) for numbers in exact)
     fine = max(number.denominator for number in (limit, *(n for each in exact for n in each)))
     if buckets is not None:
-        unit, reserve = limit / buckets, 0
-    elif span * fine < (2**62 if fine == 1 else _EXACT):
-        unit, reserve = Fraction(1, fine), 0
+        unit = limit / buckets
+    elif span * fine < _MOST:
+        unit = Fraction(1, fine)
     else:
-        unit = Fraction(2) ** (math.frexp(span)[1] - _BITS)
-        reserve = len(arrays)
-    found = [[math.ceil(number / unit) for number in numbers] for numbers in exact]
+        unit = Fraction(2) ** (math.frexp(span)[1] - 61)
+    of_cost, of_budget = (math.floor, math.ceil) if down else (math.ceil, math.floor)
+    found = [[of_cost(number / unit) for number in numbers] for numbers in exact]
     kept = all(
         number * unit == given
         for numbers, givens in zip(found, exact, strict=True)
@@ -78,4 +81,4 @@ def whole_numbers(costs: Sequence[Any], budget: Any, buckets: int | None = None)
         np.array(numbers, np.int64).reshape(array.shape)
         for numbers, array in zip(found, arrays, strict=True)
     ]
-    return Whole(whole, math.floor(limit / unit) - reserve, unit, kept and not reserve)
+    return Whole(whole, of_budget(limit / unit), unit, kept)

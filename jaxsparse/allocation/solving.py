@@ -145,13 +145,14 @@ class _Program:
         self.losses, self.costs, self.pairs, self.budget = losses, costs, pairs, budget
         self.best: tuple[tuple[int, ...], float, int] = (), np.inf, 0
         self._scale = float(sum(np.abs(values).max() for values in losses))
+        self._span = abs(float(budget)) + sum(float(np.abs(paid).max()) for paid in costs)
         self._cheapest = self._rests(1.0, [np.zeros(len(values)) for values in losses])
         price = self._price()
         self._rest = {factor * price: self._rests(factor * price) for factor in FACTORS}
 
     def slack(self, price: float) -> float:
         """What rounding may do to a bound."""
-        return 1e-13 * (self._scale + price * abs(float(self.budget)))
+        return 1e-13 * (self._scale + price * self._span)
 
     def grown(self, at: int, front: _Front | None) -> _Front:
         """The partial choices with one variable more, those that the budget pays for."""

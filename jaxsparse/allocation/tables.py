@@ -48,12 +48,26 @@ class Table:
 
     @functools.cached_property
     def whole(self) -> Whole:
-        """The costs, and what the budget leaves for them, as whole numbers."""
-        left = Fraction(self.budget)
+        """The costs, and what the budget leaves for them, as whole numbers that keep it."""
+        return whole_numbers(self.costs, Fraction(self.budget) - self._dense, self.buckets)
+
+    @functools.cached_property
+    def relaxed(self) -> Whole:
+        """The same, rounded the other way: all choices within the budget are within this one.
+
+        Sums of floats are within it where they round to it, by half of its last place, and
+        differences of totals by what these are rounded.
+        """
+        limit = Fraction(self.budget) - self._dense
+        if any(isinstance(each, float) for paid in (*self.costs, [self.budget]) for each in paid):
+            limit += Fraction(math.ulp(float(self.budget))) / 2
         if self.cost is not None:
-            total = _plain(self.cost.total())
-            left += slack_of(total) - Fraction(total)
-        return whole_numbers(self.costs, left, self.buckets)
+            limit += slack_of(_plain(self.cost.total()))
+        return whole_numbers(self.costs, limit, down=True)
+
+    @property
+    def _dense(self) -> Fraction:
+        return Fraction(_plain(self.cost.total())) if self.cost else Fraction(0)
 
     def solve(
         self, factors: Sequence[float] | np.ndarray | None = None, limit: int = LIMIT
@@ -67,27 +81,30 @@ class Table:
         Raises:
           ValueError: no choice is within the budget.
         """
-        losses = self.losses
+        losses, bound = self.losses, math.inf
         if factors is not None:
             losses = [loss * factor for loss, factor in zip(losses, factors, strict=True)]
+        if self.buckets is None and _cheapest(self.relaxed) <= self.relaxed.budget:
+            found = solve(losses, self.relaxed.costs, self.relaxed.budget, limit=limit)
+            if not self.over(found.chosen):
+                return found
+            bound = found.bound
         whole, lowered = self.whole, 0
-        least = cheapest(whole.costs, [None] * len(whole.costs))
-        while least <= whole.budget - lowered:
+        while _cheapest(whole) <= whole.budget - lowered:
             found = solve(losses, whole.costs, whole.budget - lowered, limit=limit)
             over = Fraction(self.paid(found.chosen)) - Fraction(self.budget)
             if over <= 0:
-                slack = 0 if self.cost is None else slack_of(_plain(self.cost.total()))
-                return found._replace(bound=-math.inf) if lowered * whole.unit > slack else found
+                return found._replace(bound=-math.inf if lowered else min(bound, found.bound))
             lowered += math.ceil(over / whole.unit)
         # No sum is within it, but the whole may be.
         lowest = self.lowest
-        if self.cost is None or self.paid(lowest) > self.budget:
-            enough = "that" if whole.exact else "a little more, as costs are rounded up,"
+        if self.buckets is not None or self.over(lowest):
+            enough = "that" if self.buckets is None else "more buckets, or a little more,"
             raise ValueError(
                 f"budget={self.budget} is out of reach: with every leaf at its cheapest level "
                 f"{self.paid(lowest)} is left; {enough} would work"
             )
-        return Solution(lowest, self.lost(lowest), least, -math.inf)
+        return Solution(lowest, self.lost(lowest), _cheapest(whole), -math.inf)
 
     @property
     def lowest(self) -> tuple[int, ...]:
@@ -110,9 +127,6 @@ class Table:
 
     def over(self, chosen: Sequence[int]) -> bool:
         """Whether a choice costs more than the budget."""
-        if self.cost is None:
-            paid = sum(int(paid[k]) for paid, k in zip(self.whole.costs, chosen, strict=True))
-            return paid > self.whole.budget
         return self.paid(chosen) > self.budget
 
     def lost(self, chosen: Sequence[int]) -> float:
@@ -230,6 +244,10 @@ def _check_budget(budget: Any, buckets: Any, least: float) -> None:
         raise ValueError(
             f"buckets={buckets} need a table of costs of at least 0, and a budget above 0"
         )
+
+
+def _cheapest(whole: Whole) -> int:
+    return cheapest(whole.costs, [None] * len(whole.costs))
 
 
 def _plain(number: Any) -> int | float:

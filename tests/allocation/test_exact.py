@@ -134,14 +134,58 @@ def test_a_budget_of_times_holds_to_the_last_bit(times, share, buckets):
         found = exact(losses, costs, budget, levels=LEVELS, buckets=buckets)
     except ValueError as error:
         assert "out of reach" in str(error)
-        assert buckets or sum(map(min, times)) > budget * (1 - 1e-12)
+        assert buckets or math.fsum(map(min, times)) > budget
         return
     paid = [costs[path][LEVELS.index(share)] for path, share in found.sparsities.items()]
-    assert sum(paid) <= budget and sum(reversed(paid)) <= budget and math.fsum(paid) <= budget
+    assert math.fsum(paid) == found.about["cost"] <= budget
     if not buckets:
-        every = all_choices(list(losses.values()), list(costs.values()))
-        fits = [loss for loss, cost, _ in every if cost <= budget * (1 - 1e-12)]
-        assert not fits or found.about["loss"] <= min(fits)
+        assert found.about["loss"] == least_within(losses, costs, budget)
+        assert found.about["proved"]
+
+
+def least_within(losses, costs, budget):
+    """The least loss of all choices whose costs, added up and then rounded, keep a budget."""
+    choices = itertools.product(*(range(len(loss)) for loss in losses.values()))
+    return min(
+        sum(loss[k] for loss, k in zip(losses.values(), chosen, strict=True))
+        for chosen in choices
+        if math.fsum(paid[k] for paid, k in zip(costs.values(), chosen, strict=True)) <= budget
+    )
+
+
+TIMES = {
+    "tenths": st.integers(0, 20).map(lambda n: n / 10),
+    "last places": st.integers(0, 5).map(lambda n: 1 + n * 2**-52),
+    "any": st.floats(1e-9, 1e9),
+}
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data(), st.sampled_from(sorted(TIMES)))
+def test_a_budget_that_is_what_some_choice_costs_pays_for_it(data, kind):
+    """So the cheapest is never out of reach of its own cost, nor the dense one of its own."""
+    sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    costs = {
+        f"layer{i}": data.draw(st.lists(TIMES[kind], min_size=size, max_size=size))
+        for i, size in enumerate(sizes)
+    }
+    losses = {path: data.draw(st.permutations(range(len(costs[path])))) for path in costs}
+    chosen = [data.draw(st.sampled_from(each)) for each in costs.values()]
+    levels = {path: LEVELS[: len(each)] for path, each in costs.items()}
+    found = exact(losses, costs, math.fsum(chosen), levels=levels)
+    assert found.about["cost"] <= math.fsum(chosen) and found.about["proved"]
+    assert found.about["loss"] == least_within(losses, costs, math.fsum(chosen))
+
+
+def test_large_whole_costs_are_solved_exactly_or_nothing_is_proved():
+    for size, proved in ((2**57, True), (2**61, False)):
+        costs = {"a": [size + 1, size - 1], "b": [size, size - 1], "c": [2 * size, 5]}
+        losses = {"a": [0, 2], "b": [0, 1], "c": [0, 7]}
+        budget = 4 * size + 1
+        assert exact(losses, costs, budget, levels=[0.0, 0.5]).about["loss"] == 0
+        found = exact(losses, costs, budget - 1, levels=[0.0, 0.5])
+        assert found.about["proved"] == proved and found.about["cost"] < budget
+        assert found.about["loss"] == 1 if proved else found.about["bound"] <= 1
 
 
 class Program:
