@@ -242,3 +242,15 @@ def test_what_has_no_number_is_refused():
     call = jax.ffi.ffi_call("nobody_knows", jax.ShapeDtypeStruct((2, 8), jnp.float32))
     with pytest.raises(ValueError, match="how much ffi_call multiplies"):
         Flops(lambda params, x: call(x, params["w"]), {"w": jnp.eye(8)}, jnp.ones((2, 8)))
+
+
+@pytest.mark.parametrize("size", [5, 7, 15, 25])
+def test_masks_keep_no_more_than_is_counted(size):
+    """A share that is half-way between two numbers of entries is masked up to the larger."""
+    params, rules = {"w": jnp.arange(1.0, size + 1)[:, None]}, [js.Rule("w", js.Unstructured())]
+    flops = Flops(lambda params, x: x @ params["w"], params, jnp.ones((1, size)))
+    for share in np.arange(2 * size) / (2 * size):
+        allocation = js.allocation.Allocation({"w": share})
+        masks = js.compute_masks(params, rules, distribution=allocation)
+        kept = int(masks["w"].sum())
+        assert kept <= flops.total(densities={"w": 1 - share}) <= kept + 1

@@ -94,8 +94,9 @@ class Flops:
         Args:
           widths: by group how many units it keeps, from 1 on; others are whole.
           densities: by path which fraction of a leaf's entries is kept, of those that the
-            widths leave; others are whole. Kept is the nearest whole number of entries, and
-            each takes part in as many multiplications as an entry of the whole leaf.
+            widths leave; others are whole. Kept is the nearest whole number of entries, of two
+            the larger, and each takes part in as many multiplications as an entry of the
+            whole leaf. Of groups that do not divide the leaf, ask with what masks keep.
 
         Raises:
           KeyError: for what is no group, or no leaf.

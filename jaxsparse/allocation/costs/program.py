@@ -184,12 +184,16 @@ class Program:
             raise KeyError(f"no leaf {path!r}; {near_misses(path, self.sizes)}")
 
     def kept(self, path: str, density: float, widths: Mapping[str, int]) -> tuple[int, int]:
-        """How many entries a leaf keeps, the nearest whole number, and how many there are."""
+        """How many entries a leaf keeps, and how many there are.
+
+        The nearest whole number, of two the larger: masks keep no more. 1 - s is no share to the
+        last bit.
+        """
         self.check_path(path)
         if not isinstance(density, int | float | np.number) or not 0 <= density <= 1:
             raise ValueError(f"densities: {path!r} keeps {density!r}; 0 to 1 would work")
         size = self.sizes[path](widths)
-        return round(float(density) * size), size
+        return min(math.floor(float(density) * size + 0.5 + size * 2**-50), size), size
 
     def _check_sizes(self) -> None:
         for variable in self.analysis.program[0].invars:
