@@ -213,7 +213,9 @@ def test_a_budget_below_the_lower_bounds_is_refused():
 def test_the_state_counts_what_went_and_what_is_to_come():
     kept = [np.array([0.5, 1.0])] * 3
     terms = [Term((step,), np.array([2, 4])) for step in range(3)]
-    env = environment(kept, terms, 100, np.array([[0, 5], [1, 5], [4, 5]]), np.array([1, 1, 2]))
+    env = environment(
+        kept, terms, 100, np.array([[0, 5], [1, 5], [4, 5]]), np.array([1.0, 1.0, 2.0])
+    )
     episode = rollout(env, lambda seen, key: 0.7, jax.random.key(0))
     np.testing.assert_allclose(
         episode.observations,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def error(accuracy: Float[Array, ""], cost: Float[Array, ""]) -> Float[Array, ""]:
+def error(accuracy: Float[Array, ""] | float, cost: Float[Array, ""] | float) -> Float[Array, ""]:
     """- (1 - accuracy): as good as it can be under a budget, which the clip of actions keeps.
 
     Args:
@@ -19,7 +19,9 @@ def error(accuracy: Float[Array, ""], cost: Float[Array, ""]) -> Float[Array, ""
     return jnp.asarray(accuracy - 1, jnp.float32)
 
 
-def error_and_cost(accuracy: Float[Array, ""], cost: Float[Array, ""]) -> Float[Array, ""]:
+def error_and_cost(
+    accuracy: Float[Array, ""] | float, cost: Float[Array, ""] | float
+) -> Float[Array, ""]:
     """- (1 - accuracy) ln(cost): small errors at small costs, with no budget or beside one.
 
     Args:
