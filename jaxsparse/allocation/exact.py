@@ -25,7 +25,8 @@ def exact(
       costs: by path what it costs at each; or a cost such as `Flops(fn, params, *inputs)`, which
         is asked for its total with each leaf sparse by itself, and with all of them in the end:
         where that is not the sum, the budget holds, but nothing is proved.
-      budget: of the costs of all leaves; with a cost of the whole program, in its unit.
+      budget: of the costs of all leaves, whose exact sum is rounded once (`math.fsum`); with a
+        cost of the whole program, in its unit.
       levels: the sparsities, in [0, 1): for all leaves, or by path.
       buckets: cuts the budget as SPDY does. Costs are rounded up to whole buckets, so
         that the budget holds (the source rounds to the nearest and may pass it), and what is

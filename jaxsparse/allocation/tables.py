@@ -84,11 +84,16 @@ class Table:
         losses, bound = self.losses, math.inf
         if factors is not None:
             losses = [loss * factor for loss, factor in zip(losses, factors, strict=True)]
-        if self.buckets is None and _cheapest(self.relaxed) <= self.relaxed.budget:
-            found = solve(losses, self.relaxed.costs, self.relaxed.budget, limit=limit)
-            if not self.over(found.chosen):
-                return found
-            bound = found.bound
+        if self.buckets is None:
+            most = self.relaxed
+            for less in (0, 1):  # what is half-way to the next float may round to that
+                if _cheapest(most) > most.budget - less:
+                    break
+                found = solve(losses, most.costs, most.budget - less, limit=limit)
+                if not less or (most.exact and self.cost is None):
+                    bound = found.bound
+                if not self.over(found.chosen):
+                    return found._replace(bound=bound)
         whole, lowered = self.whole, 0
         while _cheapest(whole) <= whole.budget - lowered:
             found = solve(losses, whole.costs, whole.budget - lowered, limit=limit)
