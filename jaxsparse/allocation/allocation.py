@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from jaxsparse.allocation.jsons import parsed
 from jaxsparse.files import naming, replacing
 from jaxsparse.patterns.base import check_sparsity
 from jaxsparse.patterns.rules import LeafSpec
@@ -134,7 +135,7 @@ class Allocation(Distribution):
         with naming(file):
             text = file.read_bytes()
         try:
-            return cls.from_dict(json.loads(text, object_pairs_hook=_once))
+            return cls.from_dict(parsed(text))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file}: {error}") from error
 
@@ -183,15 +184,6 @@ def _remark(where: str, value: Any) -> str | float | bool:
     if not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise TypeError(f"{where} is {value!r}; text, a finite number or a truth value would work")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"allocation: the key {key!r} is there twice")
-        found[key] = value
-    return found
 
 
 def _example() -> str:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxsparse.allocation.allocation import Allocation
+from jaxsparse.allocation.jsons import parsed
 from jaxsparse.allocation.tables import Table
-from jaxsparse.files import naming
+from jaxsparse.files import naming, replacing
+from jaxsparse.text import shorten, whole
 
 FORMAT = 1
 
@@ -128,17 +130,34 @@ class Evaluations:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(head) + "\n")
             return
-        whole, _, torn = file.read_text().rpartition("\n")
-        if torn:  # by a kill
-            file.write_text(whole + "\n" if whole else "")
+        done, _, torn = file.read_bytes().rpartition(b"\n")
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-            if not lines or lines[0] != head:
-                raise ValueError("it is of other leaves or levels")
-            for line in lines[1:]:
-                self._known[tuple(line["chosen"])] = float(line["loss"])
-        except (ValueError, KeyError, TypeError) as error:
+            lines = [parsed(line) for line in done.splitlines()]
+            # Choices are by place, so that leaves in another order are others.
+            if not lines or lines[0] != head or [*lines[0]["levels"]] != [*levels]:
+                raise ValueError("it is of other leaves or levels, or of another order of them")
+            for number, line in enumerate(lines[1:], 2):
+                key, loss = self._read(f"line {number}", line)
+                self._known[key] = loss
+        except ValueError as error:
             raise ValueError(f"{file}: {error}; a file that is not there would work") from error
+        if torn:  # by a kill
+            with replacing(file) as mended:
+                mended.write(done + b"\n")
+
+    def _read(self, where: str, line: Any) -> tuple[tuple[int, ...], float]:
+        """What a line says was measured."""
+        if not isinstance(line, dict) or line.keys() != {"chosen", "loss"}:
+            raise ValueError(f"{where}: {shorten(line)} has not just 'chosen' and 'loss'")
+        chosen, loss = line["chosen"], line["loss"]
+        sizes = [len(each) for each in self._problem.levels]
+        if not isinstance(chosen, list) or len(chosen) != len(sizes):
+            raise ValueError(f"{where}: 'chosen' is no list of {len(sizes)} levels' numbers")
+        for k, size in zip(chosen, sizes, strict=True):
+            whole(f"{where}: chosen", k, 0, size - 1)
+        if type(loss) not in (int, float) or not loss > -math.inf:
+            raise ValueError(f"{where}: 'loss' is {shorten(loss)}, no number")
+        return tuple(chosen), float(loss)
 
     def _keep(self, line: dict[str, Any]) -> None:
         if self._file is not None:

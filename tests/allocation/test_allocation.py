@@ -121,6 +121,8 @@ def test_a_file_is_read_back(tmp_path):
         ('{"sparsities": {}}', "format is None"),
         ('{"format": 1}', "neither sparsities nor widths"),
         ("[0.5]", "list is no mapping"),
+        ('{"format": 1, "sparsities": {"up": 1' + "0" * 400 + "}}", "has 401 digits"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_what_a_hand_got_wrong_is_named_with_its_file(tmp_path, text, words):

@@ -152,6 +152,14 @@ def test_a_kill_loses_no_batch_that_was_measured(tmp_path):
     assert set(table(path).entries) == {*programs, NOTHING}
 
 
+def test_two_tables_of_one_file_keep_what_both_measured(tmp_path):
+    path = tmp_path / "latency.json"
+    one, other = table(path), table(path)
+    one.measure({"one": lambda: lambda: jnp.ones(3)})
+    other.measure({"other": lambda: lambda: jnp.ones(3)})
+    assert set(table(path).entries) == {"one", "other", NOTHING}
+
+
 @pytest.mark.parametrize("field", [*sorted(fingerprint()), "clock"])
 def test_a_table_of_another_machine_is_refused(tmp_path, field):
     path = tmp_path / "latency.json"
@@ -173,11 +181,13 @@ def test_a_table_of_another_machine_is_refused(tmp_path, field):
         ('{"milliseconds": {"a": -1}}', "'a' takes -1"),
         ('{"milliseconds": {"a": NaN}}', "'a' takes nan"),
         ('{"milliseconds": {"a": "1"}}', "'a' takes '1'"),
+        ('{"milliseconds": {"a": 1}}', "time of 'nothing'.* is not there"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_files_that_are_no_tables_are_refused(tmp_path, text, error):
     path = tmp_path / "latency.json"
-    if "'a'" in error:
+    if '"a"' in text:
         text = json.dumps(json.loads(text) | {"fingerprint": table().fingerprint})
     path.write_text(text)
     with pytest.raises(ValueError, match=error):

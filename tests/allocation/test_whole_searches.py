@@ -93,8 +93,42 @@ def test_a_file_of_other_leaves_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"search\.jsonl: it is of other leaves or levels"):
         search(losses, costs, 2, evaluate, levels=[0.0, 0.5], file=file)
     file.write_text(file.read_text().replace("loss", "los"))
-    with pytest.raises(ValueError, match=r"search\.jsonl: 'loss'"):
+    with pytest.raises(ValueError, match=r"search\.jsonl: line 2: .* 'chosen' and 'loss'"):
         run(search, file=file, random=1, patience=1)
+
+
+PAIR = {"up": [0, 1.0], "down": [0, 2.0]}, {"up": [2, 1], "down": [2, 1]}
+
+
+def test_a_file_of_the_same_leaves_in_another_order_is_refused(tmp_path):
+    """Its choices are by place: by another order they would be those of other leaves."""
+    file, turned = tmp_path / "search.jsonl", [dict(reversed(each.items())) for each in PAIR]
+    up = lambda found: found.sparsities["up"]  # noqa: E731
+    assert search(*PAIR, 3, up, levels=[0.0, 0.5], random=3, patience=2, file=file).measured == 0
+    with pytest.raises(ValueError, match=r"search\.jsonl: .* another order of them"):
+        search(*turned, 3, up, levels=[0.0, 0.5], random=3, patience=2, file=file)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"chosen": [1, 0], "loss": NaN}', "line 2: 'loss' is nan"),
+        ('{"chosen": [1, 0], "loss": -Infinity}', "line 2: 'loss' is -inf"),
+        ('{"chosen": [1, 0], "loss": "1"}', "line 2: 'loss' is '1'"),
+        ('{"chosen": [1], "loss": 1}', "line 2: 'chosen' is no list of 2"),
+        ('{"chosen": [2, 0], "loss": 1}', "'line 2: chosen': 2 is no whole number from 0 to 1"),
+        ('{"chosen": [1, 0], "loss": 1' + "0" * 400 + "}", "has 401 digits"),
+        ("[1, 0]", "has not just 'chosen' and 'loss'"),
+        ("[" * 100_000, "nested too deeply"),
+        ("\ufeff\xff", "line 1 column"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, line, words):
+    file = tmp_path / "search.jsonl"
+    search(*PAIR, 3, lambda _: 0.0, levels=[0.0, 0.5], random=0, patience=1, file=file)
+    file.write_bytes(file.read_bytes().splitlines(True)[0] + line.encode() + b"\n")
+    with pytest.raises(ValueError, match=f"search.jsonl: .*{words}"):
+        search(*PAIR, 3, lambda _: 0.0, levels=[0.0, 0.5], random=0, patience=1, file=file)
 
 
 def test_evolution_goes_on_from_another_answer():

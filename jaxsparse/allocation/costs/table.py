@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxsparse.allocation.costs.fingerprint import fingerprint
 from jaxsparse.allocation.costs.timing import Clock, Run, interleaved, medians, ratios
+from jaxsparse.allocation.jsons import parsed
 from jaxsparse.files import replacing
 
 # Programs that are compiled and timed together, and then saved.
@@ -125,9 +126,14 @@ class LatencyTable:
             self.save()
 
     def save(self) -> None:
-        """Writes the file, if there is one: sorted, a line an entry."""
+        """Writes the file, if there is one: sorted, a line an entry.
+
+        What another process has measured into it meanwhile stays there.
+        """
         if self.path is None:
             return
+        if self.path.exists():
+            self.entries = _read(self.path, self.fingerprint) | self.entries
         rows = dict(sorted(self.entries.items()))
         text = json.dumps({"fingerprint": self.fingerprint, "milliseconds": rows}, indent=1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,8 +143,8 @@ class LatencyTable:
 
 def _read(path: pathlib.Path, here: dict[str, str | int]) -> dict[str, float]:
     try:
-        found = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        found = parsed(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is no table of latency: {error}") from error
     names = {"fingerprint", "milliseconds"}
     if not isinstance(found, dict) or not all(isinstance(found.get(n), dict) for n in names):
@@ -158,4 +164,9 @@ def _read(path: pathlib.Path, here: dict[str, str | int]) -> dict[str, float]:
         number = isinstance(time_, int | float) and not isinstance(time_, bool)
         if not number or not math.isfinite(time_) or time_ < 0:
             raise ValueError(f"{path}: {name!r} takes {time_!r}; milliseconds would work")
+    if found["milliseconds"] and NOTHING not in found["milliseconds"]:
+        raise ValueError(
+            f"{path}: the time of {NOTHING!r}, a call that does nothing, is not there, and all "
+            "others are beyond it; a file that is not there, to be measured, would work"
+        )
     return {name: float(time_) for name, time_ in found["milliseconds"].items()}

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxsparse import locks
+from jaxsparse.allocation.jsons import parsed
 from jaxsparse.allocation.netadapt.rules import Candidate
 from jaxsparse.files import naming, replacing
 from jaxsparse.graph.hosts import placed_as, whole
@@ -98,7 +99,7 @@ class Progress:
         assert self._folder is not None
         path = self._folder / NAME
         try:
-            held = json.loads(path.read_bytes())
+            held = parsed(path.read_bytes())
             rows = [Candidate(**row) for row in held.pop("candidates")]
             self.final = held.pop("final")
         except FileNotFoundError:

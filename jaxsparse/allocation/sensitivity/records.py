@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from jaxsparse.allocation.jsons import parsed
 from jaxsparse.allocation.sensitivity.changes import Change, Kind, Target
 from jaxsparse.files import naming, replacing
 from jaxsparse.text import shorten, whole
@@ -92,7 +93,7 @@ def read(file: pathlib.Path) -> Record:
     with naming(file):
         text = file.read_bytes()
     try:
-        return _record(json.loads(text))
+        return _record(parsed(text))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
