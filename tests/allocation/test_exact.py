@@ -160,6 +160,14 @@ TIMES = {
 }
 
 
+def test_a_sum_that_rounds_up_over_the_budget_is_no_bound():
+    one = 1 + 3 * 2**-52  # and a last place more: half-way between two numbers
+    costs, losses = {"a": [one], "b": [one + 2**-52, one]}, {"a": [0], "b": [0, 1]}
+    levels = {"a": LEVELS[:1], "b": LEVELS[:2]}
+    found = exact(losses, costs, math.fsum([one, one]), levels=levels)
+    assert found.about["loss"] == 1 and found.about["proved"]
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.data(), st.sampled_from(sorted(TIMES)))
 def test_a_budget_that_is_what_some_choice_costs_pays_for_it(data, kind):
