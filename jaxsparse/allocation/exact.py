@@ -24,7 +24,8 @@ def exact(
       losses: by path what the leaf loses at each of its levels, in any unit; inf forbids one.
       costs: by path what it costs at each; or a cost such as `Flops(fn, params, *inputs)`, which
         is asked for its total with each leaf sparse by itself, and with all of them in the end:
-        where that is not the sum, the budget holds, but nothing is proved.
+        where that is not the sum, the budget holds, but nothing is proved. It is asked with
+        densities 1 - s: for groups, levels that are whole numbers of them keep just that.
       budget: of the costs of all leaves, whose exact sum is rounded once (`math.fsum`); with a
         cost of the whole program, in its unit.
       levels: the sparsities, in [0, 1): for all leaves, or by path.

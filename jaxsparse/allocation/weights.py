@@ -10,6 +10,19 @@ from jaxsparse.pruning.distributions import known_target
 from jaxsparse.trees import Tree, near_misses
 
 
+def entries_of(spec: LeafSpec, groups: int) -> int:
+    """How many entries so many groups of a kernel have at most, as those at its edges have fewer.
+
+    >>> import jax
+    >>> from jaxsparse import Block, Rule
+    >>> from jaxsparse.patterns.rules import resolve
+    >>> spec = resolve([Rule("w", Block(4, 4, pad=True))], {"w": jax.numpy.ones((4, 6))})["w"]
+    >>> spec.units, entries_of(spec, 1), entries_of(spec, 2)
+    (2, 16, 24)
+    """
+    return min(groups * spec.pattern.group_size(spec.view), math.prod(spec.view.matrix_shape))
+
+
 class Weights:
     """How many weights masks keep, of the leaves whose sparsity the rules leave open: a cost.
 
@@ -78,8 +91,7 @@ class Weights:
         share = max(1 - float(densities.get(path, 1)) - 2**-52, 0.0)
         if self._per == "output":
             return slices * outputs * (inputs - round(share * inputs))
-        kept = spec.kept(share) * spec.pattern.group_size(spec.view)
-        return slices * min(kept, inputs * outputs)
+        return slices * entries_of(spec, spec.kept(share))
 
     def _spec(self, path: str) -> LeafSpec:
         if path not in self._specs:

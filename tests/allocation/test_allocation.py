@@ -136,3 +136,35 @@ def test_what_a_hand_got_wrong_is_named_with_its_file(tmp_path, text, words):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(OSError, match=r"none\.json"):
         Allocation.load(tmp_path / "none.json")
+
+
+def test_groups_with_padding_are_paid_for_as_full_ones():
+    """Masks keep the largest groups, so whatever was cut from an edge is the first to go."""
+    key = jax.random.key(0)
+    params = {"up": jax.random.normal(key, (6, 21)), "down": jax.random.normal(key, (21, 7))}
+    x, rules = jnp.ones((8, 6)), [js.Rule(".*", js.Block(4, 4, pad=True))]
+    model = lambda params, x: jnp.tanh(x @ params["up"]) @ params["down"]  # noqa: E731
+    flops = js.allocation.Flops(model, params, x)
+
+    def real(masks):
+        return 8 * sum(int(mask.sum()) for mask in masks.values())
+
+    def norms(params, x):
+        return (model(params, x) ** 2).mean(-1)
+
+    scan = js.allocation.scan(norms, params, rules, (0.3, 0.5, 0.8), batches=[x], better="higher")
+    for share in (0.8, 0.6, 0.5, 0.4):
+        budget = share * flops.total()
+        found = scan.allocation(flops, budget)
+        assert real(js.compute_masks(params, rules, distribution=found)) <= budget
+    budget = flops.total() // 2
+    found = js.allocation.amc(
+        *(model, params, x, lambda params: jnp.tanh(jnp.mean(norms(params, x)))),
+        *(flops, budget),
+        rules=rules,
+        episodes=4,
+        settings=js.allocation.DDPG(hidden=4, warmup=4),
+    )
+    assert real(found.masks) <= found.cost <= budget
+    again = js.compute_masks(params, rules, distribution=found.allocation)
+    assert all(jnp.array_equal(again[path], found.masks[path]) for path in params)

@@ -17,6 +17,7 @@ from jaxsparse.allocation.amc.terms import terms_of
 from jaxsparse.allocation.costs.flops import Cost
 from jaxsparse.allocation.costs.program import Layer
 from jaxsparse.allocation.narrowing import Score, unit_masks, unit_scores
+from jaxsparse.allocation.weights import entries_of
 from jaxsparse.graph import Structure, StructuredGroup
 from jaxsparse.patterns.base import widen
 from jaxsparse.patterns.rules import LeafSpec, Rule, check_rules, resolve
@@ -218,7 +219,11 @@ class Weights:
         return self.counts[step][at] / self.counts[step][-1]
 
     def total(self, cost: Cost, options: Mapping[int, int]) -> int | float:
-        found = {self.names[step]: self._density(step, at) for step, at in options.items()}
+        found = {}
+        for step, at in options.items():
+            path, spec = self.names[step], self.specs[self.names[step]]
+            most = entries_of(spec, self.counts[step][at])
+            found[path] = most / math.prod(spec.view.matrix_shape)
         return cost.total(densities=found)
 
     def applied(

@@ -82,16 +82,18 @@ class Cells:
         for path, spec in self.specs.items():
             _check_leaf(path, spec, stacked)
             batch, limit = spec.view.batch_shape, spec.pattern.max_sparsity
-            size = math.prod(spec.view.shape)
+            size, kernels = math.prod(spec.view.shape), math.prod(batch)
+            # Of n:m, whose groups are counted by what is chosen in them, this is below 0.
+            padding = max(spec.units * spec.pattern.group_size(spec.view) - size // kernels, 0)
             if not batch or stacked == "together":
                 found[path], self._kernels[path] = (
-                    Target("leaf", spec.units, size, limit),
+                    Target("leaf", spec.units, size, limit, kernels * padding),
                     (path, ()),
                 )
                 continue
             for index in itertools.product(*map(range, batch)):
                 name = f"{path}[{', '.join(map(str, index))}]"
-                found[name] = Target("kernel", spec.units, size // math.prod(batch), limit)
+                found[name] = Target("kernel", spec.units, size // kernels, limit, padding)
                 self._kernels[name] = path, index
         for name, group in self._groups.items():
             if name in found:

@@ -16,20 +16,26 @@ class Target(NamedTuple):
       units: groups of the pattern, in one kernel of a stack; or units of the group.
       size: numbers in the weight; 0 of a group, whose units share weights with other groups.
       limit: the largest fraction that its pattern prunes.
+      padding: numbers that groups at its edges lack, of all kernels.
     """
 
     kind: Kind
     units: int
     size: int = 0
     limit: float = 1.0
+    padding: int = 0
 
     def kept(self, ratio: float) -> int:
         """Units that stay: n - round(r n), of n:m with r relative to its maximum."""
         return self.units - round(ratio / self.limit * self.units)
 
     def density(self, ratio: float) -> float:
-        """Fraction of the weight that stays: of what is kept, not of what was asked for."""
-        return 1 - self.limit * (self.units - self.kept(ratio)) / self.units
+        """Fraction of the weight that stays: of what is kept, not of what was asked for.
+
+        Of groups with padding it is what stays at most, where it is the fuller ones.
+        """
+        found = 1 - self.limit * (self.units - self.kept(ratio)) / self.units
+        return min(found * (1 + self.padding / self.size), 1.0) if self.padding else found
 
 
 class Change(NamedTuple):

@@ -1,6 +1,7 @@
 """The file of a scan: JSON, written after every cell and checked when it is read."""
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -106,6 +107,8 @@ def _record(found: Any) -> Record:
     if not isinstance(found["ratios"], list) or not isinstance(found["curves"], dict):
         raise ValueError("fields 'ratios' and 'curves' are a list and a dictionary")
     ratios = tuple(_number("ratios", ratio) for ratio in found["ratios"])
+    if not all(a < b for a, b in itertools.pairwise((0.0, *ratios, 1.0))):
+        raise ValueError(f"field 'ratios': {shorten(found['ratios'])} do not rise between 0 and 1")
     run = found["run"]
     if not isinstance(run, dict) or not all(isinstance(v, str) for v in run.values()):
         raise ValueError(f"field 'run': {shorten(run)} is no dictionary of texts")
@@ -117,13 +120,18 @@ def _record(found: Any) -> Record:
 
 
 def _curve(what: str, found: Any, length: int) -> tuple[Target, tuple[Change | None, ...]]:
+    if isinstance(found, dict):
+        found = {"padding": 0} | found
     _check_keys(what, found, {*Target._fields, *_COLUMNS})
     target = Target(
         _one_of(f"{what}: kind", found["kind"], Kind),
         whole(f"{what}: units", found["units"], 1, _MOST),
         whole(f"{what}: size", found["size"], 0, _MOST),
         _number(f"{what}: limit", found["limit"]),
+        whole(f"{what}: padding", found["padding"], 0, _MOST),
     )
+    if not 0 < target.limit <= 1:
+        raise ValueError(f"field '{what}: limit': {target.limit} is not in (0, 1]")
     columns = []
     for column in _COLUMNS:
         values = found[column]
