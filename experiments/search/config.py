@@ -101,6 +101,11 @@ def check(config: Any) -> Any:
     if config.get("method") not in METHODS.names:
         method = config.get("method", "")
         raise ValueError(f"unknown config.method {method!r}{near_misses(method, METHODS.names)}")
+    for group, table in _OPEN.items():
+        if (name := config[group].name) not in table.names:
+            raise ValueError(
+                f"unknown config.{group}.name {name!r}{near_misses(name, table.names)}"
+            )
     options = {
         "search": METHODS.options(config.method),
         **{group: table.options(config[group].name) for group, table in _OPEN.items()},

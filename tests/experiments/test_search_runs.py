@@ -157,6 +157,8 @@ def test_a_budget_out_of_reach_says_what_is_in_reach():
     ("key", "value", "message"),
     [
         ("method", "unifrom", r"unknown config.method 'unifrom'; did you mean 'uniform'"),
+        ("model.name", "cn", r"unknown config.model.name 'cn'; did you mean 'cnn'"),
+        ("data.name", "digit", r"config.data.name 'digit'; did you mean 'digits'"),
         ("search.episodes", 3, r"unknown config key 'search.episodes'"),
         ("model.widht", 3, r"unknown config key 'model.widht'; did you mean 'model.width'"),
         ("budget.of", "seconds", r"config.budget.of is 'seconds'; known: .*flops"),
