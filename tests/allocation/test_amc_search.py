@@ -207,6 +207,18 @@ def test_widths_make_the_same_masks_and_a_smaller_model(found):
     assert Flops(run, small, x).total() == search.cost
 
 
+def test_a_result_prints_a_line_for_each_decision(found):
+    *_, search, _ = found
+    head, _, *lines = str(search).splitlines()
+    assert f"{search.cost} of {search.dense_cost} MACs" in head and "of 12 episodes" in head
+    units = search.allocation.widths
+    shares = {line.rsplit(maxsplit=1)[0]: float(line.split()[-1][:-1]) for line in lines}
+    assert shares.keys() == units.keys()
+    groups = {group.name: group.units for group in js.graph.structure(*found[:3]).groups}
+    for name, share in shares.items():
+        assert share == pytest.approx(100 * units[name] / groups[name], abs=0.06)
+
+
 def test_a_result_is_json(found):
     *_, search, _ = found
     held = json.loads(json.dumps(search.to_dict()))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxsparse.allocation.allocation import Allocation
+from jaxsparse.text import columned
 from jaxsparse.trees import Tree
 
 
@@ -27,7 +28,7 @@ class Episodes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AMC:
-    """What `amc` found.
+    """What `amc` found; `str(found)` has a line for all that was decided.
 
     Attributes:
       allocation: the best policy: widths of groups, or sparsities of leaves.
@@ -62,3 +63,14 @@ class AMC:
         history = {name: np.asarray(v).tolist() for name, v in self.history._asdict().items()}
         found |= {"names": list(self.names), "history": history}
         return found | {"allocation": self.allocation.to_dict(), "unfitted": dict(self.unfitted)}
+
+    def __str__(self) -> str:
+        within = "" if self.budget is None else f" (budget {self.budget:g})"
+        head = (
+            f"{self.cost:g} of {self.dense_cost:g} {self.unit}{within}, accuracy "
+            f"{self.accuracy:.4f} from {self.dense_accuracy:.4f}, the best of "
+            f"{len(self.history.rewards)} episodes"
+        )
+        kept = self.history.kept[int(np.argmax(self.history.rewards))]
+        rows = [(name, f"{share:.1%}") for name, share in zip(self.names, kept, strict=True)]
+        return "\n".join([head, *columned([("", "kept"), *rows], {0})])
