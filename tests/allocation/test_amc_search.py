@@ -323,6 +323,9 @@ def test_a_folder_goes_on_to_more_episodes_and_knows_other_searches(tmp_path):
         run(8, **traced, folder=tmp_path, seed=1)
     with pytest.raises(ValueError, match="another search, with another evaluation"):
         run(8, lambda near: lambda pruned: 0.5 * near(pruned), folder=tmp_path)
+    # Dense it is as accurate.
+    with pytest.raises(ValueError, match="another search, with another evaluation"):
+        run(8, lambda near: lambda pruned: near(pruned) ** 2, folder=tmp_path)
     with pytest.raises(ValueError, match="holds 8 episodes; episodes=8 or more would work"):
         run(6, **traced, folder=tmp_path)
     with pytest.raises(ValueError, match="another search, with another pruning"):
@@ -333,6 +336,10 @@ def test_a_folder_goes_on_to_more_episodes_and_knows_other_searches(tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"amc\.npz cannot be read"):
         run(8, **traced, folder=tmp_path)
+    for damage in ({"run": "[1]"}, {"run": "[" * 100_000}, {"run": "{}", "episodes": [1, 2]}):
+        np.savez(file, **({"episodes": 8} | damage))
+        with pytest.raises(ValueError, match=r"amc\.npz cannot be read"):
+            run(8, **traced, folder=tmp_path)
 
 
 def test_single_weights_are_those_that_rules_prune(tmp_path):
@@ -371,6 +378,7 @@ def test_both_rewards_and_ones_own():
     ("options", "message"),
     [
         ({"budget": 1}, "a budget of 1 is out of reach"),
+        ({"divisor": 64}, "is out of reach.* a smaller divisor= would work"),
         ({"groups": ["head"]}, "'head' is no group of units that can go"),
         ({"lower": 0}, "lower=0; a fraction"),
         ({"divisor": 0}, "divisor=0; a whole number from 1 on"),

@@ -171,7 +171,8 @@ def environment(
         asked, left, of = map(_shown, (budget, dearer + constant, whole + constant))
         raise ValueError(
             f"amc: a budget of {asked} is out of reach: with as little of everything as the bounds "
-            f"allow {left} of {of} are left; a smaller lower= or a larger budget would work"
+            f"allow {left} of {of} are left; a larger budget, a smaller lower=, or, of widths that "
+            "are its multiples, a smaller divisor= would work"
         )
     return made
 

@@ -11,13 +11,15 @@ import jax
 import numpy as np
 
 from jaxsparse import locks
+from jaxsparse.allocation.jsons import parsed
 from jaxsparse.calibration.resuming import fingerprint
 from jaxsparse.files import naming, replacing
+from jaxsparse.text import shorten
 from jaxsparse.trees import leaves_by_path
 
 FORMAT = 1
 _NAME = "amc.npz"
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+_UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 
 
 @contextlib.contextmanager
@@ -63,8 +65,9 @@ class Folder:
         try:
             with np.load(self._path) as file:
                 held = {name: file[name] for name in file.files}
-            run = json.loads(str(held.pop("run")))
-            done = int(held.pop("episodes"))
+            run, done = parsed(str(held.pop("run"))), int(held.pop("episodes"))
+            if not isinstance(run, dict):
+                raise ValueError(f"'run' is {shorten(run)}, no dictionary")
         except _UNREADABLE as error:
             raise ValueError(
                 f"amc: {self._path} cannot be read ({error}); without this file the search begins "

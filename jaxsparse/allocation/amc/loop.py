@@ -13,6 +13,7 @@ from jaxsparse.allocation.amc import agent as ddpg
 from jaxsparse.allocation.amc.agent import DDPG, Agent, Replay
 from jaxsparse.allocation.amc.environment import Environment, Episode, rollout
 from jaxsparse.allocation.amc.plans import Plan
+from jaxsparse.calibration.resuming import of_program
 from jaxsparse.trees import Tree, apart, together
 
 # Numbers in an observation: eight of the layer, and what the walk adds.
@@ -73,6 +74,15 @@ class Loop:
         self.traced = _is_traceable(
             lambda *given: evaluate(self._pruned(*given)), *self._given(walk.last)
         )
+
+    def program(self) -> str | None:
+        """The fingerprint of `evaluate` and its data, where it can be traced."""
+        if not self.traced:
+            return None
+        traced = jax.make_jaxpr(lambda *given: self._evaluate(self._pruned(*given)))(
+            *self._given(self._walk.last)
+        )
+        return of_program((traced.jaxpr, traced.consts))
 
     def pruned(self, options: Int[Array, " steps"]) -> tuple[Tree, dict[str, Array]]:
         """The parameters and the masks of a policy."""

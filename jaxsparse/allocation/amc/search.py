@@ -148,7 +148,7 @@ def amc(
         "model": [leaves_by_path(params), plan.names, plan.counts],
         "pruning": [rules, score, reconstruct, given or inputs],
         "cost": [walk, cost.unit],
-        "evaluation": dense,
+        "evaluation": [dense, None if folder is None else loop.program()],
         "reward": reward,
         "settings": [dataclasses.asdict(settings), seed],
     }
@@ -195,6 +195,8 @@ def _check(lower, divisor, levels, episodes, every, budget, reward, rules, group
             "amc: without a budget the error alone says to keep everything; a budget, or "
             "reward='error_and_cost', would work"
         )
+    if isinstance(groups, str):
+        raise TypeError(f"amc: groups={groups!r} is no list; [{groups!r}] would work")
     if rules is not None and groups is not None:
         raise ValueError("amc: rules prune entries and groups whole units; one of them would work")
 
