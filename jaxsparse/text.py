@@ -1,5 +1,6 @@
 """Words for messages: values cut short, numbers checked by name, tables of columns."""
 
+import math
 import reprlib
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -17,6 +18,13 @@ def whole(field: str, value: Any, least: int, most: int) -> int:
             f"field {field!r}: {shorten(value)} is no whole number from {least} to {most}"
         )
     return value
+
+
+def finite(field: str, value: Any) -> float:
+    """The value, a finite number; a ValueError names the field otherwise."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"field {field!r}: {shorten(value)} is no finite number")
+    return float(value)
 
 
 def wholes(field: str, value: Any, least: int, most: int) -> tuple[int, ...]:

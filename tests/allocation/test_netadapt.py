@@ -450,6 +450,28 @@ def test_a_budget_beyond_the_bound_warns_and_is_met_all_the_same():
         search(budget=0.38, initial=0.025)
 
 
+@pytest.mark.parametrize("value", [math.nan, "0.5", None, 10**400])
+def test_an_accuracy_in_a_folder_that_is_no_number_is_refused(tmp_path, value):
+    """NaN is above no other accuracy and below none, so that another candidate would go on."""
+    search(budget=0.6, folder=tmp_path)
+    notes = tmp_path / "netadapt.json"
+    held = json.loads(notes.read_text())
+    held["candidates"][0]["accuracy"] = value
+    notes.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"netadapt.json cannot be read: .*(accuracy|digits)"):
+        search(budget=0.6, folder=tmp_path)
+    held["candidates"][0] = None
+    notes.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"netadapt.json cannot be read"):
+        search(budget=0.6, folder=tmp_path)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(None, "None"), (jnp.ones(3), r"of shape \(3,\)")])
+def test_an_evaluation_that_gives_no_number_is_named(value, shown):
+    with pytest.raises(TypeError, match=f"gives .*{shown} for the whole network; one number"):
+        search(evaluate=lambda params: value)
+
+
 def test_an_accuracy_that_is_no_number_names_its_candidate():
     with pytest.raises(
         ValueError, match=r"evaluate gives nan for 'params/.*' at width .* iteration 1"

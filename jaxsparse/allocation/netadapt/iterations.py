@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxsparse.allocation.narrowing import Score, keep_largest, unit_masks, unit_scores
@@ -58,8 +60,11 @@ class Search:
 
     def accuracy(self, params: Tree, of: str) -> float:
         """What `evaluate` says; a ValueError names what it is of, if it is no number."""
-        found = float(self._evaluate(params))
-        if not math.isfinite(found):
+        given = self._evaluate(params)
+        if np.shape(given) or not isinstance(given, numbers.Real | np.ndarray | jax.Array):
+            shown = f"an array of shape {np.shape(given)}" if np.shape(given) else repr(given)
+            raise TypeError(f"netadapt: evaluate gives {shown} for {of}; one number would work")
+        if not math.isfinite(found := float(given)):
             raise ValueError(
                 f"netadapt: evaluate gives {found} for {of}; a finite number would work"
             )

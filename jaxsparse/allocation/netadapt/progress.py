@@ -18,6 +18,8 @@ from jaxsparse.allocation.jsons import parsed
 from jaxsparse.allocation.netadapt.rules import Candidate
 from jaxsparse.files import naming, replacing
 from jaxsparse.graph.hosts import placed_as, whole
+from jaxsparse.text import finite, shorten
+from jaxsparse.text import whole as whole_number
 from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 
 FORMAT = 1
@@ -100,8 +102,10 @@ class Progress:
         path = self._folder / NAME
         try:
             held = parsed(path.read_bytes())
-            rows = [Candidate(**row) for row in held.pop("candidates")]
+            rows = [_candidate(row) for row in held.pop("candidates")]
             self.final = held.pop("final")
+            if self.final is not None:
+                finite("final", self.final)
         except FileNotFoundError:
             if any(self._folder.glob("*.npz")):
                 raise ValueError(
@@ -199,6 +203,18 @@ class Progress:
         held = self._head | {"candidates": rows, "final": self.final}
         with replacing(self._folder / NAME) as file:
             file.write(json.dumps(held, indent=1).encode())
+
+
+def _candidate(row: Any) -> Candidate:
+    """A row of the file; ValueError or TypeError for what is none."""
+    found = Candidate(**row)
+    for name in ("iteration", "width"):
+        whole_number(f"candidates: {name}", getattr(found, name), 1, 2**63 - 1)
+    for name in ("cost", "target", "accuracy"):
+        finite(f"candidates: {name}", getattr(found, name))
+    if not isinstance(found.group, str):
+        raise ValueError(f"field 'candidates: group': {shorten(found.group)} is no name")
+    return found
 
 
 def _alike(held: Any, mine: Any) -> bool:

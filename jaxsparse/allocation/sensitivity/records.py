@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from jaxsparse.allocation.jsons import parsed
 from jaxsparse.allocation.sensitivity.changes import Change, Kind, Target
 from jaxsparse.files import naming, replacing
-from jaxsparse.text import shorten, whole
+from jaxsparse.text import finite, shorten, whole
 from jaxsparse.trees import near_misses
 
 FORMAT = 1
@@ -106,7 +106,7 @@ def _record(found: Any) -> Record:
     better, over = (_one_of(n, found[n], t) for n, t in (("better", Better), ("over", Over)))
     if not isinstance(found["ratios"], list) or not isinstance(found["curves"], dict):
         raise ValueError("fields 'ratios' and 'curves' are a list and a dictionary")
-    ratios = tuple(_number("ratios", ratio) for ratio in found["ratios"])
+    ratios = tuple(finite("ratios", ratio) for ratio in found["ratios"])
     if not all(a < b for a, b in itertools.pairwise((0.0, *ratios, 1.0))):
         raise ValueError(f"field 'ratios': {shorten(found['ratios'])} do not rise between 0 and 1")
     run = found["run"]
@@ -115,7 +115,7 @@ def _record(found: Any) -> Record:
     targets, cells = {}, {}
     for name, each in found["curves"].items():
         targets[name], cells[name] = _curve(f"curves: {name}", each, len(ratios))
-    dense, samples = _number("dense", found["dense"]), whole("samples", found["samples"], 1, _MOST)
+    dense, samples = finite("dense", found["dense"]), whole("samples", found["samples"], 1, _MOST)
     return Record(better, ratios, targets, cells, dense, samples, over, run)
 
 
@@ -127,7 +127,7 @@ def _curve(what: str, found: Any, length: int) -> tuple[Target, tuple[Change | N
         _one_of(f"{what}: kind", found["kind"], Kind),
         whole(f"{what}: units", found["units"], 1, _MOST),
         whole(f"{what}: size", found["size"], 0, _MOST),
-        _number(f"{what}: limit", found["limit"]),
+        finite(f"{what}: limit", found["limit"]),
         whole(f"{what}: padding", found["padding"], 0, _MOST),
     )
     if not 0 < target.limit <= 1:
@@ -137,7 +137,7 @@ def _curve(what: str, found: Any, length: int) -> tuple[Target, tuple[Change | N
         values = found[column]
         if not isinstance(values, list) or len(values) != length:
             raise ValueError(f"field '{what}: {column}': not {length} numbers, one a ratio")
-        columns.append([v if v is None else _number(f"{what}: {column}", v) for v in values])
+        columns.append([v if v is None else finite(f"{what}: {column}", v) for v in values])
     cells = []
     for metric, drop, error in zip(*columns, strict=True):
         if (metric is None) != (drop is None) or (drop is None and error is not None):
@@ -161,9 +161,3 @@ def _one_of(field: str, value: Any, kinds: Any) -> Any:
     if value not in get_args(kinds):
         raise ValueError(f"field {field!r}: {shorten(value)} is none of {get_args(kinds)}")
     return value
-
-
-def _number(field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"field {field!r}: {shorten(value)} is no finite number")
-    return float(value)
