@@ -170,8 +170,9 @@ def found():
         return near(pruned)
 
     search = amc(
-        fn, params, (x,), evaluate, cost, 0.5 * cost.total(), divisor=2, episodes=12, settings=FEW
-    )
+        fn, params, (x,), evaluate, cost, 0.5 * cost.total(), divisor=2, episodes=12, settings=FEW,
+        batches=jax.random.normal(jax.random.key(2), (5, 2, *x.shape[1:])),
+    )  # fmt: skip
     return fn, params, x, cost, search, traces
 
 
@@ -263,6 +264,18 @@ def run(episodes, evaluate=None, **options):
     evaluate = (lambda pruned: float(near(pruned))) if evaluate is None else evaluate(near)
     options = {"divisor": 2, "settings": FEW, "every": 2} | options
     return amc(fn, params, (x,), evaluate, cost, 0.5 * cost.total(), episodes=episodes, **options)
+
+
+@pytest.mark.parametrize(("sizes", "few"), [((1,), 1), ((9, 6), 15), ((10, 6), None)])
+def test_readers_that_see_fewer_rows_than_inputs_are_warned_of(sizes, few):
+    fn, params, x = small()
+    groups = js.graph.structure(fn, params, x).groups
+    batches = [(jax.random.normal(jax.random.key(size), (size, x.shape[-1])),) for size in sizes]
+    if few is None:
+        Readers(fn, params, groups, batches)
+        return
+    with pytest.warns(UserWarning, match=f"'down': '{few} for 16 inputs'.*reconstruct=False"):
+        Readers(fn, params, groups, batches)
 
 
 def test_least_squares_keep_more_than_masks_alone():

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -86,6 +87,7 @@ class Readers:
     Attributes:
       weights: by path how each lies.
       problems: by path what is solved.
+      rows: by path how many inputs it was seen to meet; of stacked kernels, the fewest.
       unfitted: by path why one is not: nothing is known of what it meets.
     """
 
@@ -117,15 +119,32 @@ class Readers:
         moments = self._moments(fn, params, wanted, batches)
         self.weights: dict[str, Reader] = {}
         self.problems: dict[str, Problem] = {}
-        for path, products in moments.items():
+        self.rows: dict[str, int] = {}
+        for path, (products, rows) in moments.items():
             reader = _reader(found[path], members[path])
             self.weights[path] = reader
+            self.rows[path] = int(rows.min())
             self.problems[path] = _problem(
                 jnp.asarray(leaves[path]).transpose(reader.order), found[path], products
             )
+        self._warn_of_few()
 
-    def _moments(self, fn, params, wanted, batches) -> dict[str, Array]:
-        """Second moments by path; of one that cannot be told apart from the others' run alone."""
+    def _warn_of_few(self) -> None:
+        few = {
+            path: f"{rows} for {self.problems[path].scale.shape[-1]} inputs"
+            for path, rows in self.rows.items()
+            if rows < self.problems[path].scale.shape[-1]
+        }
+        if few:
+            warnings.warn(
+                f"amc: readers are fitted to fewer rows than they have inputs, {few}: what is "
+                "fitted need not hold for other data; batches= of more examples, or "
+                "reconstruct=False, would work",
+                stacklevel=5,
+            )
+
+    def _moments(self, fn, params, wanted, batches) -> dict[str, tuple[Array, Array]]:
+        """Second moments and rows by path; of what cannot be told apart from others, run alone."""
         try:
             return _summed(fn, params, wanted, batches) if wanted else {}
         except ValueError as error:
@@ -157,8 +176,8 @@ def _any_of(paths) -> str:
     return "|".join(map(re.escape, paths))
 
 
-def _summed(fn, params, paths, batches) -> dict[str, Array]:
-    """XᵀX of each weight's inputs over all batches."""
+def _summed(fn, params, paths, batches) -> dict[str, tuple[Array, Array]]:
+    """XᵀX of each weight's inputs over all batches, and how many rows X has."""
     reducer = gram()
 
     def step(numbers, rest, tree, states):
@@ -170,7 +189,7 @@ def _summed(fn, params, paths, batches) -> dict[str, Array]:
     for inputs in batches:
         states = step(*apart((params, inputs)), states)
     assert states is not None
-    return {site.path: state["products"] for site, state in states.items()}
+    return {site.path: (state["products"], state["rows"]) for site, state in states.items()}
 
 
 def _reader(site: Site, members: Sequence[tuple[str, int, Member]]) -> Reader:

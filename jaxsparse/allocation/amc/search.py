@@ -106,6 +106,9 @@ def amc(
         accuracies that are no shares, costs that are no sum over pairs of decisions, and a folder
         of another search. All but the accuracies of later policies before the first episode.
 
+    Warns:
+      UserWarning: readers that are fitted to fewer rows than they have inputs.
+
     Example:
       >>> import jaxsparse as js
       >>> x, up = jnp.linspace(-1, 1, 64)[:, None], jnp.linspace(-2, 2, 16)[None]
