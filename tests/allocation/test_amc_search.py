@@ -1,6 +1,7 @@
 """AMC on traced models: budgets, masks, least squares, resuming."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -423,6 +424,15 @@ def test_the_cost_of_another_model_is_refused():
     fn, params, x = small()
     with pytest.raises(ValueError, match="'up, down' has 16 units, in the cost it has none"):
         amc(fn, params, x, lambda params: 1.0, Flops(*residual()), 1)
+
+
+@pytest.mark.parametrize("search", [amc, js.allocation.netadapt])
+def test_a_cost_and_an_evaluation_in_each_others_place_are_refused(search):
+    fn, params, x = small()
+    swapped: tuple[Any, ...] = (Flops(fn, params, x), lambda params: 1.0)
+    message = f"{search.__name__}: cost is function, which counts nothing; .*Flops"
+    with pytest.raises(TypeError, match=message):
+        search(fn, params, x, *swapped, 1)
 
 
 def test_an_accuracy_that_is_no_share_is_named_with_its_episode():

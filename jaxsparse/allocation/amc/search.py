@@ -19,7 +19,7 @@ from jaxsparse.allocation.amc.plans import LEVELS, Plan, channels, walk_through,
 from jaxsparse.allocation.amc.reconstruction import Readers
 from jaxsparse.allocation.amc.result import AMC, Episodes
 from jaxsparse.allocation.amc.rewards import error, error_and_cost
-from jaxsparse.allocation.costs.flops import Cost
+from jaxsparse.allocation.costs.flops import Cost, check_cost
 from jaxsparse.allocation.costs.program import layers
 from jaxsparse.allocation.narrowing import Score
 from jaxsparse.graph import structure
@@ -105,6 +105,7 @@ def amc(
       ValueError: a budget below what the bounds allow, a name of no group, arguments out of range,
         accuracies that are no shares, costs that are no sum over pairs of decisions, and a folder
         of another search. All but the accuracies of later policies before the first episode.
+      TypeError: a cost that is none.
 
     Warns:
       UserWarning: readers that are fitted to fewer rows than they have inputs.
@@ -127,6 +128,7 @@ def amc(
       He et al. 2018, arXiv 1802.03494.
     """
     settings = DDPG() if settings is None else settings
+    check_cost(cost, "amc")
     _check(lower, divisor, levels, episodes, every, budget, reward, rules, groups)
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     found = layers(fn, params, *inputs, blocks=blocks)

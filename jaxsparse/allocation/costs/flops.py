@@ -36,6 +36,15 @@ class Cost(Protocol):
         ...
 
 
+def check_cost(cost: Any, who: str) -> None:
+    """Raises TypeError on what is no cost, such as the function that evaluates in its place."""
+    if not isinstance(getattr(cost, "units", None), Mapping) or not hasattr(cost, "total"):
+        raise TypeError(
+            f"{who}: cost is {type(cost).__name__}, which counts nothing; "
+            "js.allocation.Flops(fn, params, *inputs) would work"
+        )
+
+
 class Flops:
     """Multiplications of the products in a program: of weights, and of activations.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxsparse.allocation.allocation import Allocation
-from jaxsparse.allocation.costs.flops import Cost
+from jaxsparse.allocation.costs.flops import Cost, check_cost
 from jaxsparse.allocation.narrowing import Score, unit_masks
 from jaxsparse.allocation.netadapt.checks import (
     DIVISOR,
@@ -125,6 +125,7 @@ def netadapt(
       Yang et al. 2018, arXiv 1804.03230, and its code.
     """
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    check_cost(cost, "netadapt")
     check_numbers(short, long, tune, choice, initial, decay)
     units = structure(fn, params, *inputs, blocks=blocks)
     names = chosen_groups(units, groups)
