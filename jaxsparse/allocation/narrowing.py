@@ -78,7 +78,7 @@ def unit_scores(structure: Structure, params: Tree, score: Score = "l2") -> Scor
 
     Raises:
       ValueError: for another word, scores of another shape, and NaN or infinite ones.
-      TypeError: for parameters of which only the shapes are given.
+      TypeError: for parameters of which only the shapes are given, and complex scores.
       KeyError: for a structure of other parameters.
 
     Example:
@@ -101,6 +101,11 @@ def unit_scores(structure: Structure, params: Tree, score: Score = "l2") -> Scor
         scores = np.asarray(
             score(group, leaves) if callable(score) else _norms(score, group, leaves)
         )
+        if np.iscomplexobj(scores):
+            raise TypeError(
+                f"narrow: the score of {group.name!r} is of {scores.dtype}, which has no order; "
+                "absolute values would work"
+            )
         scores = scores.astype(np.float64)
         if scores.shape != (group.units,):
             raise ValueError(

@@ -221,3 +221,11 @@ def test_widths_that_no_group_has(widths, error, message):
 def test_scores_and_parameters_that_do_not_fit(params, score, error, message):
     with pytest.raises(error, match=message):
         narrow(STRUCTURE, params, {NAME: 2}, score=score)
+
+
+def test_complex_scores_have_no_order():
+    params = {"up": jnp.ones((2, 4)), "down": jnp.ones((4, 3))}
+    model = lambda params, x: jnp.tanh(x @ params["up"]) @ params["down"]  # noqa: E731
+    structure = js.graph.structure(model, params, jnp.ones((5, 2)))
+    with pytest.raises(TypeError, match="score of 'up, down' is of complex64, which has no order"):
+        js.allocation.narrow(structure, params, {}, score=lambda group, _: jnp.ones(4) * 1j)
