@@ -20,8 +20,10 @@ NAME = ".lock"
 
 
 @contextlib.contextmanager
-def held(folder: str | pathlib.Path, instead: str) -> Iterator[None]:
-    """Holds a folder that is there for this process.
+def held(
+    folder: str | pathlib.Path, instead: str = "its end, or another folder, would work"
+) -> Iterator[None]:
+    """Holds a folder, made if it is not there, for this process.
 
     The system lets go of the lock when the process ends, however it ends; the file that
     a killed one leaves behind stops nobody. Where the system knows no such locks, as Windows,
@@ -36,10 +38,12 @@ def held(folder: str | pathlib.Path, instead: str) -> Iterator[None]:
       OSError: the folder cannot be written to; the file is named.
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, held(folder, "another would work"):
+    >>> with tempfile.TemporaryDirectory() as folder, held(folder):
     ...     os.listdir(folder)
     ['.lock']
     """
+    with naming(folder):
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield
         return

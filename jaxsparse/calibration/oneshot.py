@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from jaxsparse import locks
 from jaxsparse.calibration.criteria import Criterion, wanda
 from jaxsparse.calibration.kernels import prune_kernels, target_of, with_size
 from jaxsparse.calibration.pieces import Unit
 from jaxsparse.calibration.preparing import prepare
 from jaxsparse.calibration.progress import Pruned, relative_error
-from jaxsparse.calibration.resuming import Folder, fingerprint, of_program, opened
+from jaxsparse.calibration.resuming import Folder, fingerprint, of_program
 from jaxsparse.calibration.site import Site
 from jaxsparse.calibration.walk import part, place_of
 from jaxsparse.patterns.rules import Rule
@@ -145,7 +146,8 @@ def prune_oneshot(
                 "rules": fingerprint([(path, str(specs[path]), targets[path]) for path in specs]),
                 "criterion": fingerprint(criterion),
             }
-            kept = stack.enter_context(opened(folder, held))
+            stack.enter_context(locks.held(folder))
+            kept = Folder(folder, held)
             arrays = {path: jnp.asarray(leaves[path]) for path in specs}
             like = {u: _like(arrays[u.path], where[u.path], u) for u in run.units}
             for unit, (mask, found) in kept.load(like).items():

@@ -1,6 +1,5 @@
 """A folder that a walk goes on from: what is pruned so far, and of which run it is."""
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -8,15 +7,15 @@ import pathlib
 import re
 import types
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxsparse import jaxprs, locks
+from jaxsparse import jaxprs
 from jaxsparse.calibration.pieces import Unit
-from jaxsparse.files import naming, replacing
+from jaxsparse.files import replacing
 
 FORMAT = 1
 _NAME = "oneshot.json"
@@ -25,24 +24,11 @@ _UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.Ba
 _PLAIN = (int, float, complex, str, np.ndarray, np.generic, jax.Array)
 
 
-@contextlib.contextmanager
-def opened(folder: str | pathlib.Path, run: Mapping[str, str]) -> Iterator["Folder"]:
-    """A `Folder`, made if it is not there, that no other process may use meanwhile.
-
-    Raises:
-      ValueError: another call, of this process or another, uses it; says which, since when.
-    """
-    with naming(folder):
-        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    with locks.held(folder, "its end, or another folder, would work"):
-        yield Folder(folder, run)
-
-
 class Folder:
     """What a run has pruned, one file a unit.
 
     Args:
-      folder: where.
+      folder: where; it is there, and held.
       run: fingerprints of all that the result follows from, by what they are of.
 
     Raises:

@@ -1,19 +1,17 @@
 """A folder that a search goes on from: all of its state, whole or not there."""
 
-import contextlib
 import json
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxsparse import locks
 from jaxsparse.allocation.jsons import parsed
 from jaxsparse.calibration.resuming import fingerprint
-from jaxsparse.files import naming, replacing
+from jaxsparse.files import replacing
 from jaxsparse.text import shorten
 from jaxsparse.trees import leaves_by_path
 
@@ -22,33 +20,19 @@ _NAME = "amc.npz"
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 
 
-@contextlib.contextmanager
-def opened(folder: str | pathlib.Path | None, run: Mapping[str, Any]) -> Iterator["Folder"]:
-    """A folder, made if it is not there, that no other process may use meanwhile.
-
-    Raises:
-      ValueError: another call, of this process or another, uses it; says which, since when.
-    """
-    if folder is None:
-        yield Folder(None, {})
-        return
-    with naming(folder):
-        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    with locks.held(folder, "its end, or another folder, would work"):
-        yield Folder(folder, {name: fingerprint(value) for name, value in run.items()})
-
-
 class Folder:
     """Where a search is kept.
 
     Args:
-      folder: None keeps nothing.
-      run: fingerprints of all that the search follows from, by what they are of.
+      folder: that is held; None keeps nothing.
+      run: all that the search follows from, by what it is.
     """
 
-    def __init__(self, folder: str | pathlib.Path | None, run: Mapping[str, str]):
+    def __init__(self, folder: str | pathlib.Path | None, run: Mapping[str, Any]):
         self._path = None if folder is None else pathlib.Path(folder) / _NAME
-        self._run = {"format": str(FORMAT)} | dict(run)
+        self._run = {"format": str(FORMAT)}
+        if folder is not None:
+            self._run |= {name: fingerprint(value) for name, value in run.items()}
 
     def load(self, like: Any) -> tuple[int, Any] | None:
         """How many episodes are done, and the state after them; None if there is none.

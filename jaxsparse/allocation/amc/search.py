@@ -1,5 +1,6 @@
 """`amc`: an agent walks through the layers, and learns what to keep of each by the accuracy."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxsparse import locks
 from jaxsparse.allocation.amc.agent import DDPG
-from jaxsparse.allocation.amc.folder import opened
+from jaxsparse.allocation.amc.folder import Folder
 from jaxsparse.allocation.amc.loop import Loop, accuracy_of
 from jaxsparse.allocation.amc.plans import LEVELS, Plan, channels, walk_through, weights
 from jaxsparse.allocation.amc.reconstruction import Readers
@@ -157,8 +159,8 @@ def amc(
         "reward": reward,
         "settings": [dataclasses.asdict(settings), seed],
     }
-    with opened(folder, run) as held:
-        start = loop.start(episodes)
+    with contextlib.nullcontext() if folder is None else locks.held(folder):
+        held, start = Folder(folder, run), loop.start(episodes)
         done, state = held.load(start) or (0, start)
         while done < episodes:
             stop = min(episodes, (done // every + 1) * every)

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from jaxsparse import locks
 from jaxsparse.allocation.jsons import parsed
 from jaxsparse.allocation.netadapt.rules import Candidate
-from jaxsparse.files import naming, replacing
+from jaxsparse.files import replacing
 from jaxsparse.graph.hosts import placed_as, whole
 from jaxsparse.text import finite, shorten
 from jaxsparse.text import whole as whole_number
@@ -41,29 +40,11 @@ class Network(NamedTuple):
     kept: dict[str, Bool[np.ndarray, " units"]]
 
 
-@contextlib.contextmanager
-def opened(
-    folder: str | pathlib.Path | None, run: Mapping[str, Any], accuracy: float, dense: Network
-) -> Iterator["Progress"]:
-    """A `Progress` in a folder, made if it is not there, that no other process may use meanwhile.
-
-    Raises:
-      ValueError: another call, of this process or another, uses it; says which, since when.
-    """
-    if folder is None:
-        yield Progress(None, run, accuracy, dense)
-        return
-    with naming(folder):
-        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    with locks.held(folder, "its end, or another folder, would work"):
-        yield Progress(folder, run, accuracy, dense)
-
-
 class Progress:
     """What a run has tried.
 
     Args:
-      folder: where. None keeps nothing.
+      folder: that is held. None keeps nothing.
       run: fingerprints of what the result follows from, by what they are of.
       accuracy: of the whole network.
       dense: the whole network.

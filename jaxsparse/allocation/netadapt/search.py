@@ -1,11 +1,13 @@
 """`netadapt`: the search for widths under a budget."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxsparse import locks
 from jaxsparse.allocation.allocation import Allocation
 from jaxsparse.allocation.costs.flops import Cost, check_cost
 from jaxsparse.allocation.narrowing import Score, unit_masks
@@ -19,7 +21,7 @@ from jaxsparse.allocation.netadapt.checks import (
     total,
 )
 from jaxsparse.allocation.netadapt.iterations import Search, State
-from jaxsparse.allocation.netadapt.progress import Network, opened
+from jaxsparse.allocation.netadapt.progress import Network, Progress
 from jaxsparse.allocation.netadapt.result import NetAdapt
 from jaxsparse.allocation.netadapt.rules import Candidate, Choice, proposal
 from jaxsparse.allocation.netadapt.tuning import Tune
@@ -154,7 +156,8 @@ def netadapt(
         return Candidate(iteration, name, *found, target)
 
     state, candidates, done = State(widths, dense, before, None, whole), [], 0
-    with opened(folder, run, before, whole) as progress:
+    with contextlib.nullcontext() if folder is None else locks.held(folder):
+        progress = Progress(folder, run, before, whole)
         while state.cost > budget:
             steps, done = range(done * short, (done + 1) * short), done + 1
             proposals = [proposed(name, done, state) for name in names]
