@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from experiments import outcome
 from experiments.oneshot import config as configs
-from experiments.oneshot import methods, summary
 from experiments.oneshot import run as runs
+from experiments.oneshot import summary
 from experiments.registry import near_misses
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -157,7 +157,7 @@ def as_markdown(outcome: Mapping[str, Any]) -> str:
             shares = f"{statistics.fmean(row['sparsity']):.2%}"
             losses, seconds = row["layer_loss"], row["prune_seconds"]
             loss = "-" if None in losses else f"{statistics.fmean(losses):.4f}"
-            loss += " by norms" if methods.NORMS in row.get("layer_loss_by", ()) else ""
+            loss += " by norms" if "squares" in row.get("layer_loss_by", ()) else ""
             minutes = "-" if None in seconds else f"{statistics.fmean(seconds) / 60:.1f}"
             lines.append(f"| {' | '.join([name, row['stage'], *found, shares, loss, minutes])} |")
     lines += ["", "| claimed | found | of | |", "|---|---|---|---|"]

@@ -8,6 +8,7 @@ them, so everything here is keyed by path and no two trees are ever zipped.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,6 +87,15 @@ def near_misses(name: str, known: Iterable[str], limit: int = 5) -> str:
         return "did you mean " + ", ".join(map(repr, close)) + "?"
     shown = ", ".join(map(repr, names[:limit])) + (", ..." if len(names) > limit else "")
     return f"known: {shown}" if names else "there is none"
+
+
+def any_of(paths: Iterable[str]) -> str:
+    """The regular expression that matches these paths and no other.
+
+    >>> any_of(["layer/w", "a.b"])
+    'layer/w|a\\\\.b'
+    """
+    return "|".join(map(re.escape, paths))
 
 
 def apart(tree: Any) -> tuple[list[Any], tuple[Any, ...], Any]:

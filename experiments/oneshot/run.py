@@ -25,6 +25,7 @@ from experiments.oneshot.models import LanguageModel
 from experiments.perplexity import perplexity
 from jaxsparse.allocation import Allocation
 from jaxsparse.calibration import Fitted, OneShot, fit_parts, prune_oneshot
+from jaxsparse.calibration.criteria import measured_by
 from jaxsparse.calibration.progress import Pruned
 from jaxsparse.files import replacing
 from jaxsparse.patterns.rules import resolve
@@ -265,7 +266,7 @@ def _prune(
     return found, {
         "sparsity": 1 - kept / size,
         "layer_loss": float(np.mean(known)) if known else None,
-        "layer_loss_by": methods.measure(criterion),
+        "layer_loss_by": measured_by(criterion),
         "prune_seconds": time.perf_counter() - start + spent("seconds"),
         "prune_cpu_seconds": time.process_time() - clock + spent("cpu_seconds"),
     }

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.oneshot.methods import NORMS
-
 
 def title(report: Mapping[str, Any]) -> str:
     """What was run, in a few words."""
@@ -25,7 +23,7 @@ def lead(report: Mapping[str, Any]) -> str:
 def stages(report: Mapping[str, Any]) -> list[list[str]]:
     """A header, then a row for the dense model and for every stage."""
     names = list(report["rows"][0]["perplexity"])
-    norms = any(row.get("layer_loss_by") == NORMS for row in report["rows"])
+    norms = any(row.get("layer_loss_by") == "squares" for row in report["rows"])
     loss = "layer loss by norms" if norms else "layer loss"
     table = [["", *(f"perplexity, {name}" for name in names), "sparsity", loss, "minutes"]]
     for row in report["rows"]:

@@ -5,15 +5,13 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-import jax
-
 from jaxsparse.allocation.tables import Levels, levels_of
-from jaxsparse.calibration import Criterion, Reducer, gram, wanda
+from jaxsparse.calibration import Criterion, wanda
+from jaxsparse.calibration.criteria import with_products
 from jaxsparse.calibration.kernels import prune_kernels, target_of, with_size
 from jaxsparse.calibration.pieces import Unit
-from jaxsparse.calibration.preparing import Prepared, prepare
+from jaxsparse.calibration.preparing import prepare
 from jaxsparse.calibration.progress import relative_error
-from jaxsparse.calibration.reducers import statistics
 from jaxsparse.patterns.base import check_sparsity
 from jaxsparse.patterns.rules import Rule
 from jaxsparse.pruning.distributions import known_target
@@ -71,7 +69,7 @@ def losses(
     for path, spec in specs.items():
         for share in shares[path]:
             check_sparsity(f"levels of {path!r}", share, spec.pattern)
-    criterion = _measured(criterion, run)
+    criterion = with_products(criterion)
     found = {path: [0.0] * len(shares[path]) for path in specs}
 
     def look(unit: Unit, weight, state):
@@ -82,32 +80,10 @@ def losses(
                 if share:
                     target, known = target_of(spec, share, per), run.beforehand(unit)
                     _, left = prune_kernels(criterion, weight, state, target, spec, known)
-                    error = relative_error(view, weight, left, state[0])
+                    error = relative_error(view, weight, left, state["first"])
                     assert error is not None
                     found[unit.path][number] += error
         return weight
 
     run.walk(with_size(criterion.reducer), look, done={}, spill=spill)
     return {path: tuple(values) for path, values in found.items()}
-
-
-def _measured(criterion: Criterion, run: Prepared) -> Criterion:
-    """The criterion with XᵀX in its state, by which its losses are measured."""
-    own, products = criterion.reducer, gram()
-    site = next(iter(run.where.values()))
-    if "products" in statistics(jax.eval_shape(lambda: own.init(site))):
-        return criterion
-
-    def init(site):
-        return {"own": own.init(site), "gram": products.init(site)}
-
-    def update(state, met, site):
-        return {
-            "own": own.update(state["own"], met, site),
-            "gram": products.update(state["gram"], met, site),
-        }
-
-    def prune(weight, state, target, *known):
-        return criterion.prune(weight, state["own"], target, *known)
-
-    return Criterion(Reducer(init, update), prune, criterion.known)

@@ -1,8 +1,9 @@
 """How one kernel is pruned by what it meets: pairs of functions, and what follows them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -15,7 +16,8 @@ from jaxsparse.calibration.layer_loss import (
     quadratic,
     reconstruct,
 )
-from jaxsparse.calibration.reducers import Reducer, gram, square_norms
+from jaxsparse.calibration.reducers import Reducer, both, gram, square_norms, statistics
+from jaxsparse.calibration.site import Site
 from jaxsparse.calibration.swaps import swap
 from jaxsparse.patterns.nm import NM
 from jaxsparse.patterns.rules import LeafSpec
@@ -255,20 +257,30 @@ def _size(array: Float[Array, "k n"]) -> Float[Array, "k n"]:
     return jnp.abs(array / power_of_two(array))
 
 
-def _then(criterion: Criterion, improve: Callable[..., Found]) -> Criterion:
-    first, second = criterion.reducer, gram()
+def with_products(criterion: Criterion) -> Criterion:
+    """The criterion with XᵀX in its state, by which `Pruned.error` is exact.
 
-    def init(site):
-        return {"first": first.init(site), "gram": second.init(site)}
-
-    def update(state, met, site):
-        return {
-            "first": first.update(state["first"], met, site),
-            "gram": second.update(state["gram"], met, site),
-        }
+    >>> measured_by(wanda()), measured_by(with_products(wanda()))
+    ('squares', 'products')
+    """
+    if measured_by(criterion) == "products":
+        return criterion
 
     def prune(weight, state, target, *known):
-        mask, found = criterion.prune(weight, state["first"], target, *known)
-        return improve(weight, state["gram"], target, mask, found)
+        return criterion.prune(weight, state["first"], target, *known)
 
-    return Criterion(Reducer(init, update), prune, criterion.known)
+    return Criterion(both(criterion.reducer, gram()), prune, criterion.known)
+
+
+def measured_by(criterion: Criterion) -> Literal["products", "squares"] | None:
+    """What `Pruned.error` goes by: XᵀX, the squared norms of columns, or None for neither."""
+    kept = statistics(jax.eval_shape(lambda: criterion.reducer.init(Site("w", (1, 1), (0,), ()))))
+    return "products" if "products" in kept else "squares" if "squares" in kept else None
+
+
+def _then(criterion: Criterion, improve: Callable[..., Found]) -> Criterion:
+    def prune(weight, state, target, *known):
+        mask, found = criterion.prune(weight, state["first"], target, *known)
+        return improve(weight, state["second"], target, mask, found)
+
+    return Criterion(both(criterion.reducer, gram()), prune, criterion.known)

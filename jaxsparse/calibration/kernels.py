@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxsparse.calibration.checks import check_met
 from jaxsparse.calibration.criteria import Criterion
-from jaxsparse.calibration.reducers import Reducer, largest
+from jaxsparse.calibration.reducers import Reducer, both, largest
 from jaxsparse.calibration.targets import Target
 from jaxsparse.patterns.rules import LeafSpec
 from jaxsparse.patterns.views import View
@@ -24,22 +24,15 @@ def target_of(spec: LeafSpec, sparsity: float, per: Any) -> Target:
 
 def with_size(reducer: Reducer) -> Reducer:
     """A reducer that keeps how large the numbers get, too."""
-    size = largest()
-    return Reducer(
-        lambda site: (reducer.init(site), size.init(site)),
-        lambda state, met, site: (
-            reducer.update(state[0], met, site),
-            size.update(state[1], met, site),
-        ),
-    )
+    return both(reducer, largest())
 
 
 def prune_kernels(criterion: Criterion, weight, state, target: Target, spec: LeafSpec, known=None):
     """A leaf or some kernels of it, kernel by kernel; `known` beforehand is of its shape."""
     view, path = spec.view, spec.path
-    check_met(path, state[1], state[0])
-    lead = state[1].ndim  # as many axes number kernels
-    met = jax.tree.map(lambda a: a.reshape(-1, *a.shape[lead:]), state[0])
+    check_met(path, state["second"], state["first"])
+    lead = state["second"].ndim  # as many axes number kernels
+    met = jax.tree.map(lambda a: a.reshape(-1, *a.shape[lead:]), state["first"])
     beforehand = [] if known is None else [jnp.asarray(known)]
     try:
         mask, found = _run(

@@ -130,7 +130,7 @@ def prune_oneshot(
             kept.save(unit, mask, found, new=not stayed)
         masks[unit] = np.asarray(mask)
         if on_pruned is not None:
-            error = relative_error(spec.view, weight, found, state[0])
+            error = relative_error(spec.view, weight, found, state["first"])
             jax.block_until_ready(found)
             now = time.perf_counter()
             on_pruned(Pruned(path, unit.index, len(masks), len(run.units), error, now - began))

@@ -51,6 +51,21 @@ def _no_rows():
     return jnp.zeros((), jnp.int32)
 
 
+def both(first: Reducer, second: Reducer) -> Reducer:
+    """Two statistics of the same values; the state has theirs as `first` and `second`."""
+
+    def init(site):
+        return {"first": first.init(site), "second": second.init(site)}
+
+    def update(state, met, site):
+        return {
+            "first": first.update(state["first"], met, site),
+            "second": second.update(state["second"], met, site),
+        }
+
+    return Reducer(init, update)
+
+
 def gram() -> Reducer:
     """H = XᵀX over all rows X that a weight meets: what one-shot pruning solves with.
 

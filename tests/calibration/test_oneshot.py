@@ -59,7 +59,7 @@ class Layer:
         self.weight, self.expected = jnp.asarray(weight.T), case.get("expected", {})
         products = jnp.asarray(self.x.T @ self.x)
         met = {"products": products, "squares": jnp.diagonal(products)}
-        self.state = met | {"first": met, "gram": met}
+        self.state = met | {"first": met, "second": met}
         self.problem = quadratic(self.weight, products)
         self.block = int(case["inputs"].get("blocksize", 128))
         pattern, share = case["inputs"].get("pattern", ""), case["inputs"].get("sparsity")
@@ -559,7 +559,7 @@ def test_numbers_whose_squares_are_no_float32_change_nothing(name):
     def pruned(grown, more, pattern):
         products = x.T @ x * jnp.ldexp(jnp.float32(1), 2 * more)
         met = {"products": products, "squares": jnp.diagonal(products)}
-        state = met | {"first": met | {"first": met}, "gram": met}
+        state = met | {"first": met | {"first": met}, "second": met}
         mask, new = prune(weight * jnp.ldexp(jnp.float32(1), grown), state, Target(pattern, 0.5))
         return mask, new if new is None else new * jnp.ldexp(jnp.float32(1), -grown)
 

@@ -59,7 +59,7 @@ CRITERIA = {
 
 @functools.cache
 def run(criterion, target):
-    state = MET | {"first": MET, "gram": MET}
+    state = MET | {"first": MET, "second": MET}
     prune = jax.jit(CRITERIA[criterion].prune, static_argnums=2)
     mask, weight = prune(WEIGHT, state, TARGETS[target])
     return np.asarray(mask), np.where(mask, WEIGHT if weight is None else weight, 0)

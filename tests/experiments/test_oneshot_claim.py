@@ -21,7 +21,7 @@ def asked(monkeypatch):
             if config.pattern == "2:4":
                 found["handbook"] = None
             row = {"stage": f"stage {number}", "layer_loss": 0.01, "prune_seconds": 60.0}
-            row["layer_loss_by"] = "products" if config.stages else "norms"
+            row["layer_loss_by"] = "products" if config.stages else "squares"
             rows.append(dense | row | {"sparsity": 0.5, "perplexity": found})
         return {"rows": rows}
 

@@ -15,6 +15,7 @@ from experiments.oneshot import __main__ as command
 from experiments.oneshot import config as own
 from experiments.oneshot import methods, models, page, run, summary
 from experiments.registry import near_misses
+from jaxsparse.calibration.criteria import measured_by
 from jaxsparse.trees import leaves_by_path
 
 CONFIGS = sorted(pathlib.Path("experiments/configs").glob("smollm_*.py"))
@@ -275,9 +276,9 @@ def test_the_command_says_a_mistake_in_a_line():
 
 def test_all_rows_of_a_run_measure_the_loss_alike():
     norms = methods.measured(methods.chain("wanda", ()))
-    assert [methods.measure(criterion) for criterion in norms.values()] == ["norms"]
+    assert [measured_by(criterion) for criterion in norms.values()] == ["squares"]
     alike = methods.measured(methods.chain("wanda", ("swaps", "reconstruction")))
-    assert [methods.measure(criterion) for criterion in alike.values()] == ["products"] * 3
+    assert [measured_by(criterion) for criterion in alike.values()] == ["products"] * 3
     params, x = {"w": jnp.eye(8) + 0.1}, jnp.arange(64.0).reshape(8, 8) % 7
     told, masks = [], []
     for criterion in (norms["wanda"], alike["wanda"]):
@@ -297,7 +298,7 @@ def test_all_rows_of_a_run_measure_the_loss_alike():
     assert abs(told[0].error - told[1].error) > 0.01
     rows = [
         {"stage": "dense", "perplexity": {"a": 9.0}, "sparsity": 0},
-        {"stage": "w", "perplexity": {"a": 9.0}, "sparsity": 0.5, "layer_loss_by": "norms"},
+        {"stage": "w", "perplexity": {"a": 9.0}, "sparsity": 0.5, "layer_loss_by": "squares"},
     ]
     assert summary.stages({"rows": rows})[0][3] == "layer loss by norms"
     rows[1]["layer_loss_by"] = "products"

@@ -12,7 +12,6 @@ image anew for each policy, and for 1x1 kernels alone.
 import dataclasses
 import functools
 import math
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsparse.calibration import Site, gram, observe, sites
 from jaxsparse.calibration.layer_loss import matmul, quadratic
 from jaxsparse.graph import Member, StructuredGroup
-from jaxsparse.trees import Tree, apart, leaves_by_path, together
+from jaxsparse.trees import Tree, any_of, apart, leaves_by_path, together
 
 Kept = Mapping[str, Bool[Array, " units"]]
 
@@ -107,7 +106,7 @@ class Readers:
                     here = members.setdefault(member.path, [])
                     here.append((group.name, group.units, member))
         found: dict[str, Site] = {}
-        for site in sites(fn, params, *batches[0], paths=_any_of(members)):
+        for site in sites(fn, params, *batches[0], paths=any_of(members)):
             axes = {m.axis for _, _, m in members[site.path]}
             if site.path in found or site.altered or not axes <= set(site.in_axis):
                 why = "several products read it, or what they multiply by is made of it"
@@ -172,17 +171,13 @@ class Readers:
         }
 
 
-def _any_of(paths) -> str:
-    return "|".join(map(re.escape, paths))
-
-
 def _summed(fn, params, paths, batches) -> dict[str, tuple[Array, Array]]:
     """XᵀX of each weight's inputs over all batches, and how many rows X has."""
     reducer = gram()
 
     def step(numbers, rest, tree, states):
         params, inputs = together(numbers, rest, tree)
-        return observe(fn, params, *inputs, reducer=reducer, paths=_any_of(paths), states=states)[1]
+        return observe(fn, params, *inputs, reducer=reducer, paths=any_of(paths), states=states)[1]
 
     step = jax.jit(step, static_argnums=(1, 2))
     states = None

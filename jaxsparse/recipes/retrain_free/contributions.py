@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import math
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxsparse.calibration import Reducer, Site, observe
-from jaxsparse.trees import Tree, apart, leaves_by_path, together
+from jaxsparse.trees import Tree, any_of, apart, leaves_by_path, together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Contributions:
         """
         kernels = [self._kernels(read.site) for read in reads]
         sites = {read.site for read in reads}
-        paths = _any_of(site.path for site in sites)
+        paths = any_of(site.path for site in sites)
         counted = self._counted if sites <= self._counted[0].keys() else self._count(paths)
 
         def step(numbers, kernels, rest, tree, capacity):
@@ -115,7 +114,7 @@ class Contributions:
         as its part of what follows.
         """
         try:
-            return self._count(_any_of(self._paths))
+            return self._count(any_of(self._paths))
         except ValueError:  # of one of them; the group that has it says so
             return [{} for _ in self._batches]
 
@@ -140,10 +139,6 @@ COUNT = Reducer(
     lambda site: jnp.zeros((), jnp.int32),
     lambda state, met, site: state + met.rows().shape[0],
 )
-
-
-def _any_of(paths: Iterable[str]) -> str:
-    return "|".join(map(re.escape, paths))
 
 
 def _rows(capacity: Mapping[Site, int]) -> Reducer:

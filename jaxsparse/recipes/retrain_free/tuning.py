@@ -1,6 +1,5 @@
 """Mask tuning: kept units are scaled so that layers add up to what they did, by least squares."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxsparse.graph import Member, StructuredGroup
 from jaxsparse.recipes.retrain_free.contributions import Contributions, Read
 from jaxsparse.recipes.retrain_free.fisher import as_tuple
 from jaxsparse.recipes.retrain_free.readers import readers, scaled
-from jaxsparse.trees import Tree
+from jaxsparse.trees import Tree, any_of
 
 LIMIT = 10.0  # a scale beyond it says that the least squares are ill posed
 
@@ -76,7 +75,7 @@ def tuned_scales(
     left: dict[str, str] = {}
     given = [as_tuple(inputs) for inputs, _ in batches]
     paths = [member.path for group in groups for member in readers(group)]
-    found = sites(fn, params, *given[0], paths="|".join(map(re.escape, paths)))
+    found = sites(fn, params, *given[0], paths=any_of(paths))
     met = Contributions(fn, params, scaled(params, groups, teacher), given, paths)
     for group in groups:
         if group.name in untuned:
