@@ -1,7 +1,7 @@
 """`narrow`: masks of whole units for the number that each group is to keep."""
 
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -194,6 +194,31 @@ def check_widths(structure: Structure, widths: Mapping[str, int], what: str = "w
                 f"{what}: {name!r} keeps {width} of {groups[name].units} {groups[name].kind}; 1 to "
                 f"{groups[name].units} would work"
             )
+
+
+def chosen_groups(
+    structure: Structure, names: Sequence[str] | None, caller: str
+) -> tuple[StructuredGroup, ...]:
+    """The groups of these names in the order of the model, by default all.
+
+    Raises:
+      ValueError: a name of no group, no names at all, and a model without groups.
+      TypeError: one string in the place of a list.
+    """
+    if not structure.groups:
+        raise ValueError(
+            f"{caller}: the model has no heads, neurons or channels that weights alone read; "
+            "js.graph.channels tells what holds them"
+        )
+    if names is None:
+        return structure.groups
+    if isinstance(names, str):
+        raise TypeError(f"{caller}: groups={names!r} is no list; [{names!r}] would work")
+    check_widths(structure, dict.fromkeys(names, 1), f"{caller}: groups")
+    if not names:
+        known = ", ".join(repr(group.name) for group in structure.groups)
+        raise ValueError(f"{caller}: groups={names!r} is empty; of {known} some would work")
+    return tuple(group for group in structure.groups if group.name in names)
 
 
 def _check_leaves(group: StructuredGroup, leaves: Mapping[str, Array]) -> None:

@@ -12,7 +12,7 @@ import jaxsparse as js
 from jaxsparse import locks
 from jaxsparse.allocation import DDPG, Flops, amc, layers, narrow
 from jaxsparse.allocation.amc.environment import rollout
-from jaxsparse.allocation.amc.plans import channels, walk_through
+from jaxsparse.allocation.amc.plans import unit_plan, walk_through
 from jaxsparse.allocation.amc.reconstruction import Readers
 from jaxsparse.allocation.amc.terms import terms_of
 from jaxsparse.allocation.costs.flops import WHOLE
@@ -104,7 +104,7 @@ class Plateaus:
 def test_no_random_episode_of_a_traced_model_is_over_its_budget(name, kind):
     fn, params, x = MODELS[name]()
     cost, structure = kind(Flops(fn, params, x)), js.graph.structure(fn, params, x)
-    plan = channels(
+    plan = unit_plan(
         structure, params, groups=None, lower=0.2, divisor=2, levels=99, score="l1",
         readers=lambda _: None,
     )  # fmt: skip

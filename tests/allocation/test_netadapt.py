@@ -435,7 +435,7 @@ def test_what_is_refused_before_the_search(options, error, message):
 
 def test_a_model_without_units_is_refused():
     params = {"w": jnp.ones((3, 4))}
-    with pytest.raises(ValueError, match="no heads and no neurons"):
+    with pytest.raises(ValueError, match="no heads, neurons or channels"):
         netadapt(
             lambda p, x: x @ p["w"], params, jnp.ones((2, 3)), never, MACS, 1.0, short=0, long=0
         )

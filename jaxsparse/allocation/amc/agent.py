@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxsparse.allocation.amc.environment import Episode
 
 # Arrays by name; optax says no more of what it returns.
-Weights = Any
+Arrays = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,8 @@ class DDPG:
 class Networks(NamedTuple):
     """An actor and a critic, or what belongs to each."""
 
-    actor: Weights
-    critic: Weights
+    actor: Arrays
+    critic: Arrays
 
 
 class Agent(NamedTuple):
@@ -127,7 +127,7 @@ def new_agent(key: Array, features: int, settings: DDPG) -> Agent:
     return Agent(networks, targets, moments, jnp.float32(jnp.nan))
 
 
-def act(actor: Weights, observations: Float[Array, "*b f"]) -> Float[Array, "*b"]:
+def act(actor: Arrays, observations: Float[Array, "*b f"]) -> Float[Array, "*b"]:
     """The fraction that stays, in (0, 1)."""
     hidden = jax.nn.relu(_layer(actor, "first", observations))
     hidden = jax.nn.relu(_layer(actor, "second", hidden))
@@ -135,7 +135,7 @@ def act(actor: Weights, observations: Float[Array, "*b f"]) -> Float[Array, "*b"
 
 
 def value(
-    critic: Weights, observations: Float[Array, "*b f"], actions: Float[Array, "*b"]
+    critic: Arrays, observations: Float[Array, "*b f"], actions: Float[Array, "*b"]
 ) -> Float[Array, "*b"]:
     """What is expected of actions."""
     hidden = _layer(critic, "observation", observations)
@@ -145,7 +145,7 @@ def value(
 
 
 def explore(
-    actor: Weights,
+    actor: Arrays,
     observation: Float[Array, " f"],
     key: Array,
     episode: Int[Array, ""],
@@ -212,8 +212,7 @@ def learn(agent: Agent, replay: Replay, key: Array, settings: DDPG) -> Agent:
 
     change, actor_moments = optimizers[0].update(jax.grad(worth)(actor), agent.moments[0])
     networks = Networks(optax.apply_updates(actor, change), critic)
-    tau = settings.tau
-    targets = jax.tree.map(lambda a, b: tau * a + (1 - tau) * b, networks, agent.targets)
+    targets = optax.incremental_update(networks, agent.targets, settings.tau)
     return Agent(networks, targets, (actor_moments, critic_moments), baseline)
 
 
@@ -221,5 +220,5 @@ def _optimizers(settings: DDPG) -> tuple[optax.GradientTransformation, ...]:
     return optax.adam(settings.actor_rate), optax.adam(settings.critic_rate)
 
 
-def _layer(weights: Weights, name: str, x: Array) -> Array:
+def _layer(weights: Arrays, name: str, x: Array) -> Array:
     return x @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]

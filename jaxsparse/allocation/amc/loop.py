@@ -12,12 +12,13 @@ from jaxtyping import Array, Float, Int
 from jaxsparse.allocation.amc import agent as ddpg
 from jaxsparse.allocation.amc.agent import DDPG, Agent, Replay
 from jaxsparse.allocation.amc.environment import Environment, Episode, rollout
+from jaxsparse.allocation.amc.features import STATIC
 from jaxsparse.allocation.amc.plans import Plan
 from jaxsparse.calibration.resuming import of_program
 from jaxsparse.trees import Tree, apart, together
 
-# Numbers in an observation: eight of the layer, and what the walk adds.
-SEEN = 11
+# Numbers in an observation: of the layer, and what the walk adds to them.
+SEEN = STATIC + 3
 
 
 class Tried(NamedTuple):
@@ -150,7 +151,9 @@ class Loop:
         keys = jax.random.split(self._keys(number)[1], self._walk.steps)
 
         def learned(agent):
-            step = lambda agent, key: (ddpg.learn(agent, replay, key, self._settings), None)  # noqa: E731
+            def step(agent, key):
+                return ddpg.learn(agent, replay, key, self._settings), None
+
             return jax.lax.scan(step, agent, keys)[0]
 
         ready = number >= self._settings.warmup

@@ -16,7 +16,7 @@ from jaxsparse.allocation.amc.reconstruction import Readers
 from jaxsparse.allocation.amc.terms import terms_of
 from jaxsparse.allocation.costs.flops import Cost
 from jaxsparse.allocation.costs.program import Layer
-from jaxsparse.allocation.narrowing import Score, unit_masks, unit_scores
+from jaxsparse.allocation.narrowing import Score, chosen_groups, unit_masks, unit_scores
 from jaxsparse.allocation.weights import entries_of
 from jaxsparse.graph import Structure, StructuredGroup
 from jaxsparse.patterns.base import widen
@@ -26,7 +26,7 @@ from jaxsparse.pruning.distributions import known_target
 from jaxsparse.pruning.masking import check_finite, mask_params
 from jaxsparse.pruning.scores import leaves_of, pool_scores
 from jaxsparse.top_k import Candidates, top_k_masks
-from jaxsparse.trees import Tree, leaves_by_path, near_misses, replace_by_path
+from jaxsparse.trees import Tree, leaves_by_path, replace_by_path
 
 LEVELS = 128  # options of a decision at most
 
@@ -84,7 +84,7 @@ def walk_through(
 
 
 @dataclasses.dataclass(frozen=True)
-class Channels:
+class UnitPlan:
     """Whole units go, those of the smallest scores, and their readers are fitted anew.
 
     Attributes:
@@ -136,7 +136,7 @@ class Channels:
         return Allocation(widths=widths, about=about)
 
 
-def channels(
+def unit_plan(
     structure: Structure,
     params: Tree,
     *,
@@ -146,7 +146,7 @@ def channels(
     levels: int,
     score: Score,
     readers: Callable[[Sequence[StructuredGroup]], Readers | None],
-) -> Channels:
+) -> UnitPlan:
     """The plan for units.
 
     Options are the multiples of a divisor from the lower bound on, which is rounded up to one,
@@ -156,25 +156,14 @@ def channels(
     Raises:
       ValueError: for what is no group, and a model without any.
     """
-    known = {group.name: group for group in structure.groups}
-    for name in groups or ():
-        if name not in known:
-            raise ValueError(
-                f"amc: {name!r} is no group of units that can go: residual streams and channels "
-                f"that inputs, outputs or other operations pin are none; {near_misses(name, known)}"
-            )
-    chosen = [g for g in structure.groups if groups is None or g.name in set(groups)]
-    if not chosen:
-        raise ValueError(
-            "amc: no unit of the model can go; rules=, which prunes single weights, would work"
-        )
-    small = Structure(tuple(chosen), structure.shapes)
+    chosen = chosen_groups(structure, groups, "amc")
+    small = Structure(chosen, structure.shapes)
     counts = tuple(_multiples(group.units, lower, divisor, levels) for group in chosen)
     places = {}
     for name, scores in unit_scores(small, params, score).items():
         places[name] = np.empty(len(scores), np.int32)
         places[name][np.argsort(-scores, kind="stable")] = np.arange(len(scores))
-    return Channels(small, counts, places, readers(chosen))
+    return UnitPlan(small, counts, places, readers(chosen))
 
 
 def _multiples(units: int, lower: float, divisor: int, levels: int = LEVELS) -> tuple[int, ...]:
@@ -190,7 +179,7 @@ def _multiples(units: int, lower: float, divisor: int, levels: int = LEVELS) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class EntryPlan:
     """Entries, or groups of a pattern, go, those of the smallest magnitude.
 
     Attributes:
@@ -246,9 +235,9 @@ class Weights:
         return Allocation(sparsities=found, about=about)
 
 
-def weights(
+def entry_plan(
     rules: Sequence[Rule], params: Tree, layers: Sequence[Layer], *, lower: float, levels: int
-) -> Weights:
+) -> EntryPlan:
     """The plan for entries.
 
     Options are as many densities, evenly apart from the lower bound to 1, each a whole number of
@@ -282,4 +271,4 @@ def weights(
     for spec in specs.values():
         kept = {max(math.ceil(share * spec.units - 1e-9), 1) for share in shares}
         counts.append(tuple(sorted(kept | {spec.units})))
-    return Weights(specs, tuple(counts), scores)
+    return EntryPlan(specs, tuple(counts), scores)

@@ -17,7 +17,7 @@ from jaxsparse import locks
 from jaxsparse.allocation.amc.agent import DDPG
 from jaxsparse.allocation.amc.folder import Folder
 from jaxsparse.allocation.amc.loop import Loop, accuracy_of
-from jaxsparse.allocation.amc.plans import LEVELS, Plan, channels, walk_through, weights
+from jaxsparse.allocation.amc.plans import LEVELS, Plan, entry_plan, unit_plan, walk_through
 from jaxsparse.allocation.amc.reconstruction import Readers
 from jaxsparse.allocation.amc.result import AMC, Episodes
 from jaxsparse.allocation.amc.rewards import error, error_and_cost
@@ -138,15 +138,16 @@ def amc(
     if rules is None:
         units = structure(fn, params, *inputs, blocks=blocks)
         fitted = functools.partial(Readers, fn, params, batches=given or [inputs])
-        plan = channels(
+        plan = unit_plan(
             units, params, groups=groups, lower=lower, divisor=divisor, levels=levels,
             score=score,
             readers=fitted if reconstruct else lambda chosen: None,
         )  # fmt: skip
-        _check_units(plan, cost)
+        whole = {name: counts[-1] for name, counts in zip(plan.names, plan.counts, strict=True)}
+        check_cost(cost, "amc", whole)
         unfitted = {} if plan.readers is None else plan.readers.unfitted
     else:
-        plan, unfitted = weights(rules, params, found, lower=lower, levels=levels), {}
+        plan, unfitted = entry_plan(rules, params, found, lower=lower, levels=levels), {}
     walk = walk_through(plan, cost, budget, found)
     dense = accuracy_of(evaluate(params), "of the whole model")
     base = cost.total() - float(walk.whole) * float(walk.tick)
@@ -202,19 +203,8 @@ def _check(lower, divisor, levels, episodes, every, budget, reward, rules, group
             "amc: without a budget the error alone says to keep everything; a budget, or "
             "reward='error_and_cost', would work"
         )
-    if isinstance(groups, str):
-        raise TypeError(f"amc: groups={groups!r} is no list; [{groups!r}] would work")
     if rules is not None and groups is not None:
         raise ValueError("amc: rules prune entries and groups whole units; one of them would work")
-
-
-def _check_units(plan: Plan, cost: Cost) -> None:
-    for name, counts in zip(plan.names, plan.counts, strict=True):
-        if cost.units.get(name) != counts[-1]:
-            raise ValueError(
-                f"amc: {name!r} has {counts[-1]} units, in the cost it has "
-                f"{cost.units.get(name, 'none')}; the cost of this fn, params and inputs would work"
-            )
 
 
 def _reward(reward: Reward, plan: Plan, cost: Cost) -> Callable[[Array, Array], Array]:

@@ -36,13 +36,24 @@ class Cost(Protocol):
         ...
 
 
-def check_cost(cost: Any, who: str) -> None:
-    """Raises TypeError on what is no cost, such as the function that evaluates in its place."""
+def check_cost(cost: Any, who: str, units: Mapping[str, int] = WHOLE) -> None:
+    """Refuses what is no cost, or that of another model.
+
+    Raises:
+      TypeError: no cost, such as the function that evaluates in its place.
+      ValueError: it has not these units of some groups.
+    """
     if not isinstance(getattr(cost, "units", None), Mapping) or not hasattr(cost, "total"):
         raise TypeError(
             f"{who}: cost is {type(cost).__name__}, which counts nothing; "
             "js.allocation.Flops(fn, params, *inputs) would work"
         )
+    for name, count in units.items():
+        if cost.units.get(name) != count:
+            raise ValueError(
+                f"{who}: {name!r} has {count} units, in the cost it has "
+                f"{cost.units.get(name, 'none')}; the cost of this fn, params and inputs would work"
+            )
 
 
 class Flops:

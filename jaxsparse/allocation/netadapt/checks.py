@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxsparse.allocation.costs.flops import Cost
+from jaxsparse.allocation.costs.flops import Cost, check_cost
 from jaxsparse.allocation.narrowing import check_widths
 from jaxsparse.allocation.netadapt.rules import reduction_bound
 from jaxsparse.graph import Structure
@@ -34,29 +34,6 @@ def check_numbers(
         raise ValueError(f"netadapt: initial={initial!r} is not in (0, 1); 0.025 would work")
     if not 0 < decay <= 1:
         raise ValueError(f"netadapt: decay={decay!r} is not in (0, 1]; 0.96 would work")
-
-
-def chosen_groups(structure: Structure, names: Sequence[str] | None) -> list[str]:
-    """Names of the groups that may be narrowed.
-
-    Raises:
-      ValueError: one that is no group, or none at all.
-      TypeError: one string in the place of a list.
-    """
-    known = [group.name for group in structure.groups]
-    if not known:
-        raise ValueError(
-            "netadapt: the model has no heads and no neurons that weights alone read; "
-            "js.graph.channels tells what holds its channels"
-        )
-    if isinstance(names, str):
-        raise TypeError(f"netadapt: groups={names!r} is no list; [{names!r}] would work")
-    if names is None:
-        return known
-    check_widths(structure, dict.fromkeys(names, 1), "netadapt: groups")
-    if not names:
-        raise ValueError(f"netadapt: groups={names!r} is empty; {near_misses('', known)}")
-    return [name for name in known if name in names]
 
 
 def divisors_of(structure: Structure, divisor: int | Mapping[str, int]) -> dict[str, int]:
@@ -137,12 +114,7 @@ def check_budget(
       UserWarning: iterations have to take off more than they are asked for.
     """
     whole = {group.name: group.units for group in structure.groups}
-    for name in lowest:
-        if cost.units.get(name) != whole[name]:
-            raise ValueError(
-                f"netadapt: {name!r} has {whole[name]} units, in the cost it has "
-                f"{cost.units.get(name, 'none')}; the cost of this fn, params and inputs would work"
-            )
+    check_cost(cost, "netadapt", {name: whole[name] for name in lowest})
     dense, least = total(cost, whole), total(cost, whole | dict(lowest))
     if isinstance(budget, bool) or not isinstance(budget, numbers.Real) or not budget > 0:
         raise ValueError(

@@ -10,12 +10,11 @@ import numpy as np
 from jaxsparse import locks
 from jaxsparse.allocation.allocation import Allocation
 from jaxsparse.allocation.costs.flops import Cost, check_cost
-from jaxsparse.allocation.narrowing import Score, unit_masks
+from jaxsparse.allocation.narrowing import Score, chosen_groups, unit_masks
 from jaxsparse.allocation.netadapt.checks import (
     DIVISOR,
     check_budget,
     check_numbers,
-    chosen_groups,
     divisors_of,
     lowest_widths,
     total,
@@ -130,7 +129,7 @@ def netadapt(
     check_cost(cost, "netadapt")
     check_numbers(short, long, tune, choice, initial, decay)
     units = structure(fn, params, *inputs, blocks=blocks)
-    names = chosen_groups(units, groups)
+    names = [group.name for group in chosen_groups(units, groups, "netadapt")]
     divisors = divisors_of(units, divisor)
     least = lowest_widths(units, names, divisors, lowest or {})
     dense = check_budget(cost, budget, units, least, initial, decay)

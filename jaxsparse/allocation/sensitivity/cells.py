@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxsparse.allocation.narrowing import Score as UnitScore
-from jaxsparse.allocation.narrowing import check_widths, unit_masks, unit_scores
+from jaxsparse.allocation.narrowing import chosen_groups, unit_masks, unit_scores
 from jaxsparse.allocation.sensitivity.changes import Target
 from jaxsparse.graph import Structure, StructuredGroup
 from jaxsparse.patterns.base import Pattern, check_sparsity
@@ -176,14 +176,7 @@ def _chosen(structure: Structure | None, groups: Sequence[str] | None) -> Struct
                 "params, *inputs) would work"
             )
         return None
-    if isinstance(groups, str):
-        raise TypeError(f"scan: groups={groups!r} is no list; [{groups!r}] would work")
-    names = [group.name for group in structure.groups] if groups is None else groups
-    check_widths(structure, dict.fromkeys(names, 1), "scan: groups")
-    if not names:
-        raise ValueError("scan: no group of units is meant; structure=None and rules would work")
-    chosen = tuple(group for group in structure.groups if group.name in names)
-    return Structure(chosen, structure.shapes)
+    return Structure(chosen_groups(structure, groups, "scan"), structure.shapes)
 
 
 def _check_leaf(path: str, spec: LeafSpec, stacked: Stacked | None) -> None:
