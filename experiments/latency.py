@@ -11,7 +11,7 @@ import numpy as np
 
 import jaxsparse as js
 from experiments.experiment import Experiment, TrainState
-from experiments.timing import interleave
+from jaxsparse.timing import interleave
 
 # A sequence is as much work as many a digit.
 _EXAMPLES, _SEQUENCES, _SECONDS = 1024, 32, 1.0

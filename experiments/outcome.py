@@ -14,8 +14,9 @@ import numpy as np
 
 import jaxsparse as js
 from experiments import config as configs
-from experiments import latency, permutation, smaller, structure, tasks, timing, workdir
+from experiments import latency, measurements, permutation, smaller, structure, tasks, workdir
 from experiments.experiment import Experiment, TrainState
+from jaxsparse.allocation.costs.fingerprint import threads
 from jaxsparse.files import replacing
 from jaxsparse.trees import leaves_by_path
 
@@ -126,5 +127,5 @@ def environment() -> dict[str, str]:
         "jaxsparse": js.__version__,
         **versions,
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
-        "processor": f"{timing.cores()} cores, {timing.processor()}",
+        "processor": f"{threads()} cores, {measurements.processor()}",
     }

@@ -13,9 +13,9 @@ import numpy as np
 import jaxsparse as js
 from experiments.data import Split
 from experiments.experiment import Experiment, TrainState
-from experiments.timing import interleave
 from jaxsparse.packed.base import is_packed
 from jaxsparse.patterns.rules import resolve
+from jaxsparse.timing import interleave
 from jaxsparse.trees import leaves_by_path, replace_by_path
 
 # A block product of fewer blocks than these is faster than the dense one: docs/numbers.md.

@@ -24,7 +24,7 @@ from jax import lax
 
 import jaxsparse as js
 import jaxsparse.kernels as kernels
-from experiments import timing
+from experiments import measurements
 from experiments.bench import accelerator_inputs, gates
 from experiments.bench.accelerator_inputs import DIRECTIONS, EIGHT
 from experiments.bench.sparse_dot import seconds
@@ -309,13 +309,13 @@ def run(name, implementation, reason, checks, cells, *, judged_by=(), others=Non
     results = {"absent": absent, "checks": found, "rows": rows, "dense_tflops": rate}
     results |= {"gates": verdicts, "missing": missing}
     if others:
-        timing.write(name, results)  # lest one of the others ends the run
+        measurements.write(name, results)  # lest one of the others ends the run
         unsound = not all(check["right"] for check in found_others)
         more, missing_others = ([], {}) if unsound else others.measure(deadline)
         rest = {"absent": dict(others.absent), "checks": found_others, "rows": more}
         results["others"] = rest | {"missing": missing_others}
         rows, missing = [*rows, *more], missing | missing_others
-    path = timing.write(name, results)
+    path = measurements.write(name, results)
     print(f"{len(wrong)} of {len(verified)} kernels wrong, {len(rows)} cells measured: {path}")
     for why, count in collections.Counter(missing.values()).items():
         print(f"{count} cells are missing: {why}")

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jaxsparse as js
+from experiments.measurements import RESULTS, write
 from experiments.models.generation import generate
 from experiments.models.llama import LINEAR, Llama
 from experiments.models.sizes import LlamaSizes
-from experiments.timing import RESULTS, interleave, write
+from jaxsparse.timing import interleave
 
 SMOLLM2 = LlamaSizes(
     width=576,

@@ -24,8 +24,8 @@ from flax import nnx
 import jaxsparse as js
 from experiments.bench.shrink import transformer
 from experiments.bench.transforms import VOCABULARY, init_params
+from experiments.measurements import write
 from experiments.models.mobilenet import BLOCKS, MobileNet
-from experiments.timing import write
 
 SHARES = (0.75, 0.5, 0.25)
 DENSITIES = (0.5, 0.2)

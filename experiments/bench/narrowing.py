@@ -18,8 +18,9 @@ import optax
 from flax import nnx
 
 import jaxsparse as js
+from experiments.measurements import write
 from experiments.models.mobilenet import BLOCKS, MobileNet
-from experiments.timing import interleave, write
+from jaxsparse.timing import interleave
 
 SIZE, CLASSES, DIVISOR = 28, 10, 8
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.timing import interleave, write
+from experiments.measurements import write
 from jaxsparse.graph import PermutationSearch, search_permutation
+from jaxsparse.timing import interleave
 
 SMALL = {
     "window 8, no escapes": {"escapes": 0},

@@ -19,7 +19,7 @@ from flax import nnx
 import jaxsparse as js
 from experiments import huggingface, permutation, pretrained
 from experiments.data.download import DownloadError
-from experiments.timing import write
+from experiments.measurements import write
 
 
 def measure(

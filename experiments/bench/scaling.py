@@ -97,9 +97,11 @@ def main() -> None:
     rows = [row for count in sorted({1, cores}) for row in on_threads(count)]
     for row in rows:
         print("{threads} threads  {axis} {at:>5}  {product:<32}{ms:10.3f} ms".format(**row))
-    from experiments import timing
+    from experiments import measurements
 
-    path = timing.write("scaling", {"command": "python -m experiments.bench.scaling", "rows": rows})
+    path = measurements.write(
+        "scaling", {"command": "python -m experiments.bench.scaling", "rows": rows}
+    )
     figure(rows, path.with_suffix(".png"))
     print("written:", path)
 

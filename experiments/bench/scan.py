@@ -15,7 +15,8 @@ from typing import Any
 import jax
 
 import jaxsparse as js
-from experiments.timing import interleave, ratios, write
+from experiments.measurements import write
+from jaxsparse.timing import interleave, ratios
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 CHANNELS = (1, 8, 8, 8, 16, 16, 16, 16, 32, 32, 32)

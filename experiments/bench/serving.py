@@ -26,8 +26,9 @@ import jaxsparse as js
 from experiments.data.download import DownloadError
 from experiments.export import example
 from experiments.huggingface.sources import load_any
+from experiments.measurements import RESULTS, write
 from experiments.models.encoders import Classifier, TextEncoder
-from experiments.timing import RESULTS, interleave, write
+from jaxsparse.timing import interleave
 from jaxsparse.trees import leaves_by_path
 
 Run = Callable[[], Any]

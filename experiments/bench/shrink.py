@@ -18,7 +18,8 @@ import numpy as np
 
 import jaxsparse as js
 from experiments.bench.transforms import BATCH, LAYERS, LENGTH, VOCABULARY, init_params
-from experiments.timing import interleave, ratios, write
+from experiments.measurements import write
+from jaxsparse.timing import interleave, ratios
 
 WIDTHS, IMAGES, SIZE = (64, 128, 256), 16, 64
 

@@ -34,10 +34,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from experiments import timing
+from experiments import measurements
 from experiments.bench import tables
 from jaxsparse.kernels import cpu
 from jaxsparse.products.sparse_dot import matrix_product, sampled_product
+from jaxsparse.timing import interleave, medians, ratios
 
 SHAPES = [(768, 3072), (1024, 4096), (4096, 4096)]
 BATCHES = [1, 8, 64, 512]
@@ -81,7 +82,7 @@ def turns(runs, turn=0.0):
         jax.block_until_ready(run())
     once = max((time.perf_counter() - start) / 2, turn * len(runs))
     rounds = max(7, min(200, int(0.5 / max(once, 1e-4))))
-    return timing.interleave(runs, rounds, turn)
+    return interleave(runs, rounds, turn=turn)
 
 
 def seconds(runs):
@@ -89,14 +90,9 @@ def seconds(runs):
     return medians(turns(runs))
 
 
-def medians(times):
-    """The median of every run's seconds."""
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
 def speedup(times, dense, name):
     """How many times faster than a dense product of the same round, in the median."""
-    return 1 / timing.ratios({name: times[name], dense: times[dense]}, dense)[name]
+    return 1 / ratios({name: times[name], dense: times[dense]}, dense)[name]
 
 
 def best_dense(times):
@@ -265,8 +261,8 @@ def cell_of(row):
 
 def earlier_rows(name):
     """The rows of results/NAME.json, to be completed by new ones of the same machine."""
-    found = json.loads((timing.RESULTS / f"{name}.json").read_text())
-    here = timing.machine()
+    found = json.loads((measurements.RESULTS / f"{name}.json").read_text())
+    here = measurements.machine()
     other = {k: found["machine"][k] for k in here if k not in ("date", "commit")}
     if other.items() - here.items():
         raise SystemExit(f"{name}.json is of another machine, measure all of it: {other}")
@@ -293,7 +289,7 @@ def main():
     partly = args.batches != BATCHES or args.storages != STORAGES or args.native
     earlier = earlier_rows(args.name) if partly else []
     rows = []
-    commit = timing.machine()["commit"]
+    commit = measurements.machine()["commit"]
     for cell in grid(*sizes):
         if cell[0] not in args.storages:
             continue
@@ -315,7 +311,7 @@ def main():
         "break_even": break_even(rows),
         "break_even_over_best": break_even(rows, "speedup_over_best"),
     }
-    path = timing.write(args.name, result)
+    path = measurements.write(args.name, result)
     tables.write(rows, peak[0], path, args.others)
 
 

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import timing
+from experiments import measurements
 from experiments.bench import gates
 
 Rows = Sequence[Mapping[str, Any]]
@@ -134,7 +134,7 @@ def write(rows: Rows, peak: float, path: pathlib.Path, others: bool = False) -> 
 
 def main() -> None:
     """Makes results/sparse_dot.md and .png and prints the table."""
-    path = timing.RESULTS / "sparse_dot.json"
+    path = measurements.RESULTS / "sparse_dot.json"
     found = json.loads(path.read_text())
     write(found["rows"], found["limits"]["gflops"], path)
     print(markdown(found["rows"]))

@@ -17,8 +17,9 @@ import optax
 from flax import nnx
 
 import jaxsparse as js
-from experiments.timing import interleave, ratios, write
+from experiments.measurements import write
 from jaxsparse.nn.nnx import SparseLinear
+from jaxsparse.timing import interleave, ratios
 
 WIDTHS, BATCH, DENSITIES = (1024, 4096, 4096, 1024), 512, (0.5, 0.25, 0.1)
 BLOCK = js.Block(32, 32)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import optax
 
 import jaxsparse as js
-from experiments.timing import interleave, ratios, write
+from experiments.measurements import write
+from jaxsparse.timing import interleave, ratios
 from jaxsparse.top_k import Candidates, top_k_masks
 
 LAYERS, WIDTH, HIDDEN, VOCABULARY, BATCH, LENGTH = 6, 512, 2048, 2048, 8, 128

@@ -11,8 +11,8 @@ import numpy as np
 
 import jaxsparse as js
 from experiments.data import Split
-from experiments.timing import interleave
 from jaxsparse.allocation import Latency, Network, latency_report
+from jaxsparse.timing import interleave
 
 
 def measure(

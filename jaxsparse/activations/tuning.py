@@ -1,13 +1,12 @@
 """Which dataflow is fastest: a table that was measured, and the measurement."""
 
+import functools
 import itertools
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsparse.activations.convolution import Dataflow, sparse_conv
@@ -15,6 +14,7 @@ from jaxsparse.activations.faults import is_known
 from jaxsparse.activations.grouping import Grouping, group_pairs
 from jaxsparse.activations.maps import KernelMap
 from jaxsparse.activations.tensor import SparseTensor
+from jaxsparse.timing import interleave
 
 EPSILONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 THRESHOLDS = (0, *range(5000, 25001, 2500))
@@ -91,11 +91,10 @@ def tune_dataflow(
         return jax.grad(total, argnums=(0, 1))(features, weights)
 
     run = jax.jit(slopes if backward else convolve, static_argnums=3)
-    least = np.full(len(ways), np.inf)
-    for _ in range(rounds + 1):  # the first compiles
-        for i, (dataflow, _, maps_) in enumerate(ways):
-            begin = time.perf_counter()
-            jax.block_until_ready(run(x.features, weights, maps_, dataflow))
-            least[i] = min(least[i], time.perf_counter() - begin)
-    timings = (Timing(float(s), *way[:2]) for s, way in zip(least, ways, strict=True))
+    runs = {
+        number: functools.partial(run, x.features, weights, maps_, dataflow)
+        for number, (dataflow, _, maps_) in enumerate(ways)
+    }
+    seconds = interleave(runs, rounds)
+    timings = (Timing(min(seconds[number]), *way[:2]) for number, way in enumerate(ways))
     return tuple(sorted(timings, key=lambda timing: timing.seconds))

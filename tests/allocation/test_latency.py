@@ -22,7 +22,7 @@ from jaxsparse.allocation.costs.fingerprint import fingerprint
 from jaxsparse.allocation.costs.program import Program
 from jaxsparse.allocation.costs.remainder import Remainder
 from jaxsparse.allocation.costs.table import NOTHING, TURN
-from jaxsparse.allocation.costs.timing import TRIES, interleaved
+from jaxsparse.timing import TRIES
 from tests.allocation.costs_models import mobilenet, mobilenet_params
 
 
@@ -264,20 +264,6 @@ def test_every_turn_of_a_loop_depends_on_the_last():
     for _ in range(3):
         expected[0, 0] = (expected @ np.array(w))[0, 0] / 8
     np.testing.assert_allclose(loop(), expected, rtol=1e-6)
-
-
-def test_rounds_begin_one_run_later_each():
-    order = []
-    runs = {name: lambda name=name: order.append(name) or jnp.ones(1) for name in "abc"}
-    times = interleaved(runs, 2, clock=Ticks())
-    assert order == list("bcacababc")
-    assert times == {name: [pytest.approx(1.0)] * 2 for name in "abc"}
-
-
-def test_a_turn_is_filled_with_calls_whose_mean_counts():
-    calls = []
-    times = interleaved({"one": lambda: calls.append(1) or jnp.ones(1)}, 1, turn=1.0, clock=Ticks())
-    assert times["one"] == [pytest.approx(1 / (len(calls) - 6))] and len(calls) > 7
 
 
 def test_times_are_those_beside_the_dense_program():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from experiments import timing
+from experiments import measurements
 from experiments.bench import accelerator, accelerator_inputs, gates
 from experiments.bench.accelerator_inputs import DIRECTIONS
 
@@ -137,7 +137,7 @@ CELLS = [SAME, CELL, CELL._replace(rows=32)]
 @pytest.fixture
 def started(monkeypatch, tmp_path):
     """A run started with two verified kernels, and what it did: exit code, result, deadlines."""
-    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    monkeypatch.setattr(measurements, "RESULTS", tmp_path)
     done = []
 
     def table(implementation, deadline, cells):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsparse as js
-from experiments import timing
+from experiments import measurements
 from experiments.bench import accelerator, accelerator_inputs, gpu, gpu_others, tpu
 from jaxsparse import kernels
 from jaxsparse.kernels import devices
@@ -56,7 +56,7 @@ def test_the_kernels_take_all_that_is_verified_and_measured(implementation, chec
 
 @pytest.mark.parametrize("bench", [gpu, tpu])
 def test_without_a_device_it_says_so_and_writes_nothing(bench, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    monkeypatch.setattr(measurements, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["bench"])
     with pytest.raises(SystemExit) as stopped:
         bench.main()
@@ -68,7 +68,7 @@ def test_without_a_device_it_says_so_and_writes_nothing(bench, monkeypatch, caps
 
 def test_a_gpu_before_hopper_has_the_others(monkeypatch, capsys, tmp_path):
     a100 = types.SimpleNamespace(device_kind="NVIDIA A100", compute_capability="8.0")
-    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    monkeypatch.setattr(measurements, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["bench"])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(devices, "gpu", lambda: a100)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments import timing
+from experiments import measurements
 from experiments.bench import sparse_dot, tables
 
 ROW = {
@@ -52,28 +52,6 @@ def test_what_falls_short_of_a_target_is_bold_and_what_was_not_measured_is_left_
     assert lines[-1] == "Met: 1 of 3 ratios, 1 of 2 shares of the peak."
 
 
-def test_a_turn_is_one_call_or_as_many_as_fill_it():
-    now, calls = 0.0, {"quick": 0, "slow": 0}
-
-    def run(name, seconds):
-        def call():
-            nonlocal now
-            now += seconds
-            calls[name] += 1
-
-        return call
-
-    def interleave(**options):
-        return timing.interleave(runs, rounds=2, clock=lambda: now, **options)
-
-    runs = {"quick": run("quick", 1 / 1024), "slow": run("slow", 1 / 32)}
-    assert interleave() == {"quick": [1 / 1024] * 2, "slow": [1 / 32] * 2}
-    assert calls == {"quick": 3, "slow": 3}
-    found = interleave(turn=1 / 128)
-    assert found == {"quick": [1 / 1024] * 2, "slow": [1 / 32] * 2}  # the mean of a turn's calls
-    assert calls == {"quick": 3 + 1 + 2 * 8, "slow": 6}
-
-
 def test_libraries_stand_side_by_side_and_what_is_missing_is_left_blank():
     rows = [
         ROW,
@@ -90,17 +68,19 @@ def test_libraries_stand_side_by_side_and_what_is_missing_is_left_blank():
 
 
 def test_results_are_a_line_a_row_and_read_back_the_same(monkeypatch, tmp_path):
-    monkeypatch.setattr(timing, "RESULTS", tmp_path)
-    path = timing.write("any", {"rows": [ROW, ROW | {"batch": 1}], "left": [], "limits": {"a": 1}})
+    monkeypatch.setattr(measurements, "RESULTS", tmp_path)
+    path = measurements.write(
+        "any", {"rows": [ROW, ROW | {"batch": 1}], "left": [], "limits": {"a": 1}}
+    )
     read = json.loads(path.read_text())
     assert (read["rows"], read["left"]) == ([ROW, ROW | {"batch": 1}], [])
-    assert read["machine"] == timing.machine()
+    assert read["machine"] == measurements.machine()
     assert sum('"storage"' in line for line in path.read_text().splitlines()) == 2
 
 
 def test_new_rows_are_not_mixed_with_another_machines(monkeypatch, tmp_path):
-    monkeypatch.setattr(timing, "RESULTS", tmp_path)
-    path = timing.write("any", {"rows": [ROW]})
+    monkeypatch.setattr(measurements, "RESULTS", tmp_path)
+    path = measurements.write("any", {"rows": [ROW]})
     assert sparse_dot.earlier_rows("any") == [ROW]
     path.write_text(path.read_text().replace('"cores": ', '"cores": 10'))
     with pytest.raises(SystemExit, match="another machine"):
@@ -127,9 +107,9 @@ def test_break_even(ratios, density, note):
 
 def test_the_table_of_the_readme_is_of_the_committed_rows():
     """`50 % in 32x32 blocks | 2.0 |`: the least speed-up over `jnp.dot` of the shapes."""
-    found = json.loads((timing.RESULTS / "sparse_dot.json").read_text())
+    found = json.loads((measurements.RESULTS / "sparse_dot.json").read_text())
     least = tables.least(tables.forward(found["rows"], "cpu"), "speedup")
-    text = (timing.RESULTS.parents[2] / "README.md").read_text()
+    text = (measurements.RESULTS.parents[2] / "README.md").read_text()
     table = re.search(r"^\| weights kept \|(.*)\n.*\n((?:\|.*\n)+)", text, re.MULTILINE)
     assert table is not None
     batches = [int(n) for n in re.findall(r"batch (\d+)", table[1])]
@@ -147,7 +127,7 @@ def test_the_table_of_the_readme_is_of_the_committed_rows():
 
 
 def test_the_committed_table_is_made_of_the_committed_rows():
-    path = timing.RESULTS / "sparse_dot.json"
+    path = measurements.RESULTS / "sparse_dot.json"
     found = json.loads(path.read_text())
     table = tables.both(found["rows"], found["limits"]["gflops"])
     assert path.with_suffix(".md").read_text() == table

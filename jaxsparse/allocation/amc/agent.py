@@ -212,7 +212,7 @@ def learn(agent: Agent, replay: Replay, key: Array, settings: DDPG) -> Agent:
 
     change, actor_moments = optimizers[0].update(jax.grad(worth)(actor), agent.moments[0])
     networks = Networks(optax.apply_updates(actor, change), critic)
-    targets = optax.incremental_update(networks, agent.targets, settings.tau)
+    targets: Any = optax.incremental_update(networks, agent.targets, settings.tau)
     return Agent(networks, targets, (actor_moments, critic_moments), baseline)
 
 

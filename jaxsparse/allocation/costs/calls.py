@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxsparse.allocation.costs.program import Part
 from jaxsparse.allocation.costs.storing import Storing
 from jaxsparse.products.sparse_dot import sparse_dot
 from jaxsparse.products.sparsify import sparsify
+from jaxsparse.timing import quickest
 
 CONVOLUTION = "conv_general_dilated"
 # Parameters that say nothing of the work.
@@ -23,7 +23,6 @@ IDLE = ("out_sharding", "precision", "preferred_element_type")
 # Seconds that a timed loop of one product fills: what starting it takes is little beside that.
 FILLED = 2e-3
 MOST = 1024
-TRIES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +65,8 @@ class Loop:
         self._operands = tuple(operands)
         self.turns = 1
         jax.block_until_ready(self())  # compiles
-        while self.turns < MOST and self._least() < FILLED:
+        while self.turns < MOST and quickest(self) < FILLED:
             self.turns *= 2
-
-    def _least(self) -> float:
-        """Seconds of the quickest of a few calls: what else the machine does only adds to them."""
-        found = []
-        for _ in range(TRIES):
-            begin = time.perf_counter()
-            jax.block_until_ready(self())
-            found.append(time.perf_counter() - begin)
-        return min(found)
 
     def __call__(self) -> Any:
         return self._run(self.turns, *self._operands)

@@ -25,7 +25,7 @@ def fingerprint() -> dict[str, str | int]:
         "device": device.device_kind,
         "processor": processor,
         "instructions": " ".join(sorted(extensions)),
-        "threads": _threads(),
+        "threads": threads(),
         "flags": os.environ.get("XLA_FLAGS", ""),
         **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "jaxsparse")},
     }
@@ -47,7 +47,7 @@ def _processor() -> tuple[str, set[str]]:
     return " ".join([name, *models]), set(filter(EXTENSIONS.fullmatch, words))
 
 
-def _threads() -> int:
+def threads() -> int:
     """How many this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -1,6 +1,6 @@
 """`Flops`: the multiplications of a program, for any widths and densities."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol, SupportsIndex
 
@@ -104,8 +104,9 @@ class Flops:
         self.inputs = jax.tree.map(jnp.shape, inputs)
         self._count = _Count(self._program.block)
         macs: dict[str, list[Polynomial]] = {}
-        for path, counted in _by_path(self._program.block):
-            macs.setdefault(path, []).append(counted)
+        for times, part in self._program.block.products():
+            for path in part.paths:
+                macs.setdefault(path, []).append(part.macs * times)
         self._macs = {path: total(found) for path, found in macs.items()}
 
     def total(self, widths: Widths = WHOLE, densities: Densities = WHOLE) -> int:
@@ -175,14 +176,3 @@ def _share(macs: int, share: tuple[int, int]) -> int:
     """The multiplications of the entries that are kept; the nearest number where none is exact."""
     kept, size = share
     return (2 * macs * kept + size) // (2 * size) if size else 0
-
-
-def _by_path(block: Block, times: int = 1) -> Iterator[tuple[str, Polynomial]]:
-    for part in block.parts:
-        for path in part.paths:
-            yield path, part.macs * times
-    for repeats, inner in block.inner:
-        yield from _by_path(inner, times * repeats)
-    for branches in block.choices:
-        for branch in branches:
-            yield from _by_path(branch, times)

@@ -88,7 +88,7 @@ class Latency:
         self.units, self.layers = self._program.units, self._program.layers
         self._steps = {name: -(-units // steps) for name, units in self.units.items()}
         self.run = _Whole(fn, params, inputs)
-        self._parts = [part for _, part in _parts(self._program.block)]
+        self._parts = [part for _, part in self._program.block.products()]
         self._groups = {id(part): _groups(part) for part in self._parts}
         self._known: dict[Any, str] = {}
         self._numbers = _numbers_made(self._program.block)
@@ -124,7 +124,9 @@ class Latency:
         """Of one weight, in all the products that it enters. Args, Raises: as `total`."""
         self._program.check_path(path)
         found, densities = self._checked(widths, densities)
-        parts = [(times, part) for times, part in _parts(self._program.block) if path in part.paths]
+        parts = [
+            (times, part) for times, part in self._program.block.products() if path in part.paths
+        ]
         self._measure(found, densities, [part for _, part in parts])
         times = (times * self._time(part, found, densities) for times, part in parts)
         return self._scale * sum(times)
@@ -222,17 +224,6 @@ def _drawn(leaf: Any) -> Any:
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return jnp.zeros(leaf.shape, leaf.dtype)
     return jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape) / 8, leaf.dtype)
-
-
-def _parts(block: Block, times: int = 1):
-    """All products of a program, those of every branch, and how often each runs."""
-    for part in block.parts:
-        yield times, part
-    for repeats, inner in block.inner:
-        yield from _parts(inner, times * repeats)
-    for branches in block.choices:
-        for branch in branches:
-            yield from _parts(branch, times)
 
 
 def _groups(part: Part) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from jaxsparse.allocation.costs.flops import WHOLE, Densities, Widths
 from jaxsparse.allocation.costs.latency import Latency
 from jaxsparse.allocation.costs.table import TURN
-from jaxsparse.allocation.costs.timing import interleaved, medians, ratios
 from jaxsparse.text import columned
+from jaxsparse.timing import interleave, medians, ratios
 
 DENSE = "dense"
 
@@ -134,10 +134,10 @@ def latency_report(
         name: latency.total(network.widths, network.densities) for name, network in networks.items()
     }
     runs = {DENSE: latency.run} | {name: network.run for name, network in networks.items()}
-    times = interleaved(runs, rounds, turn=TURN, clock=latency.table.clock)
-    measured, beside = medians(times), ratios(times, DENSE)
+    times = interleave(runs, rounds, turn=TURN, clock=latency.table.clock)
+    seconds, beside = medians(times), ratios(times, DENSE)
     rows = (
-        LatencyRow(name, predicted[name], measured[name], latency.dense * beside[name])
+        LatencyRow(name, predicted[name], 1e3 * seconds[name], latency.dense * beside[name])
         for name in runs
     )
     return LatencyReport(tuple(rows))

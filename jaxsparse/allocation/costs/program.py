@@ -92,6 +92,16 @@ class Block:
     choices: tuple[tuple["Block", ...], ...]
     rest: Polynomial
 
+    def products(self, times: int = 1) -> Iterator[tuple[int, Part]]:
+        """All products, those of every branch, and how often each runs."""
+        for part in self.parts:
+            yield times, part
+        for repeats, inner in self.inner:
+            yield from inner.products(times * repeats)
+        for branches in self.choices:
+            for branch in branches:
+                yield from branch.products(times)
+
 
 class Program:
     """A traced program whose products are counted.

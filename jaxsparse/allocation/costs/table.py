@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.allocation.costs.fingerprint import fingerprint
-from jaxsparse.allocation.costs.timing import Clock, Run, interleaved, medians, ratios
 from jaxsparse.allocation.jsons import parsed
 from jaxsparse.files import replacing
+from jaxsparse.timing import Clock, Run, interleave, medians, ratios
 
 # Programs that are compiled and timed together, and then saved.
 BATCH = 8
@@ -113,8 +113,8 @@ class LatencyTable:
 
             if beside is not None:
                 runs[BESIDE] = beside[1]
-            times = interleaved(runs, self._rounds, turn=TURN, clock=self.clock)
-            found = medians(times)
+            times = interleave(runs, self._rounds, turn=TURN, clock=self.clock)
+            found = {name: 1e3 * seconds for name, seconds in medians(times).items()}
             if beside is None:
                 self.entries[NOTHING] = round(found[NOTHING], DIGITS)
             else:

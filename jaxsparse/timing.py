@@ -3,23 +3,24 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 Clock = Callable[[], float]
 Run = Callable[[], Any]
 TRIES = 5
+Name = TypeVar("Name")
 
 
-def interleaved(
-    runs: Mapping[str, Run],
+def interleave(
+    runs: Mapping[Name, Run],
     rounds: int,
     *,
     turn: float = 0.0,
     clock: Clock = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Milliseconds of every run in every round; a round calls all of them, one after another.
+) -> dict[Name, list[float]]:
+    """Seconds of every run in every round; a round calls all of them, one after another.
 
     All are compiled first. Each round begins one run later than the last, so that none has the
     same neighbour every time.
@@ -32,11 +33,11 @@ def interleaved(
       clock: gives seconds; `time.process_time` counts those of this process alone.
 
     Example:
-      >>> times = interleaved({"two": lambda: jax.numpy.ones(2)}, 3)
+      >>> times = interleave({"two": lambda: jax.numpy.ones(2)}, 3)
       >>> len(times["two"])
       3
     """
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    found: dict[Name, list[float]] = {name: [] for name in runs}
     calls = dict.fromkeys(runs, 1)
     order = list(runs)
     for counted in range(-1, rounds):
@@ -48,27 +49,32 @@ def interleaved(
             start = clock()
             for _ in range(calls[name]):
                 jax.block_until_ready(runs[name]())
-            found[name].append(1e3 * (clock() - start) / calls[name])
+            found[name].append((clock() - start) / calls[name])
     return found
 
 
 def _calls(run: Run, turn: float) -> int:
-    """How many calls fill a turn, by the quickest of some: what else runs only adds to them."""
+    """How many calls fill a turn."""
     jax.block_until_ready(run())  # compiles
-    least = turn
-    for _ in range(TRIES if turn else 0):
+    return max(1, round(turn / quickest(run))) if turn else 1
+
+
+def quickest(run: Run) -> float:
+    """Seconds of the quickest of a few calls: what else the machine does only adds to them."""
+    found = []
+    for _ in range(TRIES):
         start = time.perf_counter()
         jax.block_until_ready(run())
-        least = min(least, time.perf_counter() - start)
-    return max(1, round(turn / least)) if turn else 1
+        found.append(time.perf_counter() - start)
+    return min(found)
 
 
-def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+def medians(times: Mapping[Name, list[float]]) -> dict[Name, float]:
     """Of every run the median over the rounds."""
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def ratios(times: Mapping[str, list[float]], base: str) -> dict[str, float]:
+def ratios(times: Mapping[Name, list[float]], base: Name) -> dict[Name, float]:
     """Of every run the median over the rounds of its time over the base's in the same round."""
     return {
         name: statistics.median(a / b for a, b in zip(found, times[base], strict=True))
