@@ -1,4 +1,4 @@
-"""The command line of ``experiments.run``, with errors of one line that say the cure.
+"""The command line of a run, with errors of one line that say the cure.
 
 ``ml_collections.config_flags`` would do the parsing, but it answers a mistake with a
 traceback, and takes only keys that a config's file already sets.
@@ -6,15 +6,40 @@ traceback, and takes only keys that a config's file already sets.
 
 import argparse
 import ast
+import contextlib
 import fractions
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+import absl.logging
+
 from experiments import config as configs
+from experiments.data.download import DownloadError
 
 _LOG = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def reported(go_on: str) -> Iterator[None]:
+    """Tells a run's progress on standard error; a mistake or Ctrl-C ends the program in a line.
+
+    Args:
+      go_on: how a run that was stopped goes on.
+    """
+    # The checkpoint library tells every step of every save at level INFO.
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("experiments").setLevel(logging.INFO)
+    try:
+        yield
+    except (ValueError, KeyError, OSError, DownloadError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(f"\nstopped; {go_on}", file=sys.stderr)
+        sys.exit(130)
 
 
 class _Parser(argparse.ArgumentParser):

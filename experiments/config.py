@@ -5,7 +5,7 @@ import json
 import pathlib
 import runpy
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from experiments import data, models, optimizers, recipes
@@ -23,12 +23,17 @@ _FACTORIES = {
 }
 
 
-def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
+def load(
+    path: str,
+    overrides: Mapping[str, Any] | None = None,
+    checker: Callable[[Config], Config] | None = None,
+) -> Config:
     """The config of a file, with some keys changed.
 
     Args:
       path: a Python file with ``get_config()``; behind a colon what that is given.
       overrides: dotted key -> value.
+      checker: of a config, returns it or raises ValueError; None is `check`, of training runs.
 
     Raises:
       ValueError: no such file, a file that fails, an unknown key (with near misses), or a
@@ -38,7 +43,7 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> Config:
     # Names first: they decide which other keys there are.
     for key in sorted(overrides or {}, key=lambda key: not key.endswith(".name")):
         assign(config, key, (overrides or {})[key])
-    return check(config)
+    return (checker or check)(config)
 
 
 def read(path: str) -> Config:
@@ -127,7 +132,7 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def check(config: Config) -> Config:
-    """Returns ``config``; raises where a top-level key is unknown or missing.
+    """Returns ``config``; raises ValueError where a top-level key is unknown or missing.
 
     The keys below ``data``, ``model``, ``optimizer`` and ``recipe`` are options of
     registered factories, which check them in turn.
@@ -139,10 +144,15 @@ def check(config: Config) -> Config:
     if missing := sorted(set(known) - set(config)):
         raise ValueError(f"the config lacks {', '.join(missing)}; start from configs/base.py")
     counts = ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every")
-    for key, least in {"seed": 0, **dict.fromkeys(counts, 1)}.items():
-        if config[key] < least:
-            raise ValueError(f"config.{key} must be at least {least}, not {config[key]}")
+    check_least(config, {"seed": 0, **dict.fromkeys(counts, 1)})
     return config
+
+
+def check_least(config: Mapping[str, Any], least: Mapping[str, int]) -> None:
+    """Raises ValueError where a number of a flat config is below the least that can be meant."""
+    for key, number in least.items():
+        if config[key] < number:
+            raise ValueError(f"config.{key} must be at least {number}, not {config[key]}")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "", groups: bool = False) -> Iterator[tuple]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from flax.core import meta
 
@@ -96,6 +97,31 @@ def any_of(paths: Iterable[str]) -> str:
     'layer/w|a\\\\.b'
     """
     return "|".join(map(re.escape, paths))
+
+
+def floats_of(leaves: Mapping[str, Any], paths: str, who: str) -> dict[str, jax.Array]:
+    """The leaves of floats whose paths match a regular expression.
+
+    Args:
+      leaves: by path.
+      paths: the expression, of whole paths.
+      who: asks, for the error.
+
+    Raises:
+      ValueError: there is none; with near misses.
+    """
+    found = {
+        path: jnp.asarray(leaf)
+        for path, leaf in leaves.items()
+        if re.fullmatch(paths, path)
+        and hasattr(leaf, "dtype")
+        and jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    if not found:
+        raise ValueError(
+            f"{who}: paths={paths!r} names no leaf of floats; {near_misses(paths, leaves)}"
+        )
+    return found
 
 
 def apart(tree: Any) -> tuple[list[Any], tuple[Any, ...], Any]:

@@ -7,29 +7,20 @@ Behind a colon a config takes a pattern: `smollm_alps.py:2:4`, or `:4:8`, `:4x16
 command started again goes on where a killed run stopped.
 """
 
-import logging
 import sys
 
 from experiments import command_line
 from experiments import summary as texts
-from experiments.data.download import DownloadError
 from experiments.oneshot import config, summary
 from experiments.oneshot.run import run
 
 
 def main(arguments: list[str]) -> None:
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("experiments").setLevel(logging.INFO)
-    try:
+    with command_line.reported("the same command without --overwrite goes on"):
         options = command_line.parse(
             arguments, __doc__ or "", program="experiments.oneshot", check=config.check
         )
         report = run(options.config, options.workdir, overwrite=options.overwrite)
-    except (ValueError, KeyError, OSError, DownloadError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command without --overwrite goes on", file=sys.stderr)
-        sys.exit(130)
     heading = texts.as_paragraphs([f"{summary.title(report)}: {summary.lead(report)}"])
     print(f"\n{heading}\n\n{texts.as_text(summary.stages(report))}")
     if report["speed"]:

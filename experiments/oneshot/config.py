@@ -1,5 +1,6 @@
 """The keys of a run of `experiments.oneshot`, and their mistakes, before any work."""
 
+import functools
 import pathlib
 from typing import Any, Literal
 
@@ -61,14 +62,6 @@ def get_config(criterion: str = "wanda", pattern: str = "unstructured") -> Any:
     return config
 
 
-def load(path: str, overrides: dict[str, Any] | None = None) -> Any:
-    """The config of a file with some keys changed, checked; see `experiments.config.load`."""
-    config = configs.read(path)
-    for key, value in (overrides or {}).items():
-        configs.assign(config, key, value)
-    return check(config)
-
-
 def check(config: Any) -> Any:
     """Returns `config`.
 
@@ -92,9 +85,7 @@ def check(config: Any) -> Any:
         "generation.tokens": 0,
         "generation.rounds": 1,
     }
-    for key, number in least.items():
-        if given[key] < number:
-            raise ValueError(f"config.{key} must be at least {number}, not {given[key]}")
+    configs.check_least(given, least)
     if not config.fit.rate > 0:
         raise ValueError(f"config.fit.rate must be above 0, not {config.fit.rate}")
     if not 0 < config.sparsity < 1:
@@ -118,6 +109,9 @@ def check(config: Any) -> Any:
         )
     _check_corpora(config)
     return config
+
+
+load = functools.partial(configs.load, checker=check)
 
 
 def _check_distribution(config: Any, own: float | None) -> None:

@@ -8,33 +8,20 @@ a small model on small images that shows the path in seconds. The same command s
 on where a killed run stopped.
 """
 
-import logging
 import sys
-
-import absl.logging
 
 from experiments import command_line
 from experiments import summary as texts
-from experiments.data.download import DownloadError
 from experiments.search import config, summary
 from experiments.search.run import run
 
 
 def main(arguments: list[str]) -> None:
-    # The checkpoint library tells every step of every save at level INFO.
-    absl.logging.set_verbosity(absl.logging.WARNING)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("experiments").setLevel(logging.INFO)
-    try:
+    with command_line.reported("the same command without --overwrite goes on"):
         options = command_line.parse(
             arguments, __doc__ or "", program="experiments.search", check=config.check
         )
         report = run(options.config, options.workdir, overwrite=options.overwrite)
-    except (ValueError, KeyError, OSError, DownloadError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command without --overwrite goes on", file=sys.stderr)
-        sys.exit(130)
     heading = texts.as_paragraphs([f"{summary.title(report)}: {summary.lead(report)}"])
     print(f"\n{heading}\n")
     for table in (summary.stages(report), summary.speeds(report), summary.groups(report)):

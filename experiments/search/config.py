@@ -1,5 +1,6 @@
 """The keys of a run of `experiments.search`, and their mistakes, before any work."""
 
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -82,14 +83,6 @@ def variant(method: str, which: str = "") -> Any:
     return config
 
 
-def load(path: str, overrides: dict[str, Any] | None = None) -> Any:
-    """The config of a file with some keys changed, checked; see `experiments.config.load`."""
-    config = configs.read(path)
-    for key, value in (overrides or {}).items():
-        configs.assign(config, key, value)
-    return check(config)
-
-
 def check(config: Any) -> Any:
     """Returns `config`.
 
@@ -124,9 +117,7 @@ def check(config: Any) -> Any:
     least = {"seed": 0, "divisor": 1, "examples": 1, "train.steps": 1, "tuning.steps": 0}
     least |= {"train.batch_size": 1, "tuning.batch_size": 1}
     least |= {"latency.batch": 1, "latency.rounds": 1, "latency.steps": 1}
-    for key, number in least.items():
-        if given[key] < number:
-            raise ValueError(f"config.{key} must be at least {number}, not {given[key]}")
+    configs.check_least(given, least)
     for key in ("train.peak", "tuning.peak"):
         if not given[key] > 0:
             raise ValueError(f"config.{key} must be above 0, not {given[key]}")
@@ -140,3 +131,6 @@ def check(config: Any) -> Any:
     if not 0 <= config.lowest < 1:
         raise ValueError(f"config.lowest is a share in [0, 1), not {config.lowest}")
     return config
+
+
+load = functools.partial(configs.load, checker=check)

@@ -46,11 +46,6 @@ class Limits:
         steps = {name: int(share * units) // self.divisor for name, units in self.units.items()}
         return {name: max(n * self.divisor, least[name]) for name, n in steps.items()}
 
-    def choices(self, name: str) -> list[int]:
-        """The widths of a group, from the lowest to the whole one."""
-        units, least = self.units[name], self.least()[name]
-        return sorted({units, *range(least, units, self.divisor)})
-
     def shares(self) -> list[Fraction]:
         """Where `at` changes, from 1 down."""
         found = {

@@ -13,9 +13,9 @@ def exact(
 
     over all choices of a level s_l for each leaf l: a knapsack with a choice in every class. It
     is solved exactly, leaf by leaf, with bounds by which most partial choices go at once
-    (`solving`); 210 leaves of 20 levels took 0.6 s of one core. `about["proved"]` says so. Where
-    more partial choices are left than memory is spent on, it is false, and no choice loses less
-    than `about["bound"]`. The budget always holds, to the last multiplication or byte.
+    (`solving`). `about["proved"]` says so. Where more partial choices are left than memory is
+    spent on, it is false, and no choice loses less than `about["bound"]`. The budget always holds,
+    to the last multiplication or byte.
 
     An optimum of the table is as good as the table: losses of layers add up only roughly.
     `search` and `evolve` go on with what the whole model loses.

@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +172,7 @@ def unit_masks(
     return masks
 
 
-def check_widths(structure: Structure, widths: Mapping[str, int], what: str = "widths") -> None:
+def check_widths(structure: Structure, widths: Mapping[str, Any], what: str = "widths") -> None:
     """Raises a ValueError or TypeError on widths that the groups of a structure cannot have.
 
     Args:
@@ -189,7 +189,7 @@ def check_widths(structure: Structure, widths: Mapping[str, int], what: str = "w
             )
         if isinstance(width, bool) or not isinstance(width, numbers.Integral):
             raise TypeError(f"{what}: {name!r} keeps {width!r}; a whole number of units would work")
-        if not 1 <= width <= groups[name].units:
+        if not 1 <= int(width) <= groups[name].units:
             raise ValueError(
                 f"{what}: {name!r} keeps {width} of {groups[name].units} {groups[name].kind}; 1 to "
                 f"{groups[name].units} would work"

@@ -187,7 +187,9 @@ def table(
     for path, numbers_ in paid.items():
         if not all(map(math.isfinite, numbers_)):
             raise ValueError(f"costs[{path!r}] = {numbers_}: all of them have to be finite")
-    _check_budget(budget, buckets, min((min(each) for each in paid.values()), default=0))
+    check_budget(budget)
+    if buckets is not None:
+        _check_buckets(buckets, budget, min(map(min, paid.values())))
     free = {path: [k for k, loss in enumerate(lost[path]) if loss < math.inf] for path in lost}
     for path, left in free.items():
         if not left:
@@ -236,13 +238,15 @@ def _numbers(what: str, path: str, given: Any, levels: Sequence[float]) -> list[
     return found.tolist()
 
 
-def _check_budget(budget: Any, buckets: Any, least: float) -> None:
+def check_budget(budget: Any) -> None:
+    """Raises TypeError on what is no number, ValueError on what is not finite."""
     if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
         raise TypeError(f"budget is {budget!r}; a number would work")
     if not math.isfinite(budget):
         raise ValueError(f"budget is {budget}; a finite number would work")
-    if buckets is None:
-        return
+
+
+def _check_buckets(buckets: Any, budget: float, least: float) -> None:
     if not isinstance(buckets, numbers.Integral) or buckets < 1:
         raise ValueError(f"buckets={buckets!r}; None, or 10000, would work")
     if budget <= 0 or least < 0:

@@ -13,6 +13,7 @@ from jaxsparse.allocation.allocation import Allocation
 from jaxsparse.allocation.costs.flops import Cost
 from jaxsparse.allocation.rounding import slack_of, whole_numbers
 from jaxsparse.allocation.solving import Solution, cheapest, solve
+from jaxsparse.allocation.tables import check_budget
 from jaxsparse.trees import near_misses
 
 # So many choices of the groups that are held are tried, all of them, before it is a descent.
@@ -64,10 +65,7 @@ def exact_widths(
       ({'a, b': 4, 'b, c': 8}, 64, True)
     """
     widths, lost = _checked(losses, cost)
-    if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
-        raise TypeError(f"budget is {budget!r}; a number would work")
-    if not math.isfinite(budget):
-        raise ValueError(f"budget is {budget}; a finite number would work")
+    check_budget(budget)
     program = _Program(cost, widths, lost, budget)
     lowered = 0
     while (found := program.solve(lowered)) is not None:

@@ -1,6 +1,5 @@
 """The diagonal of the Fisher information: how much a loss feels each weight."""
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -12,8 +11,8 @@ from jaxsparse.calibration.checks import SMALLEST
 from jaxsparse.trees import (
     Tree,
     apart,
+    floats_of,
     leaves_by_path,
-    near_misses,
     replace_by_path,
     together,
 )
@@ -67,17 +66,7 @@ def fisher(
     if hasattr(batches, "shape"):
         raise TypeError("fisher: batches is one array; [batch] would work")
     leaves = leaves_by_path(params)
-    weights = {
-        path: jnp.asarray(leaf)
-        for path, leaf in leaves.items()
-        if hasattr(leaf, "dtype")
-        and jnp.issubdtype(leaf.dtype, jnp.floating)
-        and re.fullmatch(paths, path)
-    }
-    if not weights:
-        raise ValueError(
-            f"fisher: paths={paths!r} names no weight of floats; {near_misses(paths, leaves)}"
-        )
+    weights = floats_of(leaves, paths, "fisher")
 
     # What is not looked at is an argument, too: as a constant it would be compiled in.
     others, rest, tree = apart({path: leaf for path, leaf in leaves.items() if path not in weights})

@@ -17,7 +17,15 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxsparse.pruning.masking import mask_params
-from jaxsparse.trees import Tree, apart, leaves_by_path, near_misses, replace_by_path, together
+from jaxsparse.trees import (
+    Tree,
+    apart,
+    floats_of,
+    leaves_by_path,
+    near_misses,
+    replace_by_path,
+    together,
+)
 
 
 class Part(NamedTuple):
@@ -92,17 +100,7 @@ def fit(
       (True, 0.0)
     """
     leaves = _checked(params, masks)
-    trained = {
-        path: jnp.asarray(leaf)
-        for path, leaf in leaves.items()
-        if re.fullmatch(paths, path)
-        and hasattr(leaf, "dtype")
-        and jnp.issubdtype(leaf.dtype, jnp.floating)
-    }
-    if not trained:
-        raise ValueError(
-            f"fit: paths={paths!r} names no leaf of floats; {near_misses(paths, leaves)}"
-        )
+    trained = floats_of(leaves, paths, "fit")
     if len(inputs) != len(targets) or not inputs:
         raise ValueError(
             f"fit: {len(inputs)} inputs, {len(targets)} targets; as many, at least one, would work"

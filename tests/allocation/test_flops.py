@@ -217,10 +217,10 @@ def test_widths_of_numpy_are_widths():
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda f: f.total({"nothing": 3}), KeyError, "residual streams and pinned"),
+        (lambda f: f.total({"nothing": 3}), ValueError, "residual streams"),
         (lambda f: f.total({next(iter(f.units)): 0}), ValueError, "1 to 8 would work"),
         (lambda f: f.total({next(iter(f.units)): 9}), ValueError, "keeps 9"),
-        (lambda f: f.total({next(iter(f.units)): 2.0}), ValueError, "keeps 2.0"),
+        (lambda f: f.total({next(iter(f.units)): 2.0}), TypeError, "keeps 2.0"),
         (lambda f: f.total(densities={"hidden/0": 0.5}), KeyError, "hidden/0/w"),
         (lambda f: f.total(densities={"out": float("nan")}), ValueError, "0 to 1"),
         (lambda f: f.total(densities={"out": 1.5}), ValueError, "'out' keeps 1.5"),

@@ -248,7 +248,7 @@ def test_what_has_no_time_packed_is_named():
         latency.total(densities={"w": 0.5})
     with pytest.raises(KeyError, match="no leaf 'v'"):
         latency.of("v")
-    with pytest.raises(KeyError, match="no group"):
+    with pytest.raises(ValueError, match="is no group of units"):
         latency.total({"w": 3})
     with pytest.raises(ValueError, match="steps=0"):
         Latency(table(), model, {"w": jnp.ones((4, 8))}, jnp.ones((5, 3)), steps=0)

@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused(criterion, pattern, message):
     "change, message",
     [
         ({"batches": []}, "no batches"),
-        ({"paths": "v"}, "names no weight of floats"),
+        ({"paths": "v"}, "names no leaf of floats"),
         ({"per": "row"}, "per='row'"),
         ({"loss": model}, "one real number"),
         ({"batches": [(normal(0, 4, 8), normal(1, 3, 8))], "per": "sample"}, "no one number"),

@@ -126,8 +126,6 @@ def test_widths_are_multiples_from_the_lowest_one_on():
     limits = Limits({"a": 32, "b": 20, "c": 6}, 8, 0.3)
     assert limits.least() == {"a": 16, "b": 8, "c": 6}
     assert limits.at(0.75) == {"a": 24, "b": 8, "c": 6} and limits.at(1) == limits.units
-    assert limits.choices("a") == [16, 24, 32] and limits.choices("c") == [6]
-    assert limits.choices("b") == [8, 16, 20]
     shares = limits.shares()
     assert shares == sorted(shares, reverse=True) and shares[0] == 1
     # Between two neighbours nothing changes.

@@ -120,8 +120,9 @@ class Flops:
             whole leaf. Of groups that do not divide the leaf, ask with what masks keep.
 
         Raises:
-          KeyError: for what is no group, or no leaf.
-          ValueError: for a width or density out of range.
+          KeyError: for what is no leaf.
+          ValueError: for what is no group, and a width or density out of range.
+          TypeError: for a width that is no whole number.
         """
         found = self._program.check_widths(widths)
         shares = {path: self._program.kept(path, d, found) for path, d in densities.items()}

@@ -111,10 +111,10 @@ class Latency:
             leave; others are dense.
 
         Raises:
-          KeyError: for what is no group, or no leaf, and what the table lacks and does not
-            measure.
-          ValueError: for a width or density out of range, a density that a pattern does not
-            have, and a weight that enters no product as a whole.
+          KeyError: for what is no leaf, and what the table lacks and does not measure.
+          ValueError: for what is no group, a width or density out of range, a density that a
+            pattern does not have, and a weight that enters no product as a whole.
+          TypeError: for a width that is no whole number.
         """
         found, densities = self._checked(widths, densities)
         self._measure(found, densities)

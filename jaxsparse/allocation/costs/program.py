@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
 from jaxsparse.allocation.costs.polynomials import Polynomial, product, total
+from jaxsparse.allocation.narrowing import check_widths
 from jaxsparse.graph import StructuredGroup
 from jaxsparse.graph.analysis.symbolic import is_symbolic
 from jaxsparse.graph.analysis.trace import Analysis
@@ -133,7 +135,8 @@ class Program:
         _check(params)
         self.analysis = Analysis(fn, params, inputs, blocks, removal=True)
         self._check_sizes()
-        self.groups = {group.name: group for group in structure_of(self.analysis).groups}
+        self._structure = structure_of(self.analysis)
+        self.groups = {group.name: group for group in self._structure.groups}
         self.units = {name: group.units for name, group in self.groups.items()}
         self._names = {self._atom(group): name for name, group in self.groups.items()}
         self._ends = {role: self._on_axes(role) for role in ("reads", "writes")}
@@ -172,21 +175,9 @@ class Program:
         return tuple(self.axis(term)(widths) for term in self.analysis.leaves[path].axes)
 
     def check_widths(self, widths: Mapping[str, SupportsIndex]) -> dict[str, int]:
-        """The width of every group; KeyError and ValueError for what is none."""
-        found = dict(self.units)
-        for name, width in widths.items():
-            if name not in self.units:
-                raise KeyError(
-                    f"no group {name!r} whose units could go: {near_misses(name, self.units)}; "
-                    "residual streams and pinned channels are no groups"
-                )
-            whole = isinstance(width, int | np.integer) and not isinstance(width, bool)
-            if not whole or not 1 <= int(width) <= self.units[name]:
-                raise ValueError(
-                    f"widths: {name!r} keeps {width!r}; 1 to {self.units[name]} would work"
-                )
-            found[name] = int(width)
-        return found
+        """The width of every group; a ValueError or TypeError for what is none."""
+        check_widths(self._structure, widths)
+        return self.units | {name: operator.index(width) for name, width in widths.items()}
 
     def check_path(self, path: str) -> None:
         """KeyError for what is no leaf."""

@@ -1,6 +1,5 @@
 """`tuner`: trains a masked network a few steps with any optimizer of optax."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse.pruning.masking import mask_params
-from jaxsparse.trees import Tree, apart, leaves_by_path, near_misses, replace_by_path, together
+from jaxsparse.trees import Tree, apart, floats_of, leaves_by_path, replace_by_path, together
 
 Tune = Callable[[Tree, Mapping[str, Any], range], Tree]
 
@@ -68,17 +67,7 @@ def tuner(
     def tune(params: Tree, masks: Mapping[str, Any], steps: range) -> Tree:
         params = mask_params(params, masks)
         leaves = leaves_by_path(params)
-        trained = {
-            path: jnp.asarray(leaf)
-            for path, leaf in leaves.items()
-            if re.fullmatch(paths, path)
-            and hasattr(leaf, "dtype")
-            and jnp.issubdtype(leaf.dtype, jnp.floating)
-        }
-        if not trained:
-            raise ValueError(
-                f"tuner: paths={paths!r} names no leaf of floats; {near_misses(paths, leaves)}"
-            )
+        trained = floats_of(leaves, paths, "tuner")
         dtypes = tuple((path, leaf.dtype) for path, leaf in trained.items())
         kept = {path: masks[path] for path in trained if path in masks}
         wide = {
