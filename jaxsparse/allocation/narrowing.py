@@ -180,6 +180,11 @@ def check_widths(structure: Structure, widths: Mapping[str, Any], what: str = "w
       widths: by name of a group.
       what: the argument, which an error begins with.
     """
+    if not isinstance(structure, Structure) or not isinstance(widths, Mapping):
+        raise TypeError(
+            f"{what}: {type(widths).__name__}, of {type(structure).__name__}; a number of units by "
+            "name of a group, of js.graph.structure(fn, params, *inputs), would work"
+        )
     groups = {group.name: group for group in structure.groups}
     for name, width in widths.items():
         if name not in groups:

@@ -199,6 +199,7 @@ def test_units_that_lie_in_one_leaf_of_two_groups_go_from_both_axes():
         ({NAME: 5}, ValueError, "keeps 5 of 4 neurons"),
         ({NAME: 2.0}, TypeError, "keeps 2.0; a whole number"),
         ({NAME: True}, TypeError, "keeps True; a whole number"),
+        ([2], TypeError, "list, of Structure; a number of units by name"),
     ],
 )
 def test_widths_that_no_group_has(widths, error, message):

@@ -406,6 +406,8 @@ def test_groups_that_may_not_go_are_refused_by_name():
         scanned(params, correct)
     with pytest.raises(TypeError, match=r"groups='stream' is no list"):
         scanned(params=params, structure=structure, groups="stream")
+    with pytest.raises(TypeError, match=r"ratios=0.5 is no sequence; \(0.5,\) would work"):
+        scanned(ratios=0.5)
 
 
 def test_what_the_table_does_not_have_is_refused():

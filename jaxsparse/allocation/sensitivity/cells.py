@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -147,6 +147,8 @@ def check_ratios(
     ratios: Sequence[float], targets: Mapping[str, Target], specs
 ) -> tuple[float, ...]:
     """The ratios, rising and within what every target can give; an error names what is not."""
+    if not isinstance(ratios, Iterable):
+        raise TypeError(f"scan: ratios={ratios!r} is no sequence; ({ratios!r},) would work")
     found = tuple(map(float, ratios))
     # Said of what is right, so that NaN is wrong.
     if not found or not all(a < b for a, b in itertools.pairwise((0.0, *found, 1.0))):
