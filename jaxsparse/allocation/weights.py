@@ -5,22 +5,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jaxsparse.allocation.costs.flops import WHOLE, Densities, Widths
-from jaxsparse.patterns.rules import LeafSpec, Rule, check_rules, resolve
-from jaxsparse.pruning.distributions import known_target
+from jaxsparse.allocation.costs.kept import kept_entries, open_specs, pruned_share
+from jaxsparse.patterns.rules import LeafSpec, Rule
 from jaxsparse.trees import Tree, near_misses
-
-
-def entries_of(spec: LeafSpec, groups: int) -> int:
-    """How many entries so many groups of a kernel have at most, as those at its edges have fewer.
-
-    >>> import jax
-    >>> from jaxsparse import Block, Rule
-    >>> from jaxsparse.patterns.rules import resolve
-    >>> spec = resolve([Rule("w", Block(4, 4, pad=True))], {"w": jax.numpy.ones((4, 6))})["w"]
-    >>> spec.units, entries_of(spec, 1), entries_of(spec, 2)
-    (2, 16, 24)
-    """
-    return min(groups * spec.pattern.group_size(spec.view), math.prod(spec.view.matrix_shape))
 
 
 class Weights:
@@ -54,8 +41,7 @@ class Weights:
     def __init__(
         self, rules: Sequence[Rule], params: Tree, *, per: Literal["layer", "output"] = "layer"
     ):
-        specs = resolve(check_rules(rules), params)
-        self._specs = {path: spec for path, spec in specs.items() if known_target(spec) is None}
+        self._specs = open_specs(rules, params)
         self.units: dict[str, int] = {}
         self._per = per
 
@@ -85,13 +71,12 @@ class Weights:
         if widths:
             raise ValueError(f"Weights: it knows no groups such as {next(iter(widths))!r}")
         spec = self._spec(path)
-        inputs, outputs = spec.view.matrix_shape
-        slices = math.prod(spec.view.batch_shape)
-        # 1 - (1 - s) is not s to the last bit, and s n may be half-way between two numbers.
-        share = max(1 - float(densities.get(path, 1)) - 2**-52, 0.0)
+        density = float(densities.get(path, 1))
         if self._per == "output":
-            return slices * outputs * (inputs - round(share * inputs))
-        return slices * entries_of(spec, spec.kept(share))
+            inputs, outputs = spec.view.matrix_shape
+            kept = inputs - round(pruned_share(density) * inputs)
+            return math.prod(spec.view.batch_shape) * outputs * kept
+        return kept_entries(spec, density)
 
     def _spec(self, path: str) -> LeafSpec:
         if path not in self._specs:

@@ -254,3 +254,25 @@ def test_masks_keep_no_more_than_is_counted(size):
         masks = js.compute_masks(params, rules, distribution=allocation)
         kept = int(masks["w"].sum())
         assert kept <= flops.total(densities={"w": 1 - share}) <= kept + 1
+
+
+@pytest.mark.parametrize("pattern", [js.Block(4, 16), js.Block(16, 16, pad=True)])
+def test_masks_of_blocks_keep_no_more_than_rules_count(pattern):
+    params = {"w": jax.random.normal(jax.random.key(1), (8, 48))}
+    flops = Flops(lambda p, x: x @ p["w"], params, jnp.ones((3, 8)), rules=[js.Rule("w", pattern)])
+    for sparsity in np.linspace(0, 0.99, 23).tolist():
+        masks = js.compute_masks(params, [js.Rule("w", pattern, sparsity=sparsity)])
+        kept = 3 * int(masks["w"].sum())
+        found = flops.total(densities={"w": 1 - sparsity})
+        assert found == kept or (found > kept and pattern.pad)
+        assert found == flops.of("w", densities={"w": 1 - sparsity})
+
+
+def test_a_width_and_a_density_of_a_leaf_with_a_rule_are_refused():
+    params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 4))}
+    rules = [js.Rule("down", js.Block(4, 4))]
+    flops = Flops(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, jnp.ones((1, 4)),
+                  rules=rules)  # fmt: skip
+    assert flops.total({"up, down": 4}) == 32
+    with pytest.raises(ValueError, match=r"'down' of shape \(8, 4\) is pruned by a rule"):
+        flops.total({"up, down": 4}, {"down": 0.5})

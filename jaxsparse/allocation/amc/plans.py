@@ -15,9 +15,9 @@ from jaxsparse.allocation.amc.features import features_of, meeting
 from jaxsparse.allocation.amc.reconstruction import Readers
 from jaxsparse.allocation.amc.terms import terms_of
 from jaxsparse.allocation.costs.flops import Cost
+from jaxsparse.allocation.costs.kept import entries_of
 from jaxsparse.allocation.costs.program import Layer
 from jaxsparse.allocation.narrowing import Score, chosen_groups, unit_masks, unit_scores
-from jaxsparse.allocation.weights import entries_of
 from jaxsparse.graph import Structure, StructuredGroup
 from jaxsparse.patterns.base import widen
 from jaxsparse.patterns.rules import LeafSpec, Rule, check_rules, resolve

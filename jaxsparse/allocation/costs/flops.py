@@ -1,14 +1,17 @@
 """`Flops`: the multiplications of a program, for any widths and densities."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.allocation.costs.kept import kept_entries, open_specs
 from jaxsparse.allocation.costs.polynomials import Polynomial, total
 from jaxsparse.allocation.costs.program import Block, Blocks, Layer, Program
+from jaxsparse.patterns.rules import Rule
 from jaxsparse.trees import Tree
 
 Widths = Mapping[str, SupportsIndex]
@@ -67,6 +70,9 @@ class Flops:
 
     Args:
       fn, params, inputs, blocks: the model, as in `js.graph.structure`; shapes are enough.
+      rules: those that leaves are pruned by, for densities: what masks of their patterns keep is
+        counted, whole groups, also where padding cuts one off; single weights where no rule
+        names a leaf.
 
     Attributes:
       unit: "MACs".
@@ -75,7 +81,7 @@ class Flops:
       inputs: shapes of the inputs.
 
     Raises:
-      ValueError, TypeError: as `layers`.
+      ValueError, TypeError: as `layers` and `js.read_axes`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -96,9 +102,11 @@ class Flops:
         fn: Callable[..., Any],
         params: Tree,
         *inputs: Any,
+        rules: Sequence[Rule] = (),
         blocks: Blocks | None = None,
     ):
         self._program = Program(fn, params, inputs, blocks)
+        self._specs = open_specs(rules, params) if rules else {}
         self.units = self._program.units
         self.layers: tuple[Layer, ...] = self._program.layers
         self.inputs = jax.tree.map(jnp.shape, inputs)
@@ -115,17 +123,18 @@ class Flops:
         Args:
           widths: by group how many units it keeps, from 1 on; others are whole.
           densities: by path which fraction of a leaf's entries is kept, of those that the
-            widths leave; others are whole. Kept is the nearest whole number of entries, of two
-            the larger, and each takes part in as many multiplications as an entry of the
-            whole leaf. Of groups that do not divide the leaf, ask with what masks keep.
+            widths leave; others are whole. Kept is the nearest whole number of entries, or of
+            the groups of its rule, of two the larger, and each takes part in as many
+            multiplications as an entry of the whole leaf.
 
         Raises:
           KeyError: for what is no leaf.
-          ValueError: for what is no group, and a width or density out of range.
+          ValueError: for what is no group, a width or density out of range, and the density of a
+            leaf with a rule of which widths leave a part.
           TypeError: for a width that is no whole number.
         """
         found = self._program.check_widths(widths)
-        shares = {path: self._program.kept(path, d, found) for path, d in densities.items()}
+        shares = {path: self._kept(path, d, found) for path, d in densities.items()}
         return self._count(found, shares)
 
     def of(self, path: str, widths: Widths = WHOLE, densities: Densities = WHOLE) -> int:
@@ -138,8 +147,20 @@ class Flops:
         self._program.check_path(path)
         macs = self._macs[path](found) if path in self._macs else 0
         if path in densities:
-            return _share(macs, self._program.kept(path, densities[path], found))
+            return _share(macs, self._kept(path, densities[path], found))
         return macs
+
+    def _kept(self, path: str, density: float, widths: Mapping[str, int]) -> tuple[int, int]:
+        kept, size = self._program.kept(path, density, widths)
+        if path not in self._specs:
+            return kept, size
+        shape = self._program.shapes[path]
+        if size != math.prod(shape):
+            raise ValueError(
+                f"densities: {path!r} of shape {shape} is pruned by a rule, and widths leave a "
+                "part of it; a width or a density of it would work"
+            )
+        return kept_entries(self._specs[path], density), size
 
 
 class _Count:
