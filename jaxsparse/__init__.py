@@ -3,7 +3,7 @@
 import importlib
 import typing
 
-from jaxsparse import activations, allocation, calibration, graph, nn, recipes
+from jaxsparse import activations, allocation, calibration, graph, nn, quantized, recipes
 from jaxsparse.export.onnx import export_onnx
 from jaxsparse.export.program import ExportError
 from jaxsparse.export.safetensors import load_safetensors, save_safetensors
@@ -134,6 +134,7 @@ __all__ = [
     "prox_group_lasso",
     "prune",
     "pruned",
+    "quantized",
     "random",
     "read_axes",
     "recipes",

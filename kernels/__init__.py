@@ -2,13 +2,17 @@
 
 A kernel takes and returns arrays: it knows nothing of rules, masks or optax.
 
-An implementation is a module with two functions, or three, and what they can do:
+An implementation is a module with two to four functions, and what they can do:
 
     product(x, values, *index, layout, transpose, out_dtype)   x @ W or x @ Wᵀ
     sampled(x, g, *index, layout, out_dtype)                   xᵀ @ g where W stores
     scaled_product(x, values, scales, *index, layout, out_dtype)
                     (x @ W) * scales, where it has a better way than a product
                     and then a multiplication
+    int8_dot(x, values, scales, bias, scale, zero_point, out_scale, out_zero_point, *index,
+             layout, activation, out_dtype)
+                    codes times int8 values in integers, as `jaxsparse.quantized` says, where
+                    it has such a product
     platforms       the platforms it lowers for, or None for every one
     exportable      whether `jax.export` accepts its custom calls unasked
     missing()       why it cannot run on this machine, or None
@@ -69,9 +73,20 @@ def check(name: str) -> None:
 
 
 def choose(
-    op, name, platform, exporting, whole=False, *, layout, x, values, out_dtype, transpose=False
+    op,
+    name,
+    platform,
+    exporting,
+    whole=False,
+    *,
+    layout,
+    x,
+    values,
+    out_dtype,
+    transpose=False,
+    **_,
 ):
-    """The module that computes `op` ("product" or "sampled") on a platform.
+    """The module that computes `op` ("product", "sampled" or "int8_dot") on a platform.
 
     With a name, that one or an error which says why not. Without, the first
     that runs on the platform and takes the call; an export takes only what
@@ -86,6 +101,8 @@ def choose(
             reason = "it cannot be exported"
         if not reason and whole and module.platforms:
             reason = f"{platform} compilers cannot divide it among devices: call in jax.shard_map"
+        if not reason and not hasattr(module, op):
+            reason = "it has none"
         if not reason:
             reason = module.unsupported(op, layout, x, values, out_dtype, transpose)
         if not reason:

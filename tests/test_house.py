@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "pruning": PRUNING,
     "packed": PACKED,
     "products": PRODUCTS,
+    "quantized": ABOVE | {"calibration"},
     "graph": ABOVE,
     "export": ABOVE,
     "calibration": ABOVE,
@@ -30,9 +31,29 @@ MAY_IMPORT = {
     "recipes": ABOVE | {"graph", "calibration", "allocation"},
     "tools": ABOVE | {"graph", "export"},
     "jaxsparse": ABOVE
-    | {"activations", "allocation", "calibration", "export", "graph", "nn", "recipes", "tools"},
+    | {
+        "activations",
+        "allocation",
+        "calibration",
+        "export",
+        "graph",
+        "nn",
+        "quantized",
+        "recipes",
+        "tools",
+    },
     "experiments": ABOVE
-    | {"activations", "allocation", "calibration", "export", "graph", "nn", "recipes", "tools"}
+    | {
+        "activations",
+        "allocation",
+        "calibration",
+        "export",
+        "graph",
+        "nn",
+        "quantized",
+        "recipes",
+        "tools",
+    }
     | {"jaxsparse"},
 }
 TOOLS = {"reports", "checkpoint"}

@@ -59,11 +59,11 @@ def by_rows(function: Callable[..., jax.Array], op: str) -> Callable[..., jax.Ar
     """The same function, each device computing its own rows.
 
     Args:
-      function: of x (M, K) and the weight's arrays to (M, N) if `op` is "product",
-        of x (M, K), g (M, N) and the index arrays to values if it is "sampled".
+      function: of x (M, K), g (M, N) and the index arrays to values if `op` is "sampled", else
+        of x (M, K) and the weight's arrays to (M, N).
       op: which of the two.
     """
-    rowed = 1 if op == "product" else 2  # so many operands have rows
+    rowed = 2 if op == "sampled" else 1  # so many operands have rows
 
     def partition(mesh, operands, result):
         rows = operands[0].sharding.spec[0] if operands[0].sharding.spec else None
@@ -84,18 +84,18 @@ def by_rows(function: Callable[..., jax.Array], op: str) -> Callable[..., jax.Ar
             return NamedSharding(mesh, PartitionSpec(*spec[: len(shape)]))
 
         inputs = tuple(sharding(o.shape, i < rowed) for i, o in enumerate(operands))
-        return mesh, local, sharding(result.shape, op == "product"), inputs
+        return mesh, local, sharding(result.shape, op != "sampled"), inputs
 
     def rule(mesh, operands, results):
         del mesh
         ranks = [len(o.shape) for o in (*operands, *results)]
         factors: list[Any] = [
-            tuple(f"axis_{i}_{d}" for d in range(rank)) for i, rank in enumerate(ranks)
+            tuple(f"axis_{i:02}_{d}" for d in range(rank)) for i, rank in enumerate(ranks)
         ]
-        for i in (*range(rowed), *([len(ranks) - 1] if op == "product" else [])):
+        for i in (*range(rowed), *([] if op == "sampled" else [len(ranks) - 1])):
             factors[i] = ("rows", *factors[i][1:])
         fixed = sorted({f for one in factors for f in one} - {"rows"})
-        reduced = () if op == "product" else ("rows",)
+        reduced = ("rows",) if op == "sampled" else ()
         return SdyShardingRule(
             tuple(factors[: len(operands)]),
             tuple(factors[len(operands) :]),

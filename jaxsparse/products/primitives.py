@@ -45,29 +45,32 @@ _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 def _product_abstract(x, values, *index, layout, transpose, out_dtype, implementation):
     del implementation
-    _check_operands(layout, values.shape, index)
+    check_operands(layout, values.shape, index)
     source, target = layout.shape[::-1] if transpose else layout.shape
     if x.ndim != 2 or x.shape[1] != source:
         raise ValueError(f"x has shape {x.shape}, the layout {layout} needs (rows, {source}).")
-    return _result(x, (x.shape[0], target), out_dtype, x, values, *index, rows=x.sharding.spec[0])
+    return rows_result(
+        x, (x.shape[0], target), out_dtype, x, values, *index, rows=x.sharding.spec[0]
+    )
 
 
 def _scaled_product_abstract(x, values, scales, *index, out_dtype, **params):
     y = _product_abstract(x, values, *index, transpose=False, out_dtype=out_dtype, **params)
     if scales.shape != y.shape[1:]:
         raise ValueError(f"scales of shape {scales.shape} do not fit y of shape {y.shape}.")
-    return _result(x, y.shape, out_dtype, x, values, scales, *index, rows=x.sharding.spec[0])
+    return rows_result(x, y.shape, out_dtype, x, values, scales, *index, rows=x.sharding.spec[0])
 
 
 def _sampled_abstract(x, g, *index, layout, out_dtype, implementation):
     del implementation
-    _check_operands(layout, layout.values_shape, index)
+    check_operands(layout, layout.values_shape, index)
     if (x.shape, g.shape) != tuple((x.shape[0], size) for size in layout.shape):
         raise ValueError(f"x {x.shape} and g {g.shape} do not fit the layout {layout}.")
-    return _result(x, layout.values_shape, out_dtype, x, g, *index)
+    return rows_result(x, layout.values_shape, out_dtype, x, g, *index)
 
 
-def _check_operands(layout, values_shape, index):
+def check_operands(layout, values_shape, index):
+    """Raises unless a layout describes values and an index of these shapes."""
     shapes = tuple(i.shape for i in index)
     if values_shape != layout.values_shape or shapes != layout.index_shapes:
         raise ValueError(
@@ -76,7 +79,7 @@ def _check_operands(layout, values_shape, index):
         )
 
 
-def _result(like, shape, dtype, *operands, rows=None):
+def rows_result(like, shape, dtype, *operands, rows=None):
     """A result on the mesh of `like`, varying wherever an operand does, sharded by rows only."""
     varying = frozenset().union(*(o.manual_axis_type.varying for o in operands))
     manual = {"manual_axis_type": ManualAxisType(varying=varying)} if varying else {}
@@ -87,7 +90,7 @@ def _result(like, shape, dtype, *operands, rows=None):
 # --- lowering ------------------------------------------------------------------------------------
 
 
-def _register_lowerings(primitive, op, function_of):
+def _register_lowerings(primitive, op, function_of, empty_of):
     def rule(platform):
         def lower(ctx, *operands, implementation, **params):
             x, values = ctx.avals_in[:2]
@@ -106,7 +109,7 @@ def _register_lowerings(primitive, op, function_of):
             function = functools.partial(function_of(module, op), **params)
             layout = params["layout"]
             if 0 in (*layout.shape, *layout.values_shape, x.shape[0]):
-                function = _nothing(ctx.avals_out[0])  # no implementation need know of it
+                function = empty_of(ctx.avals_out[0], **params)  # no implementation need know of it
             if sharded(ctx) and not whole:
                 function = by_rows(function, op)
             return mlir.lower_fun(function, multiple_results=False)(without_mesh(ctx), *operands)
@@ -118,7 +121,7 @@ def _register_lowerings(primitive, op, function_of):
         mlir.register_lowering(primitive, rule(platform), platform=platform)
 
 
-def _nothing(out):
+def _nothing(out, **_):
     """A product that sums nothing up, or has no entries."""
     return lambda *_: jnp.zeros(out.shape, out.dtype)
 
@@ -139,7 +142,17 @@ def _times(y, scales):
     return (y * scales).astype(y.dtype)
 
 
-def _primitive(name, op, abstract, function_of=getattr):
+def product_primitive(name, op, abstract, function_of=getattr, empty_of=_nothing):
+    """A primitive whose rule for every platform is what `kernels.choose` finds for it.
+
+    Args:
+      name: of the primitive.
+      op: what `kernels.choose` calls it.
+      abstract: its abstract evaluation; `layout` and `implementation` are among its parameters.
+      function_of: of a module and `op`, what the module computes it by.
+      empty_of: of the result's type and the parameters, what computes it where there is nothing
+        to multiply.
+    """
     primitive = Primitive(name)
     primitive.def_abstract_eval(abstract)
 
@@ -148,14 +161,14 @@ def _primitive(name, op, abstract, function_of=getattr):
         return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
     primitive.def_impl(lambda *args, **params: compiled(tuple(sorted(params.items())))(*args))
-    _register_lowerings(primitive, op, function_of)
+    _register_lowerings(primitive, op, function_of, empty_of)
     lower_with_devices(primitive)
     return primitive
 
 
-product_p = _primitive("sparse_product", "product", _product_abstract)
-sampled_p = _primitive("sparse_sampled_product", "sampled", _sampled_abstract)
-scaled_product_p = _primitive(
+product_p = product_primitive("sparse_product", "product", _product_abstract)
+sampled_p = product_primitive("sparse_sampled_product", "sampled", _sampled_abstract)
+scaled_product_p = product_primitive(
     "sparse_scaled_product", "product", _scaled_product_abstract, _scaled_product_of
 )
 
@@ -248,7 +261,8 @@ ad.primitive_transposes[scaled_product_p] = _unless_zero(_scaled_product_transpo
 # --- batching ------------------------------------------------------------------------------------
 
 
-def _product_batching(primitive, operands, axes, **params):
+def rows_batching(primitive, operands, axes, **params):
+    """The batching rule of a product whose first operand has rows, and the others none."""
     x, *weight = operands
     if any(axis is not None for axis in axes[1:]):
         return _scan_batching(primitive, operands, axes, **params)
@@ -260,7 +274,7 @@ def _product_batching(primitive, operands, axes, **params):
 
 def _scaled_product_batching(operands, axes, **params):
     if axes[2] is None:
-        return _product_batching(scaled_product_p, operands, axes, **params)
+        return rows_batching(scaled_product_p, operands, axes, **params)
     steps = functools.partial(_then_scales(product_p.bind), **params)
     return jax.vmap(steps, axes)(*operands), 0
 
@@ -279,6 +293,6 @@ def _scan_batching(primitive, operands, axes, **params):
     return lax.scan(one, None, batched)[1], 0
 
 
-batching.primitive_batchers[product_p] = functools.partial(_product_batching, product_p)
+batching.primitive_batchers[product_p] = functools.partial(rows_batching, product_p)
 batching.primitive_batchers[sampled_p] = functools.partial(_scan_batching, sampled_p)
 batching.primitive_batchers[scaled_product_p] = _scaled_product_batching

@@ -1,6 +1,7 @@
 """`sparse_dot`: multiply by a packed weight, on whatever the machine has."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,20 @@ def sparse_dot(
         raise TypeError(
             f"sparse_dot multiplies by a packed weight, not by {type(packed).__name__}."
         )
+    rows, shaped = as_rows(x, packed)
+    return shaped(
+        matrix_product(
+            rows, packed, implementation=implementation, out_dtype=preferred_element_type
+        )
+    )
+
+
+def as_rows(x: Array, packed: Packed) -> tuple[Array, Callable[[Array], Array]]:
+    """x as a matrix of rows, and what gives a matrix of results the axes that y has.
+
+    Raises:
+      ValueError: x does not end in the inputs of the packed weight.
+    """
     inputs, outputs = packed.input_shape, packed.output_shape
     batch = x.shape[: max(0, x.ndim - len(inputs))]
     if (*batch, *inputs) != x.shape:
@@ -87,13 +102,11 @@ def sparse_dot(
     cut = [i for i in range(len(batch)) if jax.typeof(x).sharding.spec[i] is not None]
     front = range(len(cut))
     x = jnp.moveaxis(x, cut, front)
-    y = matrix_product(
-        x.reshape(math.prod(batch), math.prod(inputs)),
-        packed,
-        implementation=implementation,
-        out_dtype=preferred_element_type,
-    )
-    return jnp.moveaxis(y.reshape(*x.shape[: len(batch)], *outputs), front, cut)
+
+    def shaped(y):
+        return jnp.moveaxis(y.reshape(*x.shape[: len(batch)], *outputs), front, cut)
+
+    return x.reshape(math.prod(batch), math.prod(inputs)), shaped
 
 
 def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, out_dtype=None):
@@ -119,11 +132,11 @@ def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, o
         x = x * scales.astype(x.dtype)
     params = {"layout": packed.layout, "implementation": implementation}
     if scales is None or transpose:
-        operands = _same_varying_axes(_rows(x), _whole(packed.learned), *packed.index)
+        operands = same_varying_axes(sharded_by_rows(x), whole(packed.learned), *packed.index)
         params |= {"transpose": transpose, "out_dtype": jnp.dtype(out_dtype)}
         return product_p.bind(*operands, **params)
-    weight = _whole(packed.learned), _whole(scales)
-    operands = _same_varying_axes(_rows(x), *weight, *packed.index)
+    weight = whole(packed.learned), whole(scales)
+    operands = same_varying_axes(sharded_by_rows(x), *weight, *packed.index)
     params["out_dtype"] = jnp.promote_types(out_dtype, jnp.float32)
     return scaled_product_p.bind(*operands, **params).astype(out_dtype)
 
@@ -151,20 +164,20 @@ def _out_dtype(x, packed, asked):
 def sampled_product(x, g, packed: Packed, *, implementation=None, out_dtype=None):
     """The values of xᵀ @ g at the entries `packed` stores, for x (M, K) and g (M, N)."""
     return sampled_p.bind(
-        *_same_varying_axes(x, g, *packed.index),
+        *same_varying_axes(x, g, *packed.index),
         layout=packed.layout,
         out_dtype=jnp.dtype(out_dtype or jnp.result_type(x, g)),
         implementation=implementation,
     )
 
 
-def _rows(x):
+def sharded_by_rows(x):
     """x (M, K) sharded by rows at most: the inputs of a row meet in every sum."""
     rows, inputs = jax.typeof(x).sharding.spec
     return x if inputs is None else reshard(x, PartitionSpec(rows, None))
 
 
-def _whole(array):
+def whole(array):
     """An array of a weight on every device, as the product takes it.
 
     Under explicit axes this has to be written down, for a gradient to come back sharded as
@@ -174,7 +187,7 @@ def _whole(array):
     return reshard(array, PartitionSpec(*[None] * array.ndim)) if sharded else array
 
 
-def _same_varying_axes(*arrays):
+def same_varying_axes(*arrays):
     """Inside `shard_map`, marks every array as varying wherever one of them does."""
     axes = [jax.typeof(a).manual_axis_type.varying for a in arrays]
     union = frozenset().union(*axes)
