@@ -18,6 +18,7 @@ from jaxsparse.calibration.observe import observe, sites
 from jaxsparse.calibration.oneshot import OneShot, prune_oneshot
 from jaxsparse.calibration.outliers import owl
 from jaxsparse.calibration.progress import Pruned
+from jaxsparse.calibration.ranges import minmax, moving_average, percentile
 from jaxsparse.calibration.reducers import Reducer, gram, largest, square_norms, zeros
 from jaxsparse.calibration.site import Met, Site
 from jaxsparse.calibration.targets import Target
@@ -41,9 +42,12 @@ __all__ = [
     "gram",
     "largest",
     "magnitude",
+    "minmax",
+    "moving_average",
     "observe",
     "optimal_brain_damage",
     "owl",
+    "percentile",
     "prune_oneshot",
     "quadratic",
     "reconstruct",

@@ -37,7 +37,8 @@ def statistics(state: Any) -> dict[str, Any]:
     return {name: named[name] for name in ("products", "squares") if name in named}
 
 
-def _wide(array):
+def widened(array: Any) -> Any:
+    """Real numbers in float32 at least."""
     if jnp.iscomplexobj(array):
         raise ValueError(f"a weight meets {array.dtype}: statistics are of real numbers alone")
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
@@ -77,7 +78,7 @@ def gram() -> Reducer:
 
     def update(state, met, site):
         del site
-        x = _wide(met.rows())
+        x = widened(met.rows())
         products = state["products"] + x.T @ x
         return {"products": products.astype(jnp.float32), "rows": state["rows"] + x.shape[0]}
 
@@ -95,7 +96,7 @@ def square_norms() -> Reducer:
 
     def update(state, met, site):
         del site
-        x = _wide(met.rows())
+        x = widened(met.rows())
         squares = state["squares"] + jnp.sum(x * x, axis=0)
         return {"squares": squares.astype(jnp.float32), "rows": state["rows"] + x.shape[0]}
 
@@ -107,7 +108,7 @@ def largest() -> Reducer:
 
     def update(state, met, site):
         del site
-        found = jnp.max(jnp.abs(_wide(met.array)), initial=0)
+        found = jnp.max(jnp.abs(widened(met.array)), initial=0)
         return jnp.maximum(state, found.astype(jnp.float32))
 
     return Reducer(lambda site: _zero(), update)
