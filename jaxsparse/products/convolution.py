@@ -28,7 +28,7 @@ def convolution(
     kernel: StandIn,
     params: Mapping[str, Any],
     out: ShapedArray,
-    implementation: str | None,
+    matrix_product: Callable[..., jax.Array],
 ) -> jax.Array | None:
     """What `lax.conv_general_dilated` gives for a packed kernel, without groups.
 
@@ -37,7 +37,7 @@ def convolution(
       kernel: what stands for the packed kernel.
       params: of the equation.
       out: shape and dtype of the result.
-      implementation: as in `sparse_dot`.
+      matrix_product: as in `StandIn.product`.
 
     Returns:
       None where the kernel's storage knows no such product.
@@ -52,7 +52,7 @@ def convolution(
     def multiply(patches, kernel):
         rows = patches.shape[: 1 + len(places)]
         patches = patches.reshape(math.prod(rows), *window, patches.shape[-1])
-        y = kernel.product(patches, (*axes, into), (), out.dtype, implementation)
+        y = kernel.product(patches, (*axes, into), (), matrix_product)
         return None if y is None else y.reshape(*rows, y.shape[-1])
 
     def whole(x, kernel):

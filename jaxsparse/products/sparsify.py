@@ -19,6 +19,7 @@ from jaxsparse.patterns.views import spelled
 from jaxsparse.products.convolution import convolution
 from jaxsparse.products.factors import VIEWS
 from jaxsparse.products.sights import ENDS
+from jaxsparse.products.sparse_dot import matrix_product
 from jaxsparse.products.standins import StandIn
 from jaxsparse.trees import flatten
 
@@ -63,6 +64,16 @@ def sparsify(
       >>> js.sparsify(layer)(params, jnp.ones((2, 8))).shape
       (2, 8)
     """
+    return evaluated(function, Run, implementation, on_dense)
+
+
+def evaluated(
+    function: Callable[..., Any],
+    run: Callable[[str | None, str], "Run"],
+    implementation: str | None,
+    on_dense: str,
+) -> Callable[..., Any]:
+    """`sparsify` with an evaluation of one's own: what `run` makes of products."""
     if not callable(function):
         raise TypeError(
             f"sparsify: {type(function).__name__} is no function; sparsify(model.apply)(params, x) "
@@ -89,9 +100,9 @@ def sparsify(
             StandIn.of(leaf, _name(paths[i])) if is_packed(leaf) else leaf
             for i, leaf in given.items()
         ]
-        run = _Run(implementation, on_dense)
-        outputs = jaxprs.walk(program, operands, run.visit)
-        return jax.tree.unflatten(output_tree, [run.returned(output) for output in outputs])
+        evaluation = run(implementation, on_dense)
+        outputs = evaluation.walk(program, operands)
+        return jax.tree.unflatten(output_tree, [evaluation.returned(o) for o in outputs])
 
     return wrapped
 
@@ -106,19 +117,23 @@ def _name(path):
     return rest[0] if rest else f"argument {argument}"
 
 
-# What a stand-in can be without being made dense, by primitive: methods of `_Run`, called
+# What a stand-in can be without being made dense, by primitive: methods of `Run`, called
 # with the equation and its operands. None means that it cannot.
 _RULES: dict[str, Callable[..., Any]] = {}
 _rule = jaxprs.table(_RULES)
 
 
-class _Run(control.Evaluator):
+class Run(control.Evaluator):
     """One evaluation of a program with stand-ins among its values."""
 
     def __init__(self, implementation, on_dense):
         self.implementation = implementation
         self.on_dense = on_dense
         self.named = set()
+
+    def walk(self, program, operands):
+        """What a program returns."""
+        return jaxprs.walk(program, operands, self.visit)
 
     def special(self, value):
         return isinstance(value, StandIn)
@@ -242,6 +257,18 @@ class _Run(control.Evaluator):
 
     # Products.
 
+    def product(self, x, w, summed, batched, dtype):
+        """x, of shape (*batched, rows, *summed), by a weight; None where there is no such one."""
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return None
+        return w.product(x, summed, batched, self.matrix_product(dtype))
+
+    def matrix_product(self, dtype):
+        """The product of a matrix by a packed weight, rounded to a dtype."""
+        return functools.partial(
+            matrix_product, implementation=self.implementation, out_dtype=dtype
+        )
+
     @_rule("dot_general")
     def _dot_general(self, equation, a, b):
         if isinstance(a, StandIn) and isinstance(b, StandIn):
@@ -250,14 +277,12 @@ class _Run(control.Evaluator):
         w, x = (a, b) if first else (b, a)
         w_sum, w_batch = ENDS["dot_general"](equation, 0 if first else 1)
         x_sum, x_batch = ENDS["dot_general"](equation, 1 if first else 0)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return None
         free = [i for i in range(x.ndim) if i not in (*x_sum, *x_batch)]
         shape = [[x.shape[i] for i in part] for part in (x_batch, free, x_sum)]
         x = jnp.transpose(x, (*x_batch, *free, *x_sum))
         x = x.reshape(*shape[0], math.prod(shape[1]), *shape[2])
         dtype = equation.outvars[0].aval.dtype
-        y = w.product(x, w_sum, w_batch, dtype, self.implementation)
+        y = self.product(x, w, w_sum, w_batch, dtype)
         if y is None:
             return None
         mine = y.shape[len(w_batch) + 1 :]
@@ -273,7 +298,8 @@ class _Run(control.Evaluator):
         groups = params["feature_group_count"] * params["batch_group_count"]
         if isinstance(x, StandIn) or groups != 1:
             return None
-        return convolution(x, w, params, equation.outvars[0].aval, self.implementation)
+        out = equation.outvars[0].aval
+        return convolution(x, w, params, out, self.matrix_product(out.dtype))
 
 
 def _one_of(w, starts, sizes):

@@ -8,6 +8,7 @@ for the transposed product), in any order.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Self
 
 import jax
@@ -19,7 +20,6 @@ from jaxsparse.packed.base import Packed
 from jaxsparse.patterns.views import View
 from jaxsparse.products.factors import Factor, Factored, split
 from jaxsparse.products.sights import Sight
-from jaxsparse.products.sparse_dot import matrix_product
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,12 +134,16 @@ class StandIn(Factored):
         """A slice of the stack, where the packed weight is one by now."""
         return self._seen(axes=self.axes[1:], batch=self.batch[1:])
 
-    def product(self, x, summed, batched, dtype, implementation) -> jax.Array | None:
+    def product(
+        self, x, summed, batched, matrix_product: Callable[..., jax.Array | None]
+    ) -> jax.Array | None:
         """x, of shape (*batched, rows, *summed), by this array.
 
         Args:
           summed: axes of this array that x's last axes are summed with.
           batched: axes of this array that go with x's first axes.
+          matrix_product: called with x (rows, K), the packed weight and `transpose`; None is
+            what it returns of a product that it does not know.
 
         Returns:
           Of shape (*batched, rows, *the other axes), or None where the weight's
@@ -161,9 +165,7 @@ class StandIn(Factored):
 
         def multiply(x, packed):
             x = _reorder(x, over, source)
-            return matrix_product(
-                x, packed, transpose=transpose, implementation=implementation, out_dtype=dtype
-            )
+            return matrix_product(x, packed, transpose=transpose)
 
         sizes = self.packed.batch_shape
         for _ in sizes:
@@ -171,6 +173,8 @@ class StandIn(Factored):
         rows = x.shape[len(batched)]
         x = x.reshape(*([] if alone else sizes), rows, _size(over))
         y = multiply(x, self.packed)
+        if y is None:
+            return None
         if alone:
             y = jnp.moveaxis(y, -2, 0).reshape(rows, _size(left))
             y = _reorder(y, [*stack, *target], left)
