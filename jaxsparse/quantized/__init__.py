@@ -10,6 +10,7 @@ from jaxsparse.quantized.calibrating import (
 )
 from jaxsparse.quantized.int8_dot import int8_dot
 from jaxsparse.quantized.linear import linear
+from jaxsparse.quantized.sparsify import sparsify
 
 __all__ = [
     "Affine",
@@ -20,4 +21,5 @@ __all__ = [
     "linear",
     "of_range",
     "saturation",
+    "sparsify",
 ]
