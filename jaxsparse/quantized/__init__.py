@@ -8,6 +8,7 @@ from jaxsparse.quantized.calibrating import (
     of_range,
     saturation,
 )
+from jaxsparse.quantized.codes import pack_codes
 from jaxsparse.quantized.int8_dot import int8_dot
 from jaxsparse.quantized.linear import linear
 from jaxsparse.quantized.sparsify import sparsify
@@ -20,6 +21,7 @@ __all__ = [
     "int8_dot",
     "linear",
     "of_range",
+    "pack_codes",
     "saturation",
     "sparsify",
 ]
