@@ -20,7 +20,7 @@ from jaxsparse.packed.packing import (
     unpack,
     unpack_params,
 )
-from jaxsparse.packed.singles import CSC, Bitmap
+from jaxsparse.packed.singles import CSC, CSR, Bitmap
 from jaxsparse.patterns.base import Pattern, Unstructured
 from jaxsparse.patterns.groups import Block, Channel
 from jaxsparse.patterns.nm import NM
@@ -69,6 +69,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CSC",
+    "CSR",
     "NM",
     "Bitmap",
     "Block",

@@ -10,6 +10,7 @@ import numpy as np
 from jaxsparse import kernels
 from jaxsparse.packed.base import Packed
 from jaxsparse.packed.packing import pack
+from jaxsparse.packed.singles import CSR
 from jaxsparse.patterns.base import Pattern, Unstructured
 from jaxsparse.patterns.groups import Block
 from jaxsparse.patterns.nm import NM
@@ -27,13 +28,14 @@ class Storage:
     pattern: Pattern
     draw: Callable[..., np.ndarray]
     columns: int | None = 1  # None: all of them
+    kind: type[Packed] | None = None  # None: the one that the pattern is stored in unasked
 
     def mask(self, rng, k, n, density):
         return self.draw(rng, k, n, density)
 
     def pack(self, weight, mask, dtype=None) -> Packed:
         columns = max(1, weight.shape[-1]) if self.columns is None else self.columns
-        return pack(weight, self.pattern, mask, dtype=dtype, columns=columns)
+        return pack(weight, self.pattern, mask, dtype=dtype, columns=columns, storage=self.kind)
 
 
 def blocks(bk, bn) -> Storage:
@@ -69,6 +71,7 @@ STORAGES = [
     blocks(3, 5),
     Storage("bitmap", Unstructured(), _singles(1)),
     Storage("csc", Unstructured(), _singles(0.1)),  # too few for bits to pay
+    Storage("csr", Unstructured(), _singles(0.5), kind=CSR),
     _nm(2, 4),
     _nm(1, 4),
     _nm(3, 8),

@@ -238,3 +238,46 @@ def test_safetensors_checks_what_it_reads(tmp_path):
     js.save_safetensors(file, {"w": packed.replace(rows=packed.rows + 7)})
     with pytest.raises(ValueError, match="outside"):
         js.load_safetensors(file)
+
+
+def test_a_storage_by_name():
+    rng = np.random.default_rng(0)
+    weight = np.where(rng.random((40, 30)) < 0.3, 1.5, 0).astype(np.float32)
+    for kind in (js.CSR, js.CSC, js.Bitmap):
+        packed = js.pack(weight, js.Unstructured(), storage=kind)
+        assert type(packed) is kind
+        np.testing.assert_array_equal(packed.todense(), weight)
+    by_input = js.pack(weight, js.Unstructured(), storage=js.CSR)
+    assert by_input.columns.dtype == jnp.uint16 and by_input.indptr.shape == (41,)
+    wide = js.pack(np.ones((1, 65537), bool).astype(np.float32), js.Unstructured(), storage=js.CSR)
+    assert wide.columns.dtype == jnp.int32
+    for storage, pattern in ((js.CSR, js.Block(4, 5)), (js.NMSparse, js.Unstructured())):
+        with pytest.raises(ValueError, match=rf"storage={storage.__name__} does not .* would work"):
+            js.pack(weight, pattern, storage=storage)
+    with pytest.raises(ValueError, match="storage=csr does not .*Bitmap, CSC, CSR|CSC, CSR, Bitmap"):
+        js.pack(weight, js.Unstructured(), storage="csr")  # type: ignore
+
+
+def test_storages_of_a_tree_go_by_path():
+    params = {"up": {"kernel": jnp.eye(8)}, "down": {"kernel": jnp.eye(8)}}
+    rules = [js.Rule(".*/kernel", js.Unstructured(), 0.5)]
+    packed = js.pack_params(params, {}, rules, storage={"down/.*": js.CSR})
+    assert type(packed["down"]["kernel"]) is js.CSR
+    assert type(packed["up"]["kernel"]) is js.CSC
+    with pytest.raises(ValueError, match="storage for 'side/.*', but no rule packs such a leaf"):
+        js.pack_params(params, {}, rules, storage={"side/.*": js.CSR})
+
+
+@pytest.mark.parametrize(
+    ("indptr", "columns", "message"),
+    [
+        ([0, 2, 3], [0, 5, 1], r"columns\[1\] = 5 is outside the 4 columns of weights"),
+        ([0, 2, 3], [1, 1, 1], "columns within one input are strictly increasing"),
+        ([0, 3, 2], [0, 1, 1], r"indptr falls from 3 to 2 after input 1"),
+        ([0, 3], [0, 1, 2], r"indptr has shape \(2,\), needs \(3,\)"),
+    ],
+)
+def test_bad_indices_by_input_are_errors(indptr, columns, message):
+    indptr, columns = np.array(indptr, np.int32), np.array(columns, np.int32)
+    with pytest.raises(ValueError, match=message):
+        js.CSR(jnp.ones(3), indptr, columns, (2, 4))

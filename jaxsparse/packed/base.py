@@ -6,6 +6,7 @@
 | `NMSparse` | n of every m inputs, positions of ceil(log2 m) bits | 2:4, 1:4, 4:8 |
 | `Bitmap` | single weights, a bit for every place | unstructured, density .2 and more |
 | `CSC` | single weights by column, column pointers, rows | unstructured below |
+| `CSR` | single weights by input, input pointers, columns | zeros in x, where it is asked for |
 
 Only `values` (and the scales of int8 values) are numbers to learn; the rest is
 the structure. `jax.grad` with respect to `packed.values` trains a packed weight
@@ -50,6 +51,8 @@ class Packed(Sealed):
         stored together and stays zero in training; None where there is none.
       stores: the pattern whose weights `pack` stores in this class, None for a class that
         only another one's `store` answers with.
+      on_demand: the pattern whose weights `pack` stores in this class where it is named.
+      numbered: which side of the matrix indices of 16 bits number, 0 for inputs.
       index_arrays: the arrays that say where the values belong, and what dtypes they may have.
       array_names: of all arrays, set when the class is registered.
 
@@ -68,6 +71,8 @@ class Packed(Sealed):
     held: Any = None
     view: View
     stores: ClassVar[type[Pattern] | None] = None
+    on_demand: ClassVar[type[Pattern] | None] = None
+    numbered: ClassVar[int] = 0
     index_arrays: ClassVar[Mapping[str, tuple[str, ...]]]
     array_names: ClassVar[tuple[str, ...]]
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]  # every subclass is one

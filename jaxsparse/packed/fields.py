@@ -120,8 +120,9 @@ def _check_dtype(
     index = {**kind.index_arrays, "held": ("uint32",)}
     if name in index:
         fits, needed = dtype.name in index[name], " or ".join(index[name])
-        if dtype == np.uint16 and view.matrix_shape[0] > SHORT_ROWS:
-            fits, needed = False, f"int32 above {SHORT_ROWS} inputs"
+        if dtype == np.uint16 and view.matrix_shape[kind.numbered] > SHORT_ROWS:
+            side = ("inputs", "outputs")[kind.numbered]
+            fits, needed = False, f"int32 above {SHORT_ROWS} {side}"
     elif name == "scales":
         fits, needed = jnp.issubdtype(dtype, jnp.floating), "floating"
     elif name == "values":

@@ -72,13 +72,23 @@ def columns_of_places(places: jax.Array, grid: tuple[int, int]) -> tuple[jax.Arr
     return jnp.searchsorted(places, starts).astype(jnp.int32), places % down
 
 
-def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], unit: str) -> None:
-    """Raises ValueError unless the index describes a (rows, columns) grid of `unit`s."""
+def check_columns(
+    indptr: np.ndarray,
+    rows: np.ndarray,
+    grid: tuple[int, int],
+    unit: str,
+    line: str = "column",
+    place: str = "row",
+) -> None:
+    """Raises ValueError unless the index describes a (rows, columns) grid of `unit`s.
+
+    Errors call a column a `line` and a row a `place`.
+    """
     down, across = grid
     indptr, rows = indptr.astype(np.int64), rows.astype(np.int64)
     if indptr.shape != (across + 1,):
         raise ValueError(
-            f"indptr has shape {indptr.shape}, needs ({across + 1},) for {across} columns "
+            f"indptr has shape {indptr.shape}, needs ({across + 1},) for {across} {line}s "
             f"of {unit}s"
         )
     if indptr[0] != 0 or indptr[-1] > len(rows):
@@ -89,11 +99,11 @@ def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], u
     falls = np.flatnonzero(np.diff(indptr) < 0)
     if len(falls):
         j = falls[0]
-        raise ValueError(f"indptr falls from {indptr[j]} to {indptr[j + 1]} after column {j}")
+        raise ValueError(f"indptr falls from {indptr[j]} to {indptr[j + 1]} after {line} {j}")
     outside = np.flatnonzero((rows < 0) | (rows >= max(down, 1)))  # spare room says 0
     if len(outside):
         e = outside[0]
-        raise ValueError(f"rows[{e}] = {rows[e]} is outside the {down} rows of {unit}s")
+        raise ValueError(f"{place}s[{e}] = {rows[e]} is outside the {down} {place}s of {unit}s")
     used = rows[: indptr[-1]]
     rises = np.ones(len(used), bool)
     rises[1:] = np.diff(used) > 0
@@ -101,6 +111,6 @@ def check_columns(indptr: np.ndarray, rows: np.ndarray, grid: tuple[int, int], u
     if not rises.all():
         e = np.flatnonzero(~rises)[0]
         raise ValueError(
-            f"rows[{e}] = {used[e]} does not come after rows[{e - 1}] = {used[e - 1]} of the same "
-            f"column: the rows of a column are strictly increasing"
+            f"{place}s[{e}] = {used[e]} does not come after {place}s[{e - 1}] = {used[e - 1]} of "
+            f"the same {line}: the {place}s within one {line} are strictly increasing"
         )

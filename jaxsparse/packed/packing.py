@@ -1,7 +1,9 @@
 """From masked weights to packed ones, and back."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -31,6 +33,7 @@ def pack(
     batch_axis=None,
     dtype: DTypeLike | None = None,
     columns: int = 1,
+    storage: type[Packed] | None = None,
 ) -> Packed:
     """Stores only what survives of a weight.
 
@@ -59,6 +62,8 @@ def pack(
         cast. With int8 every output column has a float32 scale, and its largest entry
         becomes 127; a traced column that holds NaN or an infinity is NaN altogether.
       columns: for `NM`, how many consecutive outputs share their positions.
+      storage: the class of the array, where another than the table's is meant: `CSR` or `CSC`
+        for `Unstructured()`. `CSR` skips zeros of x in products of up to four rows.
 
     Returns:
       The packed weight; `unpack` returns `where(mask, weight, 0)` exactly,
@@ -68,7 +73,8 @@ def pack(
       TypeError: the weight is no array of numbers.
       ValueError: a group of an N:M pattern keeps more than n entries; the mask
         has another shape; a batch axis does not lead; `dtype` cannot hold the
-        entries kept (an integer other than int8, NaN in int8, 1e6 in float16).
+        entries kept (an integer other than int8, NaN in int8, 1e6 in float16); `storage`
+        does not store the pattern.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse as js
@@ -79,7 +85,7 @@ def pack(
     """
     _check_numbers(weight)
     view = view_of("the weight", weight.shape, in_axis, out_axis, batch_axis)
-    return pack_view(weight, pattern, mask, view, dtype=dtype, columns=columns)
+    return pack_view(weight, pattern, mask, view, dtype=dtype, columns=columns, storage=storage)
 
 
 def _check_numbers(weight) -> None:
@@ -103,7 +109,12 @@ def unpack_params(params: Tree) -> Tree:
 
 
 def pack_params(
-    params: Tree, masks: Tree, rules: Sequence[Rule], *, dtype: DTypeLike | None = None
+    params: Tree,
+    masks: Tree,
+    rules: Sequence[Rule],
+    *,
+    dtype: DTypeLike | None = None,
+    storage: Mapping[str, type[Packed]] = MappingProxyType({}),
 ) -> Tree:
     """Packs every leaf that a rule names, each by the rule's own pattern.
 
@@ -116,13 +127,15 @@ def pack_params(
         a leaf without a mask keeps its nonzero entries.
       rules: those that the model was pruned by.
       dtype: as in `pack`.
+      storage: by regular expressions of whole paths, the classes that `pack` is to store the
+        leaves in, as in `{".*/down/kernel": js.CSR}`; the first that matches.
 
     Returns:
       The tree with packed weights in the place of these leaves.
 
     Raises:
-      ValueError, TypeError: a rule matches no leaf, a mask has no rule, or a weight
-        cannot be packed; the path is quoted.
+      ValueError, TypeError: a rule matches no leaf, a mask has no rule, an expression of
+        `storage` matches no leaf of a rule, or a weight cannot be packed; the path is quoted.
 
     Example:
       >>> import jax.numpy as jnp, jaxsparse as js
@@ -140,20 +153,31 @@ def pack_params(
                 f"mask for {path!r}, but no rule for it ({near_misses(path, specs)}); masks "
                 "without it, {path: masks[path] for path in packed}, or a rule for it would work"
             )
+    for expression in storage:
+        if not any(re.fullmatch(expression, path) for path in specs):
+            raise ValueError(
+                f"storage for {expression!r}, but no rule packs such a leaf "
+                f"({near_misses(expression, specs)})"
+            )
     packed = {}
     for path, spec in specs.items():
+        kind = next((kind for e, kind in storage.items() if re.fullmatch(e, path)), None)
         try:
             mask = given.get(path)
             _check_numbers(leaves[path])
-            packed[path] = pack_view(leaves[path], spec.pattern, mask, spec.view, dtype=dtype)
+            packed[path] = pack_view(
+                leaves[path], spec.pattern, mask, spec.view, dtype=dtype, storage=kind
+            )
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{path!r} of shape {np.shape(leaves[path])}: {error}") from error
     return replace_by_path(params, packed)
 
 
-def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Packed:
+def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1, storage=None) -> Packed:
     """`pack` for a weight whose axes are known."""
+    stored = pattern.storage(view)
+    storage = storage_of(stored) if storage is None else _named(storage, stored)
     if mask is not None and mask.shape != weight.shape:
         raise ValueError(f"the mask has shape {mask.shape}, the weight {weight.shape}.")
     if view.batch != tuple(range(len(view.batch))):
@@ -173,8 +197,7 @@ def pack_view(weight, pattern, mask, view: View, *, dtype=None, columns=1) -> Pa
         )
     flat, kept = (a.reshape(max(stack, 1), *a.shape[-2:]) for a in (matrix, kept))
     flat, scales = convert(flat, dtype, xp)
-    stored = pattern.storage(view)
-    kind, arrays, static = storage_of(stored).store(flat, kept, xp, pattern=stored, columns=columns)
+    kind, arrays, static = storage.store(flat, kept, xp, pattern=stored, columns=columns)
     if scales is not None:
         arrays["scales"] = scales
     arrays = {
@@ -195,6 +218,22 @@ def storage_of(pattern: Pattern) -> type[Packed]:
             if kind.stores is base:
                 return kind
     raise TypeError(f"{pattern!r} is not a pattern that a weight can be stored by.")
+
+
+def _named(storage: Any, pattern: Pattern) -> type[Packed]:
+    """The storage asked for, which has to store the pattern."""
+    fitting = [
+        kind
+        for kind in KINDS.values()
+        if any(k in type(pattern).__mro__ for k in (kind.stores, kind.on_demand))
+    ]
+    if storage not in fitting:
+        names = ", ".join(kind.__name__ for kind in fitting)
+        raise ValueError(
+            f"storage={getattr(storage, '__name__', storage)} does not store {pattern}; {names} "
+            "would work"
+        )
+    return storage
 
 
 def split_packed(params: Tree) -> tuple[Tree, Tree]:

@@ -1,4 +1,4 @@
-"""Single weights: under a bit for every place, or where few are kept by column."""
+"""Single weights: under a bit for every place, or where few are kept by column or by input."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, CSCLayout
+from jaxsparse.kernels.layouts import CHUNK, BitmapLayout, CSCLayout, CSRLayout
 from jaxsparse.packed import indices
 from jaxsparse.packed.base import SHORT_ROWS, Packed
 from jaxsparse.packed.storages import register
@@ -33,6 +33,7 @@ class CSC(Packed):
     rows: Any
     view: Any
     scales: Any = None
+    on_demand = Unstructured
     index_arrays = indices.BY_COLUMN
 
     @property
@@ -56,6 +57,50 @@ class CSC(Packed):
 
     def check_index(self, indptr, rows):
         indices.check_columns(indptr, rows, self.matrix_shape, "weight")
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class CSR(Packed):
+    """A weight in compressed sparse rows: for every input the outputs that it reaches.
+
+    As large as `CSC`, and made for products of one to four rows with zeros in them, such as
+    what a relu leaves: the native kernels read the weights of the other inputs only. On more
+    rows, and in gradients, it is multiplied as any other.
+
+    `pack(weight, Unstructured(), storage=CSR)` makes one.
+
+    Attributes:
+      values: (nnz,).
+      indptr: (K + 1,) int32; input i has values[indptr[i]:indptr[i + 1]], and
+        from indptr[-1] on there is only spare room.
+      columns: (nnz,) int32, or uint16 where N is at most 65536; strictly
+        increasing within an input.
+    """
+
+    values: Any
+    indptr: Any
+    columns: Any
+    view: Any
+    scales: Any = None
+    on_demand = Unstructured
+    numbered = 1
+    index_arrays: ClassVar = {"indptr": ("int32",), "columns": ("int32", "uint16")}
+
+    @property
+    def layout(self) -> CSRLayout:
+        return CSRLayout(self.matrix_shape, self.columns.shape[-1])
+
+    @classmethod
+    def store(cls, flat, kept, xp, *, pattern, columns):
+        turned = flat.swapaxes(1, 2), kept.swapaxes(1, 2)
+        _, arrays, static = CSC.store(*turned, xp, pattern=pattern, columns=columns)
+        arrays["columns"] = arrays.pop("rows")
+        return cls, arrays, static
+
+    def check_index(self, indptr, columns):
+        turned = self.matrix_shape[::-1]
+        indices.check_columns(indptr, columns, turned, "weight", line="input", place="column")
 
 
 @register

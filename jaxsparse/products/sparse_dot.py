@@ -29,7 +29,9 @@ def sparse_dot(
     over the entries of W that are stored. Products are summed in float32 at
     least. What is not stored is not multiplied: an infinity in x reaches only
     the outputs that a stored weight connects it with, or becomes NaN where the
-    implementation spreads the weight out.
+    implementation spreads the weight out. A zero in x multiplies nothing where the weight is
+    a `CSR`, x has four rows at most and the kernels are native: it makes no NaN of a weight
+    that is infinite.
 
     Indices are checked when a weight is made of arrays. Of those that came otherwise, by
     `replace` or under `jax.jit`, the native kernels refuse in every product alike what is
@@ -42,7 +44,7 @@ def sparse_dot(
       x: of shape (..., *inputs), floating point. For a (K, N) kernel the inputs
         are one axis of K; for the kernel (heads, width, N) of an attention
         output with in_axis=(0, 1) they are (heads, width).
-      packed: a `BlockSparse`, `NMSparse`, `Bitmap` or `CSC`, without stacked axes (map
+      packed: a `BlockSparse`, `NMSparse`, `Bitmap`, `CSC` or `CSR`, without stacked axes (map
         over those with `jax.vmap` or `jax.lax.scan`). Differentiate with
         respect to `packed.values`.
       implementation: the name of one in `js.implementations()`, or None for the

@@ -11,6 +11,9 @@ the same: pointers that fall or end beyond what is stored, rows outside the weig
 order, bits that are not as many as the values. A position of n:m that is named twice counts
 twice.
 
+x @ W of `CSRLayout`, and x @ Wᵀ of `CSCLayout`, skip the zeros of x where it has four rows or
+fewer: the weights that a zero would multiply are neither read nor checked, infinite ones too.
+
 The shared object is built at installation where a C++17 compiler is found.
 `missing` says why it is not there otherwise.
 """
@@ -21,7 +24,7 @@ from jaxsparse.kernels import ffi
 from jaxsparse.kernels.cpu import library
 from jaxsparse.kernels.cpu.library import instruction_set, missing
 from jaxsparse.kernels.cpu.limits import fma_peak, read_bandwidth
-from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, NMLayout
+from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, CSRLayout, NMLayout
 
 __all__ = [
     "fma_peak",
@@ -37,7 +40,13 @@ __all__ = [
 platforms = ("cpu",)
 exportable = False
 
-_STORAGES = {BlockLayout: "block", CSCLayout: "csc", BitmapLayout: "bitmap", NMLayout: "nm"}
+_STORAGES = {
+    BlockLayout: "block",
+    CSCLayout: "csc",
+    CSRLayout: "csc",  # of the transpose
+    BitmapLayout: "bitmap",
+    NMLayout: "nm",
+}
 _X = ("float32", "bfloat16")
 _VALUES = ("float32", "bfloat16", "int8")
 _UNSIGNED = (jnp.uint16, jnp.uint32)
@@ -90,8 +99,14 @@ def _call(op, shape, out_dtype, layout, x, second, index, *scales, **attributes)
     library.register()
     if isinstance(layout, NMLayout):
         attributes |= {"n": layout.n, "m": layout.m}
+    x = jnp.asarray(x, jnp.float32)
+    if isinstance(layout, CSRLayout):
+        if op == "sampled":
+            x, second = second, x
+        else:
+            attributes["transpose"] = not attributes["transpose"]
     # Rows may be uint16 and bits are uint32; all else counts in int32.
     index = [i if i.dtype in _UNSIGNED else jnp.asarray(i, jnp.int32) for i in index]
-    operands = jnp.asarray(x, jnp.float32), second, *index, *scales
+    operands = x, second, *index, *scales
     target = f"jaxsparse_{_STORAGES[type(layout)]}_{op}"
     return ffi.call(target, shape, jnp.float32, *operands, **attributes).astype(out_dtype)

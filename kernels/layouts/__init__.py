@@ -10,6 +10,7 @@ ones reach over the edge, and a kernel leaves out what they hold there.
 | BlockLayout | (nnz, bk, bn) | indptr (ceil(N/bn) + 1,), rows (nnz,), both int32 |
 | NMLayout | (ceil(K/m) * n, N) | positions, uint32 words (see `NMLayout`) |
 | CSCLayout | (nnz,) | indptr (N + 1,) int32, rows (nnz,) int32, or uint16 up to K = 65536 |
+| CSRLayout | (nnz,) | indptr (K + 1,) int32, columns (nnz,) int32, or uint16 up to N = 65536 |
 | BitmapLayout | (nnz,) | starts int32, bits uint32 (see `BitmapLayout`) |
 
 Block column j holds values[indptr[j]:indptr[j + 1]], its rows strictly
@@ -24,5 +25,6 @@ from jaxsparse.kernels.layouts.base import Layout
 from jaxsparse.kernels.layouts.bitmaps import CHUNK, BitmapLayout
 from jaxsparse.kernels.layouts.blocks import BlockLayout, CSCLayout
 from jaxsparse.kernels.layouts.nm import NMLayout
+from jaxsparse.kernels.layouts.rows import CSRLayout
 
-__all__ = ["CHUNK", "BitmapLayout", "BlockLayout", "CSCLayout", "Layout", "NMLayout"]
+__all__ = ["CHUNK", "BitmapLayout", "BlockLayout", "CSCLayout", "CSRLayout", "Layout", "NMLayout"]

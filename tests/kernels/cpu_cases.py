@@ -7,7 +7,14 @@ import ml_dtypes
 import numpy as np
 
 from jaxsparse.kernels import cpu
-from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, Layout, NMLayout
+from jaxsparse.kernels.layouts import (
+    BitmapLayout,
+    BlockLayout,
+    CSCLayout,
+    CSRLayout,
+    Layout,
+    NMLayout,
+)
 
 DTYPES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "int8": np.int8}
 TOLERANCE = {"f32": 1e-5, "bf16": 1e-2, "int8": 1e-5}
@@ -110,6 +117,22 @@ def csc_case(rng, shape, density, dtype="f32", index_dtype=np.uint16, spare=0):
     dense *= 1 if scales is None else scales
     indices = np.concatenate([rows, np.zeros(spare, int)]).astype(index_dtype)
     return CscCase(CSCLayout(shape, len(values)), dense, values, (indptr, indices), scales)
+
+
+class CsrCase(CscCase):
+    def pick(self, full):
+        return super().pick(full.T)
+
+
+def csr_case(rng, shape, density, dtype="f32", index_dtype=np.uint16, spare=0):
+    turned = csc_case(rng, shape[::-1], density, dtype, index_dtype, spare)
+    dense, scales = turned.dense.T, turned.scales
+    if scales is not None:  # of outputs, where the ones drawn are of inputs
+        dense, scales = dense / scales[:, None], rng.uniform(0.01, 0.1, shape[1])
+        scales = scales.astype(np.float32)
+        dense = dense * scales
+    layout = CSRLayout(shape, len(turned.values))
+    return CsrCase(layout, dense, turned.values, turned.index, scales)
 
 
 class BitmapCase(Case):

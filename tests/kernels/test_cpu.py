@@ -12,6 +12,7 @@ from cpu_cases import (
     block_case,
     check_all,
     csc_case,
+    csr_case,
     nm_case,
     relative_error,
 )
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsparse.kernels import cpu
-from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, NMLayout
+from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, CSRLayout, NMLayout
 
 pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
 
@@ -48,6 +49,15 @@ def test_block(block, k, n, batch, density, dtype, seed):
 def test_csc(index_dtype, k, n, batch, density, dtype, seed):
     rng = np.random.default_rng(seed)
     case = csc_case(rng, (k, n), density, dtype, index_dtype, spare=seed % 3)
+    check_all(case, rng, batch, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("index_dtype", [np.uint16, np.int32])
+@settings(max_examples=15, deadline=None)
+@given(k=SIZES, n=SIZES, batch=BATCHES, density=DENSITIES, dtype=DTYPES, seed=SEEDS)
+def test_csr(index_dtype, k, n, batch, density, dtype, seed):
+    rng = np.random.default_rng(seed)
+    case = csr_case(rng, (k, n), density, dtype, index_dtype, spare=seed % 3)
     check_all(case, rng, batch, TOLERANCE[dtype])
 
 
@@ -92,6 +102,7 @@ def test_large_shapes():
         check_all(block_case(rng, (1024, 768), (4, 16), 0.2), rng, batch, 1e-5)
         check_all(csc_case(rng, (1024, 768), 0.1), rng, batch, 1e-5)
         check_all(csc_case(rng, (1024, 768), 0.02), rng, batch, 1e-5)
+        check_all(csr_case(rng, (1024, 768), 0.1), rng, batch, 1e-5)
         check_all(bitmap_case(rng, (1024, 768), 0.2), rng, batch, 1e-5)
         check_all(bitmap_case(rng, (1000, 701), 0.5), rng, batch, 1e-5)
         check_all(nm_case(rng, (1024, 768), 2, 4), rng, batch, 1e-5)
@@ -114,6 +125,7 @@ def test_not_finite_kept_entries_propagate(batch, bad):
     for case in (
         block_case(rng, (64, 64), (4, 16), 1.0),
         csc_case(rng, (64, 64), 1.0),
+        csr_case(rng, (64, 64), 1.0),
         bitmap_case(rng, (64, 64), 1.0),
         nm_case(rng, (64, 64), 2, 4),
     ):
@@ -172,6 +184,7 @@ def test_a_new_index_recompiles_nothing():
     [
         (BlockLayout((64, 64), (32, 32), 2), "float32", "float32", None),
         (CSCLayout((64, 64), 9), "bfloat16", "int8", None),
+        (CSRLayout((64, 64), 9), "float32", "int8", None),
         (BitmapLayout((64, 64), 9), "float32", "bfloat16", None),
         (NMLayout((64, 64), 2, 4), "float32", "float32", None),
         (BlockLayout((64, 64), (8, 8), 2), "float32", "float32", "multiple of 16"),

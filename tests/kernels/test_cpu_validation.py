@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from cpu_cases import bitmap_case, block_case, csc_case, nm_case
+from cpu_cases import CsrCase, bitmap_case, block_case, csc_case, nm_case
 
 from jaxsparse.kernels import cpu
-from jaxsparse.kernels.layouts import BitmapLayout, NMLayout
+from jaxsparse.kernels.layouts import BitmapLayout, CSRLayout, NMLayout
 
 needs_library = pytest.mark.skipif(cpu.missing() is not None, reason=str(cpu.missing()))
 
@@ -87,6 +87,9 @@ def test_every_product_refuses_the_same_columns(batch, k, index_dtype):
         _set(indptr, 0, -1),
     ):
         all_refuse(wrong, rows)
+    turned = CsrCase(CSRLayout((n, k), len(rows)), case.dense.T, case.values, case.index, None)
+    for wrong in (descending, _set(rows, end - 1, k), _set(rows, begin + 1, rows[begin])):
+        all_refused(turned.replace(index=(indptr, wrong)), dy, x)
     # Room to spare is nobody's, whatever it says.
     spare = _set(rows, -1, np.iinfo(index_dtype).max)
     np.testing.assert_array_equal(case.replace(index=(indptr, spare)).dot(x), case.dot(x))

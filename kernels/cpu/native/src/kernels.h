@@ -169,6 +169,10 @@ struct Kernels {
   // outs[column][width], of columns [n0, n1).
   void (*csc_panel)(const CscEntries& entries, int width, long n0, long n1, const int32_t* indptr,
                     const float* panel, float* outs);
+  // out[row] += factors[column] * the weight, for every weight of the `count` columns named.
+  // False where rows do not ascend below k; what was added until then stays.
+  bool (*csc_scatter)(const CscEntries& entries, const int32_t* indptr, long k,
+                      const int32_t* columns, long count, const float* factors, float* out);
 
   // The rows of the bits set, column after column, and how many each column has; the sum of
   // these. A column is `words` words, the next begins `stride` later. A vector past the last row

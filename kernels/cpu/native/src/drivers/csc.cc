@@ -221,6 +221,7 @@ const char* dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
 }
 
 const char* dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx) {
+  if (dy.rows <= kScatterRows) return scatter_transposed(pool, dy, w, dx) ? nullptr : kBadRow;
   return with_tiles(
       w, [&](const Scattered& tiles) { return tiled_dot_transposed(pool, dy, tiles, dx); });
 }

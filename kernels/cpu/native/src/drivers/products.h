@@ -83,4 +83,8 @@ PRODUCTS(BitmapWeights)
 PRODUCTS(NmWeights)
 #undef PRODUCTS
 
+// dx for kScatterRows rows of dy at most. What a zero of dy would multiply is neither read nor checked.
+constexpr long kScatterRows = 4;
+bool scatter_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx);
+
 }  // namespace jaxsparse

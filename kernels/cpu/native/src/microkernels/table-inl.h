@@ -4,6 +4,7 @@
 #include "microkernels/bitmap_dot-inl.h"
 #include "microkernels/block-inl.h"
 #include "microkernels/csc_panel-inl.h"
+#include "microkernels/csc_scatter-inl.h"
 #include "microkernels/csc_tiles-inl.h"
 #include "microkernels/nm_quads-inl.h"
 #include "microkernels/nm_rows-inl.h"
@@ -20,7 +21,8 @@ extern const Kernels TABLE = {
     block_panel,      block_rows,  widen_any,   widen_transposed,
     outer,            tile_dot,    nm_quads,    quads_dot,
     csc_cut,          csc_copy,    descents,
-    csc_panel,        bitmap_rows, bitmap_dot,  bitmap_sums,
+    csc_panel,        csc_scatter, bitmap_rows, bitmap_dot,
+    bitmap_sums,
     nm_rows,
     fma_rounds,       read_all,
 };
