@@ -3,10 +3,12 @@
     product   y = x @ W,  or x @ Wᵀ            every storage
     scaled    (x @ W) * scales, in one pass    every storage
     sampled   xᵀ @ g where W stores something  every storage
+    int8_dot  codes by int8 W, in integers     blocks
 
 x in float32 or bfloat16, weights in float32, bfloat16 or int8; they compute in float32,
 for AVX-512, AVX2 with FMA, or any processor the compiler knows, chosen when the library
-is loaded (JAXSPARSE_CPU_ISA=avx512|avx2|portable names one instead). Every product refuses
+is loaded (JAXSPARSE_CPU_ISA=avx512|avx2|portable names one instead, and avx512vnni or
+avxvnni what integers are multiplied by besides). Every product refuses
 the same: pointers that fall or end beyond what is stored, rows outside the weight or out of
 order, bits that are not as many as the values. A position of n:m that is named twice counts
 twice.
@@ -21,14 +23,17 @@ The shared object is built at installation where a C++17 compiler is found.
 import jax.numpy as jnp
 
 from jaxsparse.kernels import ffi
-from jaxsparse.kernels.cpu import library
-from jaxsparse.kernels.cpu.library import instruction_set, missing
+from jaxsparse.kernels.cpu import int8, library
+from jaxsparse.kernels.cpu.int8 import int8_dot
+from jaxsparse.kernels.cpu.library import instruction_set, int8_instruction_set, missing
 from jaxsparse.kernels.cpu.limits import fma_peak, read_bandwidth
 from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, CSRLayout, NMLayout
 
 __all__ = [
     "fma_peak",
     "instruction_set",
+    "int8_dot",
+    "int8_instruction_set",
     "missing",
     "product",
     "read_bandwidth",
@@ -57,6 +62,8 @@ _LARGEST = 32768  # side of a block
 def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None:
     """The reason why they cannot take a call, or None."""
     del transpose
+    if op == "int8_dot":
+        return int8.unsupported(layout)
     if type(layout) not in _STORAGES:
         return f"{type(layout).__name__} is not among its storages"
     if out_dtype.itemsize > 4:

@@ -12,7 +12,7 @@ _TARGETS = tuple(
     f"jaxsparse_{storage}_{op}"
     for storage in ("block", "csc", "bitmap", "nm")
     for op in ("product", "sampled")
-)
+) + ("jaxsparse_block_int8",)
 
 
 @functools.cache
@@ -42,7 +42,7 @@ def _absent(folder: Path) -> str:
 
 def _check(library: ctypes.CDLL) -> str | None:
     """Declares what is called from here, and asks whether this processor will do."""
-    for name in ("isa", "isa_error"):
+    for name in ("isa", "int8_isa", "isa_error"):
         getattr(library, f"jaxsparse_{name}").restype = ctypes.c_char_p
     library.jaxsparse_fma.argtypes = [ctypes.c_long]
     library.jaxsparse_read.argtypes = [ctypes.c_void_p, ctypes.c_long]
@@ -72,6 +72,11 @@ def load() -> ctypes.CDLL:
 def instruction_set() -> str:
     """The instruction set in use: "avx512", "avx2" or "portable"."""
     return load().jaxsparse_isa().decode()
+
+
+def int8_instruction_set() -> str:
+    """What multiplies codes: that, or "avx512vnni" or "avxvnni", which only integers need."""
+    return load().jaxsparse_int8_isa().decode()
 
 
 @functools.cache

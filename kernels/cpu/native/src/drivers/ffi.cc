@@ -2,6 +2,7 @@
 //
 //     product   x, values, index..., [scales] -> y      attribute transpose, and n, m of N:M
 //     sampled   x, dy, index...               -> values     n, m of N:M
+//     int8      see int8_ffi-inl.h
 #include "xla/ffi/api/ffi.h"
 
 #include <algorithm>
@@ -116,11 +117,11 @@ constexpr long kAlone<NmWeights> = 256 * 1024;
 template <>
 constexpr long kAlone<BlockWeights> = 256 * 1024;
 
-void read(const Operands& o, BlockWeights* w) {
+void read_blocks(const Operands& o, BlockWeights* w) {
   require(rank(o.values) == 3, "values must be (nnz, bk, bn)");
   const long nnz = dim(o.values, 0), bk = dim(o.values, 1), bn = dim(o.values, 2);
   require(bk >= 1 && bk <= 32768, "a block needs between 1 and 32768 rows");
-  require(bn >= 16 && bn % 16 == 0 && bn <= 32768, "a block's columns must be a multiple of 16");
+  require(bn >= 1 && bn <= 32768, "a block needs between 1 and 32768 columns");
   const Buffer rows = o.index(1);
   *w = {o.k, o.n, (int)bk, (int)bn, o.dtype(), o.at(), nullptr, nullptr, nnz};
   w->indices = data<int32_t>(rows, Type::S32, 1, "indices must be int32 with one axis");
@@ -128,6 +129,11 @@ void read(const Operands& o, BlockWeights* w) {
   w->indptr = o.pointers(w->block_columns(),
                          "indptr must have one entry more than there are block columns");
   require_none(check_indices(*w));
+}
+
+void read(const Operands& o, BlockWeights* w) {
+  read_blocks(o, w);
+  require(w->bn % 16 == 0, "a block's columns must be a multiple of 16");
 }
 
 void read(const Operands& o, CscWeights* w) {
@@ -235,6 +241,8 @@ ffi::Error sampled_product(ffi::ThreadPool threads, ffi::Dictionary attributes, 
 }  // namespace
 }  // namespace jaxsparse
 
+#include "drivers/int8_ffi-inl.h"
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define HANDLER(name, function)                           \
   EXPORT XLA_FFI_Error* name(XLA_FFI_CallFrame*);         \
@@ -254,9 +262,11 @@ STORAGE(block, BlockWeights)
 STORAGE(csc, CscWeights)
 STORAGE(bitmap, BitmapWeights)
 STORAGE(nm, NmWeights)
+HANDLER(jaxsparse_block_int8, jaxsparse::int8_product)
 
 // What Python asks before it registers anything.
 EXPORT const char* jaxsparse_isa() { return jaxsparse::kernels().name; }
+EXPORT const char* jaxsparse_int8_isa() { return jaxsparse::int8_kernels().name; }
 EXPORT const char* jaxsparse_isa_error() { return jaxsparse::isa_error(); }
 EXPORT int jaxsparse_ffi_major() { return XLA_FFI_API_MAJOR; }
 EXPORT int jaxsparse_ffi_minor() { return XLA_FFI_API_MINOR; }
