@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
+from jaxsparse.activations.native import TwoFold
+from jaxsparse.kernels.cpu import clouds
+
 LARGEST = 2**31 - 1
 NOWHERE = LARGEST  # the key of padding: larger than every place
 
@@ -121,7 +124,33 @@ def smallest_bounds(coordinates: np.ndarray) -> Bounds:
 
 
 def sorted_places(keys: Int32[Array, "n"]) -> tuple[Int32[Array, "n"], Int32[Array, "n"]]:
-    """Keys in rising order, and the row each came from."""
+    """Keys in rising order, none of them negative, and the row each came from."""
+    return _SORT(keys)
+
+
+def distinct_places(
+    keys: Int32[Array, "n"], room: int
+) -> tuple[Int32[Array, "room"], Int32[Array, ""]]:
+    """Different keys in rising order, as many as there is room for, `NOWHERE` behind them.
+
+    Returns:
+      The keys, and how many there are.
+    """
+    return _DISTINCT(keys, room=room)
+
+
+def _sort(keys):
     rows = jax.lax.iota(jnp.int32, keys.shape[0])
-    ordered, order = jax.lax.sort((keys, rows), num_keys=1, is_stable=True)
-    return ordered, order
+    return jax.lax.sort((keys, rows), num_keys=1, is_stable=True)
+
+
+def _distinct(keys, room):
+    keys = jnp.sort(keys)
+    first = (keys != NOWHERE) & jnp.concatenate([jnp.ones(1, bool), keys[1:] != keys[:-1]])
+    rank = jnp.cumsum(first, dtype=jnp.int32)
+    kept = jnp.full(room, NOWHERE, jnp.int32)
+    return kept.at[jnp.where(first, rank - 1, room)].set(keys, mode="drop"), rank[-1]
+
+
+_SORT = TwoFold("sort", clouds.sort, _sort)
+_DISTINCT = TwoFold("sort", clouds.distinct, _distinct)

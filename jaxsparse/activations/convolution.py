@@ -1,20 +1,20 @@
 """Convolution of sparse tensors along a kernel map, with gradients."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsparse.activations import dataflows
+from jaxsparse.activations import dataflows, native
 from jaxsparse.activations.maps import KernelMap
 from jaxsparse.activations.sites import same_sites
 from jaxsparse.activations.tensor import SparseTensor, flagged
 
-Dataflow = Literal["implicit", "fetch_on_demand", "gather_scatter"]
-DATAFLOWS = ("implicit", "fetch_on_demand", "gather_scatter")
+Dataflow = Literal["native", "implicit", "fetch_on_demand", "gather_scatter"]
+DATAFLOWS = ("native", "implicit", "fetch_on_demand", "gather_scatter")
 
 
 def sparse_conv(
@@ -35,18 +35,21 @@ def sparse_conv(
       weights: the window's shape, then (inputs, outputs).
       kernel_map: from `kernel_map`, `transposed_map`, or the `inverse` of one.
       bias: added to every output, also one that sees no input.
-      dataflow: how to sum, which changes results by rounding alone. "implicit": patches of
-        some rows at a time; "fetch_on_demand": tap by tap, a row for every output;
+      dataflow: how to sum, which changes results by rounding alone. "native": on the pairs
+        alone, by the kernel for CPUs, of floats up to 32 bits; "implicit": patches of some
+        rows at a time; "fetch_on_demand": tap by tap, a row for every output;
         "gather_scatter": on the pairs alone, for a map from `group_pairs`. None takes what a
-        table of measurements says: "gather_scatter" where pairs are listed and few, else
-        "implicit"; `tune_dataflow` measures.
+        table of measurements says: on a CPU "native" where it can be had, else
+        "gather_scatter" where pairs are listed and few, else "implicit"; `tune_dataflow`
+        measures.
 
     Returns:
       Features on the map's outputs, of the dtype of x and the weights together.
 
     Raises:
       ValueError: weights of another window or number of channels, a map of other
-        coordinates (flagged under `jit`), a dataflow that is unknown or lacks lists.
+        coordinates (flagged under `jit`), a dataflow that is unknown, lacks lists or cannot
+        be had: "native" in an export, say, or on another platform.
       TypeError: features or weights that are no floats.
 
     Example:
@@ -73,18 +76,24 @@ def sparse_conv(
     lists = kernel_map.lists
     if dataflow == "gather_scatter" and lists is None:
         raise ValueError("gather_scatter multiplies lists of pairs; give group_pairs(kernel_map).")
-    if dataflow is None:
-        dataflow = _fastest(kernel_map, x.channels)
-    same = same_sites(x.sites, kernel_map.inputs, "sparse_conv")
     dtype = jnp.promote_types(x.features.dtype, weights.dtype)
-    y: Any = _product(
-        x.features.astype(dtype),
-        weights.reshape(-1, *weights.shape[-2:]).astype(dtype),
+    reason = no_native(dtype)
+    if dataflow == "native" and reason:
+        raise ValueError(f'dataflow="native" cannot be used: {reason}.')
+    only = dataflow is not None
+    if dataflow is None:
+        here = not reason and jax.default_backend() == "cpu"
+        dataflow = "native" if here else _fastest(kernel_map, x.channels)
+    same = same_sites(x.sites, kernel_map.inputs, "sparse_conv")
+    pairs = _Pairs(
         kernel_map.index,
         kernel_map.reverse,
+        kernel_map.inputs.order,
+        kernel_map.outputs.order,
         lists if dataflow == "gather_scatter" else None,
-        dataflow,
     )
+    flat = weights.reshape(-1, *weights.shape[-2:]).astype(dtype)
+    y: Any = _product(x.features.astype(dtype), flat, pairs, dataflow, only)
     if bias is not None:
         y = y + bias.astype(dtype)
     ok = same & x.sites.ok & kernel_map.inputs.ok
@@ -101,7 +110,7 @@ _BREAK_EVEN = ((128, 0.42), (64, 0.28), (32, 0.20), (16, 0.25), (0, 0.37))
 
 
 def _fastest(kernel_map: KernelMap, channels: int) -> Dataflow:
-    """By what is known when compiling; `fetch_on_demand` won nowhere."""
+    """Of XLA's, by what is known when compiling; `fetch_on_demand` won nowhere."""
     if kernel_map.lists is None:
         return "implicit"
     break_even = next(fraction for least, fraction in _BREAK_EVEN if channels >= least)
@@ -112,34 +121,79 @@ def _fastest(kernel_map: KernelMap, channels: int) -> Dataflow:
     return "gather_scatter" if faster else "implicit"
 
 
-def _apply(dataflow, x, weights, index, lists):
-    if dataflow == "gather_scatter":
-        return dataflows.gather_scatter(x, weights, index, lists)
-    return getattr(dataflows, dataflow)(x, weights, index)
+def no_native(dtype: Any) -> str | None:
+    """Why the native kernel cannot multiply numbers of a dtype here, or None."""
+    wide = f"it sums in float32, x and w are {dtype}" if dtype.itemsize > 4 else None
+    return native.missing() or wide
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-@partial(jax.jit, static_argnums=5)
-def _product(x, weights, index, reverse, lists, dataflow):
-    del reverse
-    return _apply(dataflow, x, weights, index, lists).astype(x.dtype)
+class _Pairs(NamedTuple):
+    """Of a `KernelMap` what products read."""
+
+    index: Any
+    reverse: Any
+    inputs_order: Any
+    outputs_order: Any
+    lists: Any
+
+    @property
+    def inverse(self):
+        lists = None if self.lists is None else self.lists.inverse
+        return _Pairs(self.reverse, self.index, self.outputs_order, self.inputs_order, lists)
 
 
-def _product_fwd(x, weights, index, reverse, lists, dataflow):
-    y = _product(x, weights, index, reverse, lists, dataflow)
-    return y, (x, weights, index, reverse, lists)
+# The two below are linear in both of their factors, and each is the other's derivative.
 
 
-@partial(jax.jit, static_argnums=0)
-def _product_bwd(dataflow, saved, g):
-    x, weights, index, reverse, lists = saved
-    if dataflow == "gather_scatter":
-        dx = _apply(dataflow, g, weights.swapaxes(1, 2), reverse, lists.inverse)
-        dw = dataflows.listed_weight_gradient(x, g, index, lists)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4))
+def _product(x, weights, pairs, dataflow, only):
+    if dataflow == "native":
+        y = dataflows.native(x, weights, pairs.index, pairs.outputs_order, only=only)
+    elif dataflow == "gather_scatter":
+        y = dataflows.gather_scatter(x, weights, pairs.index, pairs.lists)
     else:
-        dx = _apply(dataflow, g, weights.swapaxes(1, 2), reverse, None)
-        dw = dataflows.weight_gradient(x, g, index)
-    return dx.astype(x.dtype), dw.astype(weights.dtype), None, None, None
+        y = getattr(dataflows, dataflow)(x, weights, pairs.index)
+    return y.astype(x.dtype)
+
+
+def _product_fwd(x, weights, pairs, dataflow, only):
+    return _product(x, weights, pairs, dataflow, only), (x, weights, pairs)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _product_bwd(dataflow, only, saved, g):
+    x, weights, pairs = saved
+    dx = _product(g, weights.swapaxes(1, 2), pairs.inverse, dataflow, only)
+    return dx, _sampled(x, g, pairs, dataflow, only), None
 
 
 _product.defvjp(_product_fwd, _product_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4))
+def _sampled(x, g, pairs, dataflow, only):
+    """dW[t] = sum over the pairs (i, j) of t of x[i]^T g[j]."""
+    if dataflow == "native":
+        order = pairs.outputs_order
+        dw = dataflows.native_weight_gradient(x, g, pairs.index, order, only=only)
+    elif dataflow == "gather_scatter":
+        dw = dataflows.listed_weight_gradient(x, g, pairs.index, pairs.lists)
+    else:
+        dw = dataflows.weight_gradient(x, g, pairs.index)
+    return dw.astype(x.dtype)
+
+
+def _sampled_fwd(x, g, pairs, dataflow, only):
+    return _sampled(x, g, pairs, dataflow, only), (x, g, pairs)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sampled_bwd(dataflow, only, saved, dw):
+    x, g, pairs = saved
+    dx = _product(g, dw.swapaxes(1, 2), pairs.inverse, dataflow, only)
+    return dx, _product(x, dw, pairs, dataflow, only), None
+
+
+_sampled.defvjp(_sampled_fwd, _sampled_bwd)

@@ -13,6 +13,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from jaxsparse.activations.native import TwoFold
+from jaxsparse.kernels.cpu import clouds
+
 _ROWS = 512  # of patches at a time: they and the weights stay in a core's caches
 
 
@@ -109,6 +112,35 @@ def weight_gradient(
     return lax.scan(step, dw, (chunks, g))[0].reshape(taps, inputs, -1)
 
 
+def native(
+    x: Float[Array, "n inputs"],
+    weights: Float[Array, "taps inputs outputs"],
+    index: Int32[Array, "taps m"],
+    order: Int32[Array, "m"],
+    *,
+    only: bool,
+) -> Float[Array, "m outputs"]:
+    """Fetch on demand within tiles of outputs, native on a CPU, else `implicit`.
+
+    Args:
+      order: the outputs' rows, near ones near each other.
+      only: refuse where the kernel cannot be had.
+    """
+    return _PAIRS(x, weights, index, order, only=only)
+
+
+def native_weight_gradient(
+    x: Float[Array, "n inputs"],
+    g: Float[Array, "m outputs"],
+    index: Int32[Array, "taps m"],
+    order: Int32[Array, "m"],
+    *,
+    only: bool,
+) -> Float[Array, "taps inputs outputs"]:
+    """`weight_gradient`, native on a CPU."""
+    return _OUTER(x, g, index, order, only=only)
+
+
 def _patches(x):
     fetch = rows_of(x)
     return lambda rows: fetch(rows).reshape(rows.shape[0], -1)
@@ -138,3 +170,7 @@ def _dot(a, b):
 def sum_dtype(x: jax.Array) -> Any:
     """What sums of x are taken in: float32 at least."""
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+_PAIRS = TwoFold("product", clouds.pairs, lambda x, w, index, order: implicit(x, w, index))
+_OUTER = TwoFold("product", clouds.outer, lambda x, g, index, order: weight_gradient(x, g, index))

@@ -12,9 +12,11 @@ from jaxtyping import Array, Int32
 
 from jaxsparse.activations import reach
 from jaxsparse.activations.bounds import NOWHERE, Bounds
+from jaxsparse.activations.native import TwoFold
 from jaxsparse.activations.sites import Sites, distinct_sites, require_room
 from jaxsparse.activations.tensor import SparseTensor
 from jaxsparse.activations.windows import PerAxis, Window, centred
+from jaxsparse.kernels.cpu import clouds
 from jaxsparse.registration import pytree
 
 Outputs = Literal["submanifold", "floor", "receptive"]
@@ -128,8 +130,7 @@ def kernel_map(
                 f"stride={window.stride}: submanifold outputs stand at the inputs, stride 1; "
                 'outputs="floor" or "receptive" take others.'
             )
-        pairs = _mirrored if window.mirrors else partial(_pairs, coarse=fine)
-        index, reverse = pairs(fine, window=window)
+        index, reverse = _tables(fine, fine, window, mirrors=window.mirrors)
         return KernelMap(index, reverse, fine, None, window)
     if isinstance(outputs, Sites):
         coarse = _given(fine, outputs, out_shape=out_shape, capacity=capacity)
@@ -138,7 +139,7 @@ def kernel_map(
     else:
         bounds = _shaped(fine, out_shape) or window.coarse_bounds(fine.bounds)
         coarse = _found(reach.windows, fine, window, bounds, capacity)
-    index, reverse = _pairs(fine, coarse=coarse, window=window)
+    index, reverse = _tables(fine, coarse, window)
     return KernelMap(index, reverse, fine, coarse, window)
 
 
@@ -185,7 +186,7 @@ def transposed_map(
     else:
         bounds = _shaped(coarse, out_shape) or window.fine_bounds(coarse.bounds)
         fine = _found(reach.spread, coarse, window, bounds, capacity)
-    index, reverse = _pairs(fine, coarse=coarse, window=window)
+    index, reverse = _tables(fine, coarse, window)
     return KernelMap(reverse, index, coarse, fine, window)
 
 
@@ -229,8 +230,34 @@ def _distinct(reached, inputs, window, bounds, capacity):
     return distinct_sites(keys, bounds, capacity, inputs.ok)
 
 
-@partial(jax.jit, static_argnames=("window",))
-def _mirrored(fine: Sites, *, window: Window):
+def _tables(fine: Sites, coarse: Sites, window: Window, mirrors: bool = False):
+    """(index, reverse) of the pairs of a fine and a coarse set of sites."""
+    leaves, tree = jax.tree.flatten((fine, coarse))
+    return _MAP(*leaves, tree=tree, window=window, mirrors=mirrors)
+
+
+def _native(*leaves, tree, window, mirrors):
+    fine, coarse = jax.tree.unflatten(tree, leaves)
+    axes = {
+        "size": window.size,
+        "stride": window.stride,
+        "dilation": window.dilation,
+        "shift": reach.shifts(window, fine.bounds, coarse.bounds),
+        "fine": fine.bounds.shape,
+        "coarse": coarse.bounds.shape,
+    }
+    return clouds.pair_map(fine.keys, fine.order, coarse.keys, coarse.order, mirrors, **axes)
+
+
+def _searched(*leaves, tree, window, mirrors):
+    fine, coarse = jax.tree.unflatten(tree, leaves)
+    return _mirrored(fine, window) if mirrors else _pairs(fine, coarse, window)
+
+
+_MAP = TwoFold("kernel map", _native, _searched)
+
+
+def _mirrored(fine: Sites, window: Window):
     """Both tables of a submanifold map with a middle: half of them is searched."""
     bounds, half = fine.bounds, window.taps // 2
     places = np.array(window.places[:half], np.int32).reshape(half, bounds.rank)
@@ -255,9 +282,8 @@ def _turned(table: Int32[Array, "taps n"], capacity: int) -> Int32[Array, "taps 
     return turned.at[jnp.arange(taps)[:, None], table].set(rows, mode="drop")
 
 
-@partial(jax.jit, static_argnames=("window",))
-def _pairs(fine: Sites, *, coarse: Sites, window: Window):
-    """(index, reverse) of the pairs of a fine and a coarse set of sites."""
+def _pairs(fine: Sites, coarse: Sites, window: Window):
+    """Both tables of any other map."""
     keys, taps = reach.slots(fine, window, coarse.bounds)
     rows = coarse.find(keys, keys != NOWHERE)
     none = jnp.full((window.taps, fine.capacity), coarse.capacity, jnp.int32)

@@ -35,10 +35,10 @@ def slots(
     """Places of `coarse` whose windows hold each site, `NOWHERE` where a slot has none; taps."""
     batch, *rest = columns(fine)
     keys, taps, inside = batch[None], jnp.zeros_like(batch)[None], fine.valid[None]
-    for a, column in enumerate(rest):
+    for a, (column, shift) in enumerate(
+        zip(rest, shifts(window, fine.bounds, coarse), strict=True)
+    ):
         s, d = window.stride[a], window.dilation[a]
-        # p + pad - s q0 = t dil + s (q - q0), with q0 the least output.
-        shift = fine.bounds.lower[a] + window.padding[a] - s * coarse.lower[a]
         reach = d * (window.size[a] - 1)
         require_int32(shift - reach, shift + fine.bounds.shape[a] - 1, "this window's places")
         moved = column + shift
@@ -50,6 +50,15 @@ def slots(
         taps = (taps[:, None] * window.size[a] + tap).reshape(-1, n)
         inside = (inside[:, None] & good).reshape(-1, n)
     return jnp.where(inside, keys, NOWHERE), taps
+
+
+def shifts(window: Window, fine: Bounds, coarse: Bounds) -> tuple[int, ...]:
+    """p + pad - s q0 for the least p of each axis, with q0 the least q.
+
+    From there on t dil + s (q - q0) is reached.
+    """
+    axes = zip(fine.lower, window.padding, window.stride, coarse.lower, strict=True)
+    return tuple(p + pad - s * q for p, pad, s, q in axes)
 
 
 def spread(coarse: Sites, window: Window, fine: Bounds) -> Int32[Array, "taps n"]:

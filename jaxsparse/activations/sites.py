@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
-from jaxsparse.activations.bounds import NOWHERE, Bounds, smallest_bounds, sorted_places
+from jaxsparse.activations.bounds import (
+    NOWHERE,
+    Bounds,
+    distinct_places,
+    smallest_bounds,
+    sorted_places,
+)
 from jaxsparse.activations.faults import is_known, require
 from jaxsparse.registration import pytree
 
@@ -202,12 +208,7 @@ def distinct_sites(
     """
     if capacity < 1:
         raise ValueError(f"capacity={capacity} must be at least 1.")
-    keys = jnp.sort(keys.reshape(-1))
-    first = (keys != NOWHERE) & jnp.concatenate([jnp.ones(1, bool), keys[1:] != keys[:-1]])
-    rank = jnp.cumsum(first, dtype=jnp.int32)
-    needed = rank[-1]
-    kept = jnp.full(capacity, NOWHERE, jnp.int32)
-    kept = kept.at[jnp.where(first, rank - 1, capacity)].set(keys, mode="drop")
+    kept, needed = distinct_places(keys.reshape(-1), capacity)
     return Sites(
         bounds.coordinates(kept),
         kept,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsparse.activations.convolution import Dataflow, sparse_conv
+from jaxsparse.activations.convolution import Dataflow, no_native, sparse_conv
 from jaxsparse.activations.faults import is_known
 from jaxsparse.activations.grouping import Grouping, group_pairs
 from jaxsparse.activations.maps import KernelMap
@@ -44,7 +44,7 @@ def tune_dataflow(
     backward: bool = False,
     rounds: int = 5,
 ) -> tuple[Timing, ...]:
-    """Times every dataflow, "gather_scatter" with every grouping, on this device.
+    """Times every dataflow that can be had, "gather_scatter" with every grouping, on this device.
 
     Settings that plan the same grouping are timed once. What takes most of the tuner's time is
     compiling; tune for one cloud that stands for the data set.
@@ -67,7 +67,7 @@ def tune_dataflow(
       >>> x = act.sparse_tensor(jnp.array([[0, 1, 1], [0, 1, 2]]), jnp.ones((2, 1)))
       >>> few = dict(epsilons=[0.3], thresholds=[5000], rounds=1)
       >>> timings = act.tune_dataflow(x, jnp.ones((3, 3, 1, 1)), act.kernel_map(x, 3), **few)
-      >>> sorted(timing.dataflow for timing in timings)
+      >>> sorted(timing.dataflow for timing in timings if timing.dataflow != "native")
       ['fetch_on_demand', 'gather_scatter', 'implicit']
     """
     if not is_known(kernel_map.index):
@@ -75,7 +75,10 @@ def tune_dataflow(
     settings = itertools.product(epsilons, thresholds)
     maps = [group_pairs(kernel_map, epsilon=e, threshold=t) for e, t in settings]
     distinct = {listed.lists.grouping: listed for listed in maps}
+    dtype = jnp.promote_types(x.features.dtype, weights.dtype)
+    here = jax.default_backend() == "cpu" and no_native(dtype) is None
     ways: list[tuple[Dataflow, Grouping | None, KernelMap]] = [
+        *([("native", None, kernel_map)] if here else []),
         ("implicit", None, kernel_map),
         ("fetch_on_demand", None, kernel_map),
         *(("gather_scatter", grouping, listed) for grouping, listed in distinct.items()),

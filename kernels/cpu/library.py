@@ -13,6 +13,7 @@ _TARGETS = tuple(
     for storage in ("block", "csc", "bitmap", "nm")
     for op in ("product", "sampled")
 ) + ("jaxsparse_block_int8",)
+_CLOUDS = tuple(f"jaxsparse_cloud_{op}" for op in ("pairs", "outer", "sort", "distinct", "map"))
 
 
 @functools.cache
@@ -88,4 +89,4 @@ def register() -> None:
     """
     library = load()
     jax.devices("cpu")
-    ffi.register(library, _TARGETS, "cpu")
+    ffi.register(library, _TARGETS + _CLOUDS, "cpu")

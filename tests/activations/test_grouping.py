@@ -95,7 +95,8 @@ def test_a_grouping_that_was_planned_serves_other_clouds_or_says_what_they_need(
     roomy, tight = (act.Grouping.of(groups, 4, slack) for slack in (2.0, 0.5))
 
     def run(x, w, grouping):
-        return act.sparse_conv(x, w, act.group_pairs(act.kernel_map(x, 3), grouping))
+        listed = act.group_pairs(act.kernel_map(x, 3), grouping)
+        return act.sparse_conv(x, w, listed, dataflow="gather_scatter")
 
     other = drawn(1)
     expected = act.sparse_conv(other, w, act.kernel_map(other, 3)).features

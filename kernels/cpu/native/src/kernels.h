@@ -105,6 +105,13 @@ struct TileColumns {
   const float* values;
 };
 
+// Rows of x that a tap of a sparse convolution joins with rows of sums, no row of sums twice.
+struct TapPairs {
+  int count;
+  const int32_t* from;
+  const uint16_t* to;
+};
+
 struct Kernels {
   const char* name;
   int lanes;
@@ -189,6 +196,14 @@ struct Kernels {
 
   // N:M on few rows of x, columns [n0, n1). A row of x is groups * m long.
   void (*nm_rows)(const NmGroups& from, const FewRows& rows, long n0, long n1);
+
+  // For strips of 1 to pair_vectors vectors:
+  // sums[to[i]] += x[from[i]][0..depth) @ w[depth], and c[row] += x[from[i]][row] * g[to[i]].
+  int pair_vectors;
+  void (*pairs_dot)(int vectors, const TapPairs& pairs, long depth, const float* x, long ld,
+                    const float* w, float* sums);
+  void (*pairs_outer)(int vectors, const TapPairs& pairs, long rows, const float* x, long ld,
+                      const float* g, float* c);
 
   // rounds * kFmaChains * lanes multiply-adds, and a sum over an array: what peak.cc times.
   float (*fma_rounds)(long rounds, float scale, float add);

@@ -11,7 +11,9 @@
 #include <new>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "drivers/clouds.h"
 #include "drivers/panels.h"
 #include "drivers/parallel.h"
 #include "drivers/products.h"
@@ -238,6 +240,8 @@ ffi::Error sampled_product(ffi::ThreadPool threads, ffi::Dictionary attributes, 
   });
 }
 
+#include "drivers/clouds_ffi.h"
+
 }  // namespace
 }  // namespace jaxsparse
 
@@ -263,6 +267,17 @@ STORAGE(csc, CscWeights)
 STORAGE(bitmap, BitmapWeights)
 STORAGE(nm, NmWeights)
 HANDLER(jaxsparse_block_int8, jaxsparse::int8_product)
+
+#define CLOUD(name, binding)                 \
+  EXPORT XLA_FFI_Error* jaxsparse_cloud_##name(XLA_FFI_CallFrame*); \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxsparse_cloud_##name, jaxsparse::cloud_##name, binding);
+#define ARG Arg<ffi::AnyBuffer>()
+#define RET Ret<ffi::AnyBuffer>()
+CLOUD(pairs, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().ARG.ARG.ARG.ARG.RET)
+CLOUD(outer, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().ARG.ARG.ARG.ARG.RET)
+CLOUD(sort, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().ARG.RET.RET)
+CLOUD(distinct, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().ARG.RET.RET)
+CLOUD(map, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs().ARG.ARG.ARG.ARG.RET.RET)
 
 // What Python asks before it registers anything.
 EXPORT const char* jaxsparse_isa() { return jaxsparse::kernels().name; }

@@ -10,6 +10,7 @@
 #include "microkernels/nm_rows-inl.h"
 #include "microkernels/outer-inl.h"
 #include "microkernels/panels-inl.h"
+#include "microkernels/pairs-inl.h"
 #include "microkernels/peak-inl.h"
 #include "microkernels/tile_dot-inl.h"
 
@@ -24,6 +25,7 @@ extern const Kernels TABLE = {
     csc_panel,        csc_scatter, bitmap_rows, bitmap_dot,
     bitmap_sums,
     nm_rows,
+    kPairVectors,     pairs_dot,   pairs_outer,
     fma_rounds,       read_all,
 };
 
