@@ -254,7 +254,9 @@ def test_a_storage_by_name():
     for storage, pattern in ((js.CSR, js.Block(4, 5)), (js.NMSparse, js.Unstructured())):
         with pytest.raises(ValueError, match=rf"storage={storage.__name__} does not .* would work"):
             js.pack(weight, pattern, storage=storage)
-    with pytest.raises(ValueError, match="storage=csr does not .*Bitmap, CSC, CSR|CSC, CSR, Bitmap"):
+    with pytest.raises(
+        ValueError, match="storage=csr does not store Unstructured"
+    ):
         js.pack(weight, js.Unstructured(), storage="csr")  # type: ignore
 
 
@@ -264,7 +266,7 @@ def test_storages_of_a_tree_go_by_path():
     packed = js.pack_params(params, {}, rules, storage={"down/.*": js.CSR})
     assert type(packed["down"]["kernel"]) is js.CSR
     assert type(packed["up"]["kernel"]) is js.CSC
-    with pytest.raises(ValueError, match="storage for 'side/.*', but no rule packs such a leaf"):
+    with pytest.raises(ValueError, match=r"storage for 'side/\.\*', but no rule packs such a leaf"):
         js.pack_params(params, {}, rules, storage={"side/.*": js.CSR})
 
 
