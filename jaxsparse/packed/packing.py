@@ -63,7 +63,7 @@ def pack(
         becomes 127; a traced column that holds NaN or an infinity is NaN altogether.
       columns: for `NM`, how many consecutive outputs share their positions.
       storage: the class of the array, where another than the table's is meant: `CSR` or `CSC`
-        for `Unstructured()`. `CSR` skips zeros of x in products of up to four rows.
+        for `Unstructured()`. `CSR` skips zeros of x in products of up to eight rows.
 
     Returns:
       The packed weight; `unpack` returns `where(mask, weight, 0)` exactly,

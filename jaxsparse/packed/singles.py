@@ -64,7 +64,7 @@ class CSC(Packed):
 class CSR(Packed):
     """A weight in compressed sparse rows: for every input the outputs that it reaches.
 
-    As large as `CSC`, and made for products of one to four rows with zeros in them, such as
+    As large as `CSC`, and made for products of one to eight rows with zeros in them, such as
     what a relu leaves: the native kernels read the weights of the other inputs only. On more
     rows, and in gradients, it is multiplied as any other.
 

@@ -30,7 +30,7 @@ def sparse_dot(
     least. What is not stored is not multiplied: an infinity in x reaches only
     the outputs that a stored weight connects it with, or becomes NaN where the
     implementation spreads the weight out. A zero in x multiplies nothing where the weight is
-    a `CSR`, x has four rows at most and the kernels are native: it makes no NaN of a weight
+    a `CSR`, x has eight rows at most and the kernels are native: it makes no NaN of a weight
     that is infinite.
 
     Indices are checked when a weight is made of arrays. Of those that came otherwise, by

@@ -13,7 +13,7 @@ the same: pointers that fall or end beyond what is stored, rows outside the weig
 order, bits that are not as many as the values. A position of n:m that is named twice counts
 twice.
 
-x @ W of `CSRLayout`, and x @ Wᵀ of `CSCLayout`, skip the zeros of x where it has four rows or
+x @ W of `CSRLayout`, and x @ Wᵀ of `CSCLayout`, skip the zeros of x where it has eight rows or
 fewer: the weights that a zero would multiply are neither read nor checked, infinite ones too.
 
 The shared object is built at installation where a C++17 compiler is found.

@@ -83,8 +83,9 @@ PRODUCTS(BitmapWeights)
 PRODUCTS(NmWeights)
 #undef PRODUCTS
 
-// dx for kScatterRows rows of dy at most. What a zero of dy would multiply is neither read nor checked.
-constexpr long kScatterRows = 4;
+// dx for kScatterRows rows of dy at most. What a zero of dy would multiply is not read, so not
+// checked either.
+constexpr long kScatterRows = 8;
 bool scatter_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx);
 
 }  // namespace jaxsparse
