@@ -254,9 +254,7 @@ def test_a_storage_by_name():
     for storage, pattern in ((js.CSR, js.Block(4, 5)), (js.NMSparse, js.Unstructured())):
         with pytest.raises(ValueError, match=rf"storage={storage.__name__} does not .* would work"):
             js.pack(weight, pattern, storage=storage)
-    with pytest.raises(
-        ValueError, match="storage=csr does not store Unstructured"
-    ):
+    with pytest.raises(ValueError, match="storage=csr does not store Unstructured"):
         js.pack(weight, js.Unstructured(), storage="csr")  # type: ignore
 
 

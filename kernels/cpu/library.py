@@ -8,12 +8,15 @@ import jax
 
 from jaxsparse.kernels import ffi
 
-_TARGETS = tuple(
-    f"jaxsparse_{storage}_{op}"
-    for storage in ("block", "csc", "bitmap", "nm")
-    for op in ("product", "sampled")
-) + ("jaxsparse_block_int8",)
-_CLOUDS = tuple(f"jaxsparse_cloud_{op}" for op in ("pairs", "outer", "sort", "distinct", "map"))
+_TARGETS = (
+    *(
+        f"jaxsparse_{storage}_{op}"
+        for storage in ("block", "csc", "bitmap", "nm")
+        for op in ("product", "sampled")
+    ),
+    "jaxsparse_block_int8",
+    *(f"jaxsparse_cloud_{op}" for op in ("pairs", "outer", "sort", "distinct", "map")),
+)
 
 
 @functools.cache
@@ -89,4 +92,4 @@ def register() -> None:
     """
     library = load()
     jax.devices("cpu")
-    ffi.register(library, _TARGETS + _CLOUDS, "cpu")
+    ffi.register(library, _TARGETS, "cpu")
