@@ -14,12 +14,12 @@ from experiments.models.mlp import MLP
 class DLRM(nnx.Module):
     """``top([bottom(dense), dot products of all pairs of vectors])``.
 
-    The vectors are the bottom MLP's output, one embedding per id column, and the
-    sum of the embeddings of a film's genres.
+    The vectors are the bottom MLP's output, one embedding per id column, and where there
+    are genres the sum of the embeddings of a film's.
 
     Args:
       sizes: vocabulary size of each id column.
-      genres: size of the multi-hot column.
+      genres: size of the multi-hot column; 0 where there is none.
       dense: number of dense features.
       width: size of every vector.
       bottom: hidden widths of the bottom MLP.
@@ -44,18 +44,19 @@ class DLRM(nnx.Module):
         small = nnx.initializers.normal(0.05)
         # One table for all columns: one gather, and one leaf for a rule to match.
         self.ids = nnx.Embed(sum(sizes), width, embedding_init=small, rngs=rngs)
-        self.genres = nnx.Linear(genres, width, use_bias=False, kernel_init=small, rngs=rngs)
+        self.genres = None
+        if genres:
+            self.genres = nnx.Linear(genres, width, use_bias=False, kernel_init=small, rngs=rngs)
         self.bottom = MLP((dense, *bottom, width), rngs=rngs)
-        vectors = len(sizes) + 2
+        vectors = len(sizes) + 1 + bool(genres)
         self.dropout = nnx.Dropout(dropout)
         self.top = MLP((width + vectors * (vectors - 1) // 2, *top, 1), rngs=rngs)
 
     def __call__(self, inputs, *, rngs: nnx.Rngs | None = None):
         dense = nnx.relu(self.bottom(inputs["dense"]))
         embedded = self.ids(inputs["ids"] + jnp.array(self.offsets))
-        vectors = jnp.concatenate(
-            [dense[:, None], self.genres(inputs["genres"])[:, None], embedded], axis=1
-        )
+        summed = [] if self.genres is None else [self.genres(inputs["genres"])[:, None]]
+        vectors = jnp.concatenate([dense[:, None], *summed, embedded], axis=1)
         products = jnp.einsum("niw,njw->nij", vectors, vectors)
         row, column = np.tril_indices(vectors.shape[1], k=-1)
         x = jnp.concatenate([dense, products[:, row, column]], axis=1)
