@@ -38,6 +38,7 @@ class LeafReport:
         them, an additive update cannot.
       note: what else is worth knowing, empty if nothing.
       zeros_met: fraction of zeros in the activations that it multiplies, None if unknown.
+      saturated: fraction of these that its codes' range does not hold, None if unknown.
     """
 
     path: str
@@ -52,6 +53,7 @@ class LeafReport:
     non_finite: int
     note: str = ""
     zeros_met: float | None = None
+    saturated: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -116,9 +118,9 @@ class Report:
         for leaf in self.leaves:
             target = "" if leaf.target is None else f"{leaf.target:.2%}"
             sparsity = "" if leaf.pattern == "dense" else f"{leaf.sparsity:.2%}"
-            zeros = (
-                [] if leaf.zeros_met is None else [f"{leaf.zeros_met:.0%} of what it meets is 0"]
-            )
+            met = [] if leaf.zeros_met is None else [f"{leaf.zeros_met:.0%} of what it meets is 0"]
+            if leaf.saturated:
+                met.append(f"{leaf.saturated:.2%} of what it meets saturates")
             rows.append(
                 (
                     leaf.path,
@@ -127,7 +129,7 @@ class Report:
                     target,
                     sparsity,
                     *(f"{n:,}" for n in (leaf.kept, leaf.dense_bytes, leaf.stored_bytes)),
-                    "; ".join([leaf.note] * bool(leaf.note) + zeros),
+                    "; ".join([leaf.note] * bool(leaf.note) + met),
                 )
             )
         totals = (f"{n:,}" for n in (self.kept, self.dense_bytes, self.stored_bytes))
@@ -146,6 +148,7 @@ def report(
     fn: Callable[..., Any] | None = None,
     inputs: Sequence[Any] = (),
     activations: Mapping[Any, Mapping[str, Any]] | None = None,
+    saturation: Mapping[str, Any] | None = None,
 ) -> Report:
     """Counts what masks leave of the parameters.
 
@@ -161,6 +164,8 @@ def report(
         along other axes than its products sum over then has a note. Nothing runs.
       activations: what `calibration.observe(..., reducer=zeros())` found: how many of the
         numbers that a weight meets are zero is then in its row.
+      saturation: what `quantized.saturation` counted: the share of these that
+        lies outside of the codes' range is then in its row, where there is any.
 
     Raises:
       KeyError: if a mask names a leaf that is not there.
@@ -201,7 +206,17 @@ def report(
             LeafReport(path, kind.shape, str(kind.dtype), pattern, asked.get(path), kept, size,
                        size * itemsize, stored, bad, note)
         )  # fmt: skip
-    return Report(tuple(dataclasses.replace(row, zeros_met=zeros.get(row.path)) for row in rows))
+    counts = saturation or {}
+    return Report(
+        tuple(
+            dataclasses.replace(
+                row,
+                zeros_met=zeros.get(row.path),
+                saturated=counts[row.path].share if row.path in counts else None,
+            )
+            for row in rows
+        )
+    )
 
 
 def mask_picture(mask: Any, longest: int = 256) -> np.ndarray:

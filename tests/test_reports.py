@@ -291,3 +291,16 @@ def test_states_of_another_reducer_are_refused():
     for states in (observe(lambda p, x: x @ p["w"], params, x, reducer=gram())[1], zeros()):
         with pytest.raises(TypeError, match="report: activations"):
             js.report(params, {}, activations=states)
+
+
+def test_what_saturates_is_in_the_row_of_its_weight():
+    params = {"up": jnp.ones((8, 8)), "down": jnp.ones((8, 8))}
+    counts = {
+        "up": js.quantized.Saturation(saturated=3, size=200),
+        "down": js.quantized.Saturation(saturated=0, size=200),
+    }
+    found = js.report(params, {}, saturation=counts)
+    assert [leaf.saturated for leaf in found.leaves] == [0.0, 0.015]
+    lines = str(found).splitlines()
+    assert ["1.50% of what it meets saturates" in line for line in lines[2:4]] == [False, True]
+    assert "saturates" not in str(js.report(params, {}))

@@ -1,6 +1,7 @@
 """`sparsify` in integers: products with int8 weights run on codes, and hand codes on."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import warnings
@@ -66,6 +67,7 @@ def sparsify(
       A function of the same arguments, where any array may be a packed weight.
 
     Raises:
+      TypeError: codes that are no `Affine`.
       ValueError: (when called) codes for a path that no int8 product has; `on_float="error"` or
         `on_dense="error"` and there is such a weight.
 
@@ -81,6 +83,12 @@ def sparsify(
     """
     if on_float not in ("warn", "error", "ignore"):
         raise ValueError(f"on_float={on_float!r} is none of 'warn', 'error', 'ignore'.")
+    for path, affine in (inputs or {}).items():
+        if not isinstance(affine, Affine):
+            raise TypeError(
+                f"sparsify: inputs[{path!r}] is a {type(affine).__name__}, no Affine; what "
+                "calibrate returns would work"
+            )
     start = functools.partial(_Integers, inputs=inputs, on_float=on_float, hand_on=hand_on)
     return evaluated(function, start, implementation, on_dense)
 
@@ -88,7 +96,7 @@ def sparsify(
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["x", "weight", "inputs", "bias"],
-    meta_fields=["activation", "shape", "dtype"],
+    meta_fields=["name", "activation", "shape", "dtype"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pending:
@@ -99,6 +107,7 @@ class _Pending:
       weight: the packed weight.
       inputs: as in `linear`.
       bias: of shape (N,), or None.
+      name: the path of the weight.
       activation: as in `linear`.
       shape, dtype: of the array that it stands for.
     """
@@ -107,6 +116,7 @@ class _Pending:
     weight: Any
     inputs: Affine | None
     bias: Any
+    name: str
     activation: Literal["relu"] | None
     shape: tuple[int, ...]
     dtype: Any
@@ -170,12 +180,14 @@ class _Integers(Run):
             sums = x.dtype in DTYPES and dtype == jnp.int32
             if not sums or w.packed.scales is not None or w.packed.values.dtype != jnp.int8:
                 return None
-            return w.product(x, summed, batched, self._sums)
+            with _naming(w.name):
+                return w.product(x, summed, batched, self._sums)
         if not _is_quantized(w.packed):
             return super().product(x, w, summed, batched, dtype)
         if self._has_codes(w):
             inputs = self._codes(w)
-            y = w.product(x, summed, batched, functools.partial(self._product, inputs))
+            with _naming(w.name):
+                y = w.product(x, summed, batched, functools.partial(self._product, inputs))
             if y is not None:
                 return y.astype(dtype)
             self._stays_in_float(w, "a product sums over its outputs")
@@ -225,20 +237,17 @@ class _Integers(Run):
         """The array that a product stands for, or its codes."""
         if not isinstance(value, _Pending):
             return value
-        y = linear(
-            value.x,
-            value.weight,
-            value.inputs,
-            bias=value.bias,
-            activation=value.activation,
-            out=out,
-            implementation=self.implementation,
-        )
-        return (
-            y.reshape(value.shape)
-            if out is not None
-            else y.reshape(value.shape).astype(value.dtype)
-        )
+        with _naming(value.name):
+            y = linear(
+                value.x,
+                value.weight,
+                value.inputs,
+                bias=value.bias,
+                activation=value.activation,
+                out=out,
+                implementation=self.implementation,
+            ).reshape(value.shape)
+        return y if out is not None else y.astype(value.dtype)
 
     @_absorbs("dot_general")
     def _dot_general(self, equation, x, w):
@@ -255,7 +264,7 @@ class _Integers(Run):
         out, inputs = equation.outvars[0].aval, self._codes(w)
         handed = isinstance(x, _Pending) and inputs is not None and self._hand_on
         x = self._done(x, inputs if handed else None)
-        return _Pending(x, w.packed, inputs, None, None, out.shape, out.dtype)
+        return _Pending(x, w.packed, inputs, None, w.name, None, out.shape, out.dtype)
 
     @_absorbs("add")
     def _add(self, equation, a, b):
@@ -276,6 +285,16 @@ class _Integers(Run):
         if not isinstance(product, _Pending) or not known or np.any(np.asarray(least) != 0):
             return None
         return dataclasses.replace(product, activation="relu")
+
+
+@contextlib.contextmanager
+def _naming(path):
+    """Errors of a product with the path of its weight."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"sparsify: {path!r}: {error}") from error
 
 
 def _is_quantized(packed):

@@ -215,3 +215,17 @@ def test_codes_that_nothing_uses_are_refused():
         quantized.sparsify(mlp, codes)(PARAMS, X)
     with pytest.raises(ValueError, match="on_float='no' is none of"):
         quantized.sparsify(mlp, on_float="no")
+
+
+def test_wrong_codes_and_scales_are_named():
+    with pytest.raises(TypeError, match=r"inputs\['up/kernel'\] is a tuple, no Affine"):
+        quantized.sparsify(mlp, {"up/kernel": (1.0, 0)})
+    kernel = PARAMS["down"]["kernel"]
+    broken = kernel.replace(scales=kernel.scales.at[2].set(jnp.nan))
+    params = PARAMS | {"down": PARAMS["down"] | {"kernel": broken}}
+    with pytest.raises(ValueError, match=r"'down/kernel': scales\[2\] is nan"):
+        quantized.sparsify(mlp, CODES)(params, X)
+    stack = js.pack(numbers(3, 8, 8), js.Block(2, 4), batch_axis=0, dtype=jnp.int8)
+    nan = stack.replace(scales=stack.scales.at[1].set(jnp.nan))
+    with pytest.raises(ValueError, match="'w': scales"):
+        quantized.sparsify(lambda p, x: x @ p["w"][1], {"w": of_range(-2, 2)})({"w": nan}, X)
