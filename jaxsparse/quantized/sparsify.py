@@ -186,6 +186,7 @@ class _Integers(Run):
             return super().product(x, w, summed, batched, dtype)
         if self._has_codes(w):
             inputs = self._codes(w)
+            x = x.astype(jnp.promote_types(x.dtype, dtype))  # y is rounded to x's dtype
             with _naming(w.name):
                 y = w.product(x, summed, batched, functools.partial(self._product, inputs))
             if y is not None:
@@ -264,6 +265,8 @@ class _Integers(Run):
         out, inputs = equation.outvars[0].aval, self._codes(w)
         handed = isinstance(x, _Pending) and inputs is not None and self._hand_on
         x = self._done(x, inputs if handed else None)
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            x = x.astype(jnp.promote_types(x.dtype, out.dtype))  # y is rounded to x's dtype
         return _Pending(x, w.packed, inputs, None, w.name, None, out.shape, out.dtype)
 
     @_absorbs("add")

@@ -118,6 +118,22 @@ def test_what_is_read_several_times_is_multiplied_once(function):
     np.testing.assert_allclose(run(params, X), after[function](y), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("transposed", [False, True])  # a product alone, and any other
+def test_a_wider_result_is_not_rounded_to_the_inputs(transposed):
+    kernel, x = PARAMS["up"]["kernel"], X.astype(jnp.bfloat16)
+
+    def wide(params, x):
+        numbers = ((0,), (1,)) if transposed else ((1,), (0,))
+        a, b = (params["w"], x) if transposed else (x, params["w"])
+        y = lax.dot_general(a, b, (numbers, ((), ())), preferred_element_type=jnp.float32)
+        return y.T if transposed else y
+
+    found = quantized.sparsify(wide, {"w": of_range(-2, 2)})({"w": kernel}, x)
+    assert found.dtype == jnp.float32
+    expected = linear(x.astype(jnp.float32), kernel, of_range(-2, 2))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_a_stack_under_scan():
     stack = js.pack(numbers(3, 8, 8), js.Block(2, 4), batch_axis=0, dtype=jnp.int8)
     codes = of_range(-4, 4)
