@@ -16,7 +16,7 @@ from jaxsparse import jaxprs
 from jaxsparse.comparing import pure
 from jaxsparse.evaluation import active
 from jaxsparse.packed.base import is_packed
-from jaxsparse.products.sparsify import sparsify
+from jaxsparse.products.sparsify import sparsify, takes_packed
 from jaxsparse.trees import leaves_by_path, names
 
 Tree = Any
@@ -45,7 +45,8 @@ def function_of(model: Callable[..., Any], params: Tree = None) -> Callable[...,
         if found := active(model):
             raise ExportError(f"{found}; model.eval() first would work")
         return pure(model)
-    if any(map(is_packed, leaves_by_path(params, is_packed).values())):
+    packed = any(map(is_packed, leaves_by_path(params, is_packed).values()))
+    if packed and not takes_packed(model):
         return sparsify(model)
     return model
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+import jaxsparse.kernels as kernels
 from jaxsparse import jaxprs
 from jaxsparse.export import programfile, tensorfile
 from jaxsparse.export.program import (
@@ -27,12 +28,15 @@ from jaxsparse.export.program import (
 )
 from jaxsparse.export.safetensors import load_safetensors, plan
 from jaxsparse.files import replacing
+from jaxsparse.kernels.cpu import library
+from jaxsparse.kernels.cpu.library import TARGETS
 from jaxsparse.packed.base import is_packed
 from jaxsparse.trees import leaves_by_path, near_misses, replace_by_path
 
 Tree = Any
 WEIGHTS = "weights"  # the argument of a program whose weights are beside it
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+NATIVE = "cpu"  # the implementation that programs may call by name
 
 
 def export_stablehlo(
@@ -43,12 +47,14 @@ def export_stablehlo(
     batch: str | None = "b",
     platforms: Sequence[str] | None = None,
     weights: Literal["inside", "beside"] = "inside",
+    native: bool = False,
 ) -> None:
     """Writes a model as a program of `jax.export`.
 
     Packed weights stay packed: their products are XLA's own, and their arrays are
     constants or arguments. What `graph.shrink` and `graph.shrink_model` return goes the
-    same way.
+    same way, and so do functions that `sparsify` or `quantized.sparsify` made, whose products
+    are then what these were told.
 
     Args:
       model: a function of (params, *inputs), or of the inputs if `params` is None, or an
@@ -66,6 +72,9 @@ def export_stablehlo(
         `save_safetensors` of params to the file's whole name and .safetensors; the program
         takes the inputs, and a dict of that file's tensors as `weights=`. Numbers of Python
         and keys are constants.
+      native: whether products that were given `implementation="cpu"` may stay calls of that
+        kernel. The program is then for this library with its kernels, which another machine may
+        lack: a second program without them, and the same weights, would serve that.
 
     Both files take the place of old ones when they are whole. Of a pair that a kill left
     half new `load_stablehlo` says so.
@@ -73,7 +82,8 @@ def export_stablehlo(
     Raises:
       ExportError: something cannot be exported; says what, and what would work.
       TypeError: `model` is not callable, or a module with parameters.
-      ValueError: for another `weights`, "beside" without params, and other platforms.
+      ValueError: for another `weights`, "beside" without params, and other platforms; `native`
+        where there are no kernels.
       OSError: a file cannot be written, or the one for weights is there and is no program's.
 
     Example:
@@ -91,11 +101,13 @@ def export_stablehlo(
     if weights == "beside" and params is None:
         raise ValueError("weights='beside' needs params=, the weights that are arguments")
     _check_platforms(platforms)
+    if native:
+        kernels.check(NATIVE)
     path, function = pathlib.Path(path), function_of(model, params)
     programfile.check_targets(path, weights == "beside")
     shapes = shapes_of(inputs, batch)
     if weights == "inside":
-        program = _program(closed_over(function, params), shapes, {}, platforms)
+        program = _program(closed_over(function, params), shapes, {}, platforms, native)
         data = programfile.join(program, {})
     else:
         beside = plan(params)
@@ -103,7 +115,7 @@ def export_stablehlo(
         def of_tensors(*inputs, weights):
             return function(_with_tensors(params, weights), *inputs)
 
-        program = _program(of_tensors, shapes, {WEIGHTS: _tensors(params)}, platforms)
+        program = _program(of_tensors, shapes, {WEIGHTS: _tensors(params)}, platforms, native)
         data = programfile.join(program, programfile.structure(beside))
         metadata = beside.metadata | {programfile.PROGRAM: programfile.digest(data)}
         tensorfile.write(programfile.beside(path), beside.tensors, metadata)
@@ -146,13 +158,16 @@ def load_stablehlo(path: str | pathlib.Path, params: Tree = None) -> StableHLO:
       The program, to be called with inputs; it has no gradients.
 
     Raises:
-      ValueError: the file is no such program, or is damaged; the weights are missing, have
-        another shape, dtype or structure, or are another program's. Names the file and the tensor.
+      ValueError: the file is no such program, or is damaged; it calls native kernels, which
+        are not here; the weights are missing, have another shape, dtype or structure, or are
+        another program's. Names the file and the tensor.
 
     Example: see `export_stablehlo`.
     """
     path = pathlib.Path(path)
     exported, structure, digest = programfile.read(path)
+    if any(check.is_custom_call() in TARGETS for check in exported.disabled_safety_checks):
+        _start_kernels(path)
     _, options = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     if (wanted := options.get(WEIGHTS)) is None:
         if params is not None:
@@ -169,6 +184,17 @@ def load_stablehlo(path: str | pathlib.Path, params: Tree = None) -> StableHLO:
     return StableHLO(exported, found)
 
 
+def _start_kernels(path: pathlib.Path) -> None:
+    """Makes the native kernels known to XLA, for a program that calls them."""
+    reason = library.missing()
+    if reason:
+        raise ValueError(
+            f"{path} calls native kernels, which cannot be used here: {reason}; a program that was "
+            "exported without native=True would work"
+        )
+    library.register()
+
+
 def _check_platforms(platforms: Sequence[str] | None) -> None:
     if platforms is None:
         return
@@ -179,13 +205,15 @@ def _check_platforms(platforms: Sequence[str] | None) -> None:
         )
 
 
-def _program(function, inputs, weights, platforms) -> bytes:
+def _program(function, inputs, weights, platforms, native) -> bytes:
     """The bytes of a program."""
     jitted = jax.jit(function)
     try:
         with of_any_batch():
-            _check_portable(jitted.trace(*inputs, **weights).jaxpr)
-            exported = export.export(jitted, platforms=platforms)(*inputs, **weights)
+            _check_portable(jitted.trace(*inputs, **weights).jaxpr, native)
+            calls = map(export.DisabledSafetyCheck.custom_call, TARGETS if native else ())
+            exporting = export.export(jitted, platforms=platforms, disabled_checks=list(calls))
+            exported = exporting(*inputs, **weights)
         return bytes(exported.serialize())
     except NotImplementedError as error:
         raise ExportError(
@@ -201,7 +229,7 @@ def _program(function, inputs, weights, platforms) -> bytes:
         ) from error
 
 
-def _check_portable(jaxpr) -> None:
+def _check_portable(jaxpr, native: bool) -> None:
     """Raises ExportError for what would call this process, or a library of ours."""
     for equation in jaxprs.equations(jaxpr):
         name, kernel = equation.primitive.name, equation.params.get("implementation")
@@ -210,10 +238,11 @@ def _check_portable(jaxpr) -> None:
                 f"{name} in {jaxprs.where(equation)} calls Python, which is not there when the "
                 "program runs; the same in jax.numpy would work, or the model without it"
             )
-        if name.startswith("sparse_") and kernel not in (None, "xla"):
+        if name.startswith("sparse_") and kernel not in (None, "xla", *[NATIVE] * native):
+            cure = ", and native=True where it is" if kernel == NATIVE else ""
             raise ExportError(
                 f"{name} in {jaxprs.where(equation)} asks for the kernel {kernel!r}, a library "
-                "that is not there when the program runs; implementation=None would work"
+                f"that is not there when the program runs; implementation=None would work{cure}"
             )
 
 

@@ -23,6 +23,8 @@ from jaxsparse.products.sparse_dot import matrix_product
 from jaxsparse.products.standins import StandIn
 from jaxsparse.trees import flatten
 
+_TAKES_PACKED = "takes_packed_weights"
+
 
 def sparsify(
     function: Callable[..., Any],
@@ -104,7 +106,13 @@ def evaluated(
         outputs = evaluation.walk(program, operands)
         return jax.tree.unflatten(output_tree, [evaluation.returned(o) for o in outputs])
 
+    setattr(wrapped, _TAKES_PACKED, True)
     return wrapped
+
+
+def takes_packed(function: Callable[..., Any]) -> bool:
+    """Whether a function runs on packed weights as it is, for `sparsify` made it."""
+    return getattr(function, _TAKES_PACKED, False)
 
 
 def _is_array(leaf):

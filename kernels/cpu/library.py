@@ -8,7 +8,7 @@ import jax
 
 from jaxsparse.kernels import ffi
 
-_TARGETS = (
+TARGETS = (
     *(
         f"jaxsparse_{storage}_{op}"
         for storage in ("block", "csc", "bitmap", "nm")
@@ -92,4 +92,4 @@ def register() -> None:
     """
     library = load()
     jax.devices("cpu")
-    ffi.register(library, _TARGETS, "cpu")
+    ffi.register(library, TARGETS, "cpu")
