@@ -1,0 +1,447 @@
+"""Sparse convolution against what there is: `python -m experiments.bench.sparse_conv`.
+
+Clouds of a street that a lidar scanned and of one that is simulated, 3^3 submanifold, float32,
+on one core and on two: the native product, its gradients and its map beside XLA's dataflows and
+the CPU product of spconv, where that is installed; shares of the measured peak of multiply-adds
+count the multiplications that are needed. Then a small network forwards and backwards, and
+grids of rising occupancy beside dense convolutions. Times are of this process's processors, the
+least of some calls in turn, divided by the threads that share them. Writes
+results/sparse_conv.json and results/sparse_conv.md.
+"""
+
+import argparse
+import functools
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+CHANNELS = ((16, 16), (32, 64), (64, 64), (128, 128))
+MAIN = (32, 64)
+OCCUPANCIES = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
+SIDE = 40
+Row = dict[str, Any]
+
+
+def clouds() -> tuple[dict[str, np.ndarray], list[str]]:
+    """Voxels (n, 3) by name, in rising order, and why some cannot be had."""
+    from experiments.data import scans
+    from experiments.data.download import DownloadError
+
+    drive = scans.simulated_street(turns=2600)
+    found = {f"simulated street, {size:g} m": scans.voxels(drive, size) for size in (0.1, 0.05)}
+    shuffled = np.random.default_rng(0).permutation(found["simulated street, 0.1 m"])
+    found["the same, shuffled"] = shuffled
+    try:
+        found["street scan, 0.05 m"] = scans.voxels(scans.street(), 0.05)
+    except DownloadError as error:
+        return found, [f"street scan: {error}"]
+    return found, []
+
+
+def least(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Seconds of this process's processors, the least over calls in turn."""
+    from jaxsparse.timing import interleave
+
+    times = interleave(runs, rounds, clock=time.process_time)
+    return {name: min(seconds) for name, seconds in times.items()}
+
+
+def multiply_adds() -> tuple[Callable[[], Any], float]:
+    """A run of nothing but multiply-adds in registers, and its GFLOP."""
+    from jaxsparse.kernels.cpu import library
+
+    work = library.load().jaxsparse_fma
+    return lambda: (work(1 << 22), ())[1], work(1 << 22) / 1e9
+
+
+def spconv() -> tuple[Any, str]:
+    """The module, or None and why it cannot be had."""
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        return importlib.import_module("spconv.pytorch"), ""
+    except ImportError as error:
+        return None, f"spconv: it is not installed ({error})"
+
+
+def tensor(voxels: np.ndarray, channels: int) -> Any:
+    """A sparse tensor of normal features."""
+    from jaxsparse import activations as act
+
+    rows = np.pad(voxels, ((0, 0), (1, 0)))
+    features = np.random.default_rng(0).normal(size=(len(rows), channels))
+    return act.sparse_tensor(rows, features.astype(np.float32))
+
+
+def products(name: str, voxels: np.ndarray, channels: tuple[int, int], rounds: int) -> Row:
+    """One convolution by every dataflow, its gradients, and by spconv."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxsparse import activations as act
+
+    x = tensor(voxels, channels[0])
+    maps = jax.jit(functools.partial(act.kernel_map, size=3))(x)
+    w = np.random.default_rng(1).normal(size=(3, 3, 3, *channels)).astype(np.float32) / 30
+    w = jnp.asarray(w)
+
+    # Maps are operands: of constants XLA would compute for minutes while it compiles.
+    @functools.partial(jax.jit, static_argnums=3)
+    def forward(x, w, maps, dataflow):
+        return act.sparse_conv(x, w, maps, dataflow=dataflow).features
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def backward(x, w, maps, dataflow):
+        def total(f, w):
+            y = act.sparse_conv(x.with_features(f), w, maps, dataflow=dataflow)
+            return jnp.sum(y.features)
+
+        return jax.grad(total, argnums=(0, 1))(x.features, w)
+
+    runs: dict[str, Callable[[], Any]] = {}
+    flows = ("native", "implicit", "fetch_on_demand", "gather_scatter")
+    for dataflow in flows if channels == MAIN else flows[:2]:
+        given = act.group_pairs(maps) if dataflow == "gather_scatter" else maps
+        runs[dataflow] = functools.partial(forward, x, w, given, dataflow)
+        if dataflow in ("native", "implicit"):
+            runs[f"{dataflow}, gradients"] = functools.partial(backward, x, w, given, dataflow)
+    peer, _ = spconv()
+    if peer:
+        runs["spconv"] = spconv_run(peer, voxels, x, channels, w, runs["native"]())
+    # In turn with the rest, so that what else the machine does meets it alike.
+    runs["peak"], gflop = multiply_adds()
+    pairs = int(jnp.sum(maps.sizes))
+    seconds = least(runs, rounds)
+    peak = gflop / seconds.pop("peak")
+    useful = 2e-9 * pairs * channels[0] * channels[1]
+    shares = {
+        flow: useful * (2 if "gradients" in flow else 1) / taken / peak
+        for flow, taken in seconds.items()
+    }
+    return {
+        "cloud": name,
+        "voxels": len(voxels),
+        "pairs a voxel": round(pairs / len(voxels), 2),
+        "channels": list(channels),
+        "GFLOP": round(useful, 4),
+        "peak GFLOP/s": round(peak, 1),
+        "ms": {flow: round(1e3 * taken, 3) for flow, taken in seconds.items()},
+        "share of the peak": {flow: round(share, 3) for flow, share in shares.items()},
+    }
+
+
+def spconv_run(peer, voxels, x, channels, w, expected) -> Callable[[], Any]:
+    """spconv's product on a map that it has, checked against ours."""
+    import torch
+
+    layer = peer.SubMConv3d(*channels, 3, bias=False, indice_key="map")
+    with torch.no_grad():
+        # Outputs, window, inputs.
+        layer.weight.copy_(torch.from_numpy(np.array(w).transpose(4, 0, 1, 2, 3).copy()))
+    given = spconv_tensor(peer, voxels, np.array(x.features))
+    with torch.no_grad():
+        first = layer(given)
+    found = first.features.numpy()
+    # A wrong row in some hundred runs is its own.
+    wrong = np.mean(np.abs(found - np.asarray(expected)).max(1) > 1e-3)
+    if wrong > 1e-3:
+        raise AssertionError(f"{wrong:.1%} of the rows of spconv differ from ours")
+    ready = first.replace_feature(given.features)
+
+    def run():
+        with torch.no_grad():
+            layer(ready)
+        return ()
+
+    return run
+
+
+def spconv_tensor(peer, voxels: np.ndarray, features: np.ndarray) -> Any:
+    """Voxels as spconv has them: int32 with the batch first, from 0 on."""
+    import torch
+
+    low = voxels.min(0)
+    rows = torch.from_numpy(np.pad(voxels - low, ((0, 0), (1, 0))).astype(np.int32))
+    shape = (voxels.max(0) - low + 1).tolist()
+    return peer.SparseConvTensor(torch.from_numpy(features), rows, shape, 1)
+
+
+def maps(name: str, voxels: np.ndarray, rounds: int) -> Row:
+    """Milliseconds for 1,000 voxels, coordinates to pairs: native, XLA's, and spconv's."""
+    import jax
+    import jax.export
+    import jax.numpy as jnp
+
+    from jaxsparse import activations as act
+
+    rows = jnp.asarray(np.pad(voxels, ((0, 0), (1, 0))))
+    bounds = act.sites(rows).bounds
+
+    def build(rows):
+        found = act.kernel_map(act.sites(rows, bounds), 3)
+        return found.index, found.reverse
+
+    native = jax.jit(build)
+    xla = jax.jit(jax.export.export(native)(rows).call)  # an export has XLA's alone
+    runs = {"native": lambda: native(rows), "XLA": lambda: xla(rows)}
+    peer, _ = spconv()
+    if peer:
+        layer = peer.SubMConv3d(1, 1, 3, bias=False, indice_key="map")
+        features = np.zeros((len(voxels), 1), np.float32)
+
+        def with_map():
+            import torch
+
+            with torch.no_grad():
+                layer(spconv_tensor(peer, voxels, features))
+            return ()
+
+        runs["spconv, with a product of 1 channel"] = with_map
+    found = least(runs, rounds)
+    per_thousand = {k: round(1e6 * seconds / len(voxels), 4) for k, seconds in found.items()}
+    return {"cloud": name, "voxels": len(voxels), "ms for 1,000 voxels": per_thousand}
+
+
+def network(name: str, voxels: np.ndarray, rounds: int) -> Row:
+    """Two residual levels, maps included: forward, and gradients of everything."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxsparse import activations as act
+
+    rng = np.random.default_rng(0)
+    sizes = [(3, 3, 3, 4, 32), (3, 3, 3, 32, 32), (2, 2, 2, 32, 64), (3, 3, 3, 64, 64)]
+    sizes += [(2, 2, 2, 64, 32), (3, 3, 3, 32, 16)]
+    weights = [jnp.asarray(rng.normal(size=s) / np.prod(s[:4]) ** 0.5, jnp.float32) for s in sizes]
+    x = tensor(voxels, 4)
+
+    def loss(weights, x, dataflow):
+        same = act.kernel_map(x, 3)
+        down = act.kernel_map(x, 2, stride=2, outputs="floor")
+        conv = functools.partial(act.sparse_conv, dataflow=dataflow)
+        y = conv(x, weights[0], same).map(jax.nn.relu)
+        y = conv(y, weights[1], same).map(jax.nn.relu)
+        z = conv(y, weights[2], down).map(jax.nn.relu)
+        z = conv(z, weights[3], act.kernel_map(z, 3)).map(jax.nn.relu)
+        y = (conv(z, weights[4], down.inverse) + y).map(jax.nn.relu)
+        return jnp.mean(conv(y, weights[5], same).features ** 2)
+
+    forward = jax.jit(loss, static_argnums=2)
+    slopes = jax.jit(jax.grad(loss), static_argnums=2)
+    runs: dict[str, Callable[[], Any]] = {}
+    for dataflow in ("native", "implicit"):
+        runs[f"{dataflow}, forward"] = functools.partial(forward, weights, x, dataflow)
+        runs[f"{dataflow}, gradients"] = functools.partial(slopes, weights, x, dataflow)
+    peer, _ = spconv()
+    if peer:
+        runs |= spconv_network(peer, voxels, np.array(x.features))
+    found = least(runs, rounds)
+    ms = {name: round(1e3 * seconds, 2) for name, seconds in found.items()}
+    return {"cloud": name, "voxels": len(voxels), "ms": ms}
+
+
+def spconv_network(peer, voxels, features) -> dict[str, Callable[[], Any]]:
+    """The same network by spconv."""
+    import torch
+
+    make = functools.partial(peer.SubMConv3d, bias=False)
+    fine = [make(a, b, 3, indice_key="fine") for a, b in ((4, 32), (32, 32), (32, 16))]
+    down = peer.SparseConv3d(32, 64, 2, stride=2, bias=False, indice_key="down")
+    coarse = make(64, 64, 3, indice_key="coarse")
+    up = peer.SparseInverseConv3d(64, 32, 2, bias=False, indice_key="down")
+
+    def relu(x):
+        return x.replace_feature(torch.relu(x.features))
+
+    def loss():
+        x = spconv_tensor(peer, voxels, features)
+        y = relu(fine[1](relu(fine[0](x))))
+        z = up(relu(coarse(relu(down(y)))))
+        y = relu(y.replace_feature(z.features + y.features))
+        return (fine[2](y).features ** 2).mean()
+
+    def forward():
+        with torch.no_grad():
+            loss()
+        return ()
+
+    def backward():
+        loss().backward()
+        return ()
+
+    return {"spconv, forward": forward, "spconv, gradients": backward}
+
+
+def grid(occupancy: float, rounds: int) -> Row:
+    """A grid with sites at random: native beside dense convolution, maps included."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    from jaxsparse import activations as act
+
+    rng = np.random.default_rng(0)
+    n = max(1, round(occupancy * SIDE**3))
+    places = np.sort(rng.permutation(SIDE**3)[:n])
+    voxels = np.stack(np.unravel_index(places, (SIDE,) * 3), 1).astype(np.int32)
+    box = act.Bounds.of_shape(1, (SIDE,) * 3)
+    rows = jnp.asarray(np.pad(voxels, ((0, 0), (1, 0))))
+    features = jnp.asarray(rng.normal(size=(n, MAIN[0])), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(3, 3, 3, *MAIN)), jnp.float32)
+    dense_x = jnp.zeros((1, SIDE, SIDE, SIDE, MAIN[0])).at[tuple(rows.T)].set(features)
+
+    @jax.jit
+    def sparse(rows, features, w):
+        x = act.sparse_tensor(rows, features, box)
+        return act.sparse_conv(x, w, act.kernel_map(x, 3)).features
+
+    @jax.jit
+    def dense(x, w):
+        numbers = ("NDHWC", "DHWIO", "NDHWC")
+        return lax.conv_general_dilated(x, w, (1, 1, 1), "SAME", dimension_numbers=numbers)
+
+    runs: dict[str, Callable[[], Any]] = {
+        "native, with its map": lambda: sparse(rows, features, w),
+        "lax.conv": lambda: dense(dense_x, w),
+    }
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        other = torch.from_numpy(np.array(dense_x)).permute(0, 4, 1, 2, 3)
+        kernel = torch.from_numpy(np.array(w)).permute(4, 3, 0, 1, 2).contiguous()
+        convolve = functools.partial(torch.nn.functional.conv3d, other, kernel, padding=1)
+        runs["torch conv3d"] = lambda: (convolve(), ())[1]
+    except ImportError:
+        pass
+    found = least(runs, rounds)
+    return {"occupancy": occupancy, "ms": {k: round(1e3 * v, 2) for k, v in found.items()}}
+
+
+def wall(name: str, voxels: np.ndarray, rounds: int) -> Row:
+    """The main product by wall time, on the cores of this process."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxsparse import activations as act
+    from jaxsparse.timing import interleave
+
+    x = tensor(voxels, MAIN[0])
+    built = jax.jit(functools.partial(act.kernel_map, size=3))(x)
+    w = jnp.ones((3, 3, 3, *MAIN), jnp.float32)
+    run = jax.jit(lambda x, maps: act.sparse_conv(x, w, maps, dataflow="native").features)
+    seconds = min(interleave({"native": lambda: run(x, built)}, 4 * rounds)["native"])
+    return {"cloud": name, "ms": round(1e3 * seconds, 3)}
+
+
+def measure(rounds: int, cores: int) -> Row:
+    """Everything that is measured on so many cores."""
+    from jaxsparse.kernels import cpu
+
+    found, missing = clouds()
+    result: Row = {"cores": cores, "instruction set": cpu.instruction_set()}
+    result["wall"] = [wall(name, voxels, rounds) for name, voxels in found.items()]
+    if cores > 1:
+        return result
+    result["products"] = [
+        products(name, voxels, channels, rounds)
+        for name, voxels in found.items()
+        for channels in (CHANNELS if name == "simulated street, 0.1 m" else (MAIN,))
+    ]
+    result["maps"] = [maps(name, voxels, rounds) for name, voxels in found.items()]
+    name = next(reversed(found))
+    result["network"] = network(name, found[name], rounds)
+    result["grids"] = [grid(occupancy, rounds) for occupancy in OCCUPANCIES]
+    peer, reason = spconv()
+    result["skipped"] = missing + ([] if peer else [reason])
+    return result
+
+
+def on_cores(count: int, rounds: int) -> Row:
+    """`measure` in a process that may use so many cores: XLA starts a thread for each."""
+    allowed = os.sched_getaffinity(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "measured.json"
+        command = [sys.executable, "-m", "experiments.bench.sparse_conv", "--into", str(path)]
+        command += ["--rounds", str(rounds), "--cores", str(count)]
+        try:
+            os.sched_setaffinity(0, sorted(allowed)[:count])
+            subprocess.run(command, check=True)
+        finally:
+            os.sched_setaffinity(0, allowed)
+        return json.loads(path.read_text())
+
+
+def markdown(one: Row, two: Row | None) -> str:
+    """The tables that docs/numbers.md shows."""
+    main = next(row for row in one["products"] if row["channels"] == list(MAIN))
+    flows = list(main["ms"])
+    lines = [["cloud (voxels; pairs a voxel)", "channels", *flows, "share of the peak"]]
+    for row in one["products"]:
+        cells = [f"{row['ms'][name]:.1f}" if name in row["ms"] else "" for name in flows]
+        title = f"{row['cloud']} ({row['voxels']:,}; {row['pairs a voxel']})"
+        share = f"{row['share of the peak']['native']:.0%}"
+        lines.append([title, " -> ".join(map(str, row["channels"])), *cells, share])
+    tables = [lines]
+    names = list(one["maps"][0]["ms for 1,000 voxels"])
+    lines = [["map, ms for 1,000 voxels", *names]]
+    lines += [
+        [r["cloud"], *(f"{r['ms for 1,000 voxels'][n]:.3f}" for n in names)] for r in one["maps"]
+    ]
+    tables.append(lines)
+    names = list(one["grids"][0]["ms"])
+    lines = [[f"{SIDE}^3, occupied", *names]]
+    lines += [
+        [f"{r['occupancy']:.0%}", *(f"{r['ms'][n]:.1f}" for n in names)] for r in one["grids"]
+    ]
+    tables.append(lines)
+    if two:
+        pairs = zip(one["wall"], two["wall"], strict=True)
+        rows = [[a["cloud"], f"{a['ms']:.1f}", f"{b['ms']:.1f}"] for a, b in pairs]
+        tables.append([["native, wall ms", "one core", "two"], *rows])
+    lines = [["network", "ms"], *([k, f"{v:.1f}"] for k, v in one["network"]["ms"].items())]
+    tables.append(lines)
+    return "\n".join(
+        "".join(
+            f"| {' | '.join(cells)} |\n" + ("| --- " * len(cells) + "|\n" if i == 0 else "")
+            for i, cells in enumerate(table)
+        )
+        for table in tables
+    )
+
+
+def main() -> None:
+    """Measures in processes of one core and of two, prints the tables, writes the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--into", type=pathlib.Path, help="measure here and write this file")
+    parser.add_argument("--cores", type=int, default=1, help="what --into is told that it has")
+    options = parser.parse_args()
+    if options.into:
+        options.into.write_text(json.dumps(measure(options.rounds, options.cores)))
+        return
+    from experiments.measurements import RESULTS, write
+
+    one = on_cores(1, options.rounds)
+    two = on_cores(2, options.rounds) if len(os.sched_getaffinity(0)) > 1 else None
+    command = f"python -m experiments.bench.sparse_conv --rounds {options.rounds}"
+    table = markdown(one, two)
+    print(table)
+    print("written:", write("sparse_conv", {"command": command, "one core": one, "two": two}))
+    (RESULTS / "sparse_conv.md").write_text(table)
+
+
+if __name__ == "__main__":
+    main()
