@@ -2,7 +2,7 @@
 
 A kernel takes and returns arrays: it knows nothing of rules, masks or optax.
 
-An implementation is a module with two to four functions, and what they can do:
+An implementation is a module with two to five functions, and what they can do:
 
     product(x, values, *index, layout, transpose, out_dtype)   x @ W or x @ Wᵀ
     sampled(x, g, *index, layout, out_dtype)                   xᵀ @ g where W stores
@@ -13,6 +13,9 @@ An implementation is a module with two to four functions, and what they can do:
              layout, activation, out_dtype)
                     codes times int8 values in integers, as `jaxsparse.quantized` says, where
                     it has such a product
+    convolution(x, values, *index, layout, window, out_dtype)
+                    images (batch, *sizes, channels) under a `windows.Window` by
+                    W (taps * channels, N), where it has such a product
     platforms       the platforms it lowers for, or None for every one
     exportable      whether `jax.export` accepts its custom calls unasked
     missing()       why it cannot run on this machine, or None
@@ -86,7 +89,7 @@ def choose(
     transpose=False,
     **_,
 ):
-    """The module that computes `op` ("product", "sampled" or "int8_dot") on a platform.
+    """The module that computes `op`, one of the functions above, on a platform.
 
     With a name, that one or an error which says why not. Without, the first
     that runs on the platform and takes the call; an export takes only what

@@ -5,6 +5,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,7 +76,7 @@ def register(library: ctypes.CDLL, targets: Iterable[str], platform: str) -> Non
         jax.ffi.register_ffi_target(target, capsule, platform=platform)
 
 
-def call(target: str, shape, dtype, *operands: jax.Array, **attributes: int) -> jax.Array:
+def call(target: str, shape, dtype, *operands: jax.Array, **attributes: Any) -> jax.Array:
     """What a registered handler makes of the operands; under `jax.vmap` one after another."""
     result = jax.ShapeDtypeStruct(shape, dtype)
     function = jax.ffi.ffi_call(target, result, vmap_method="sequential")

@@ -3,8 +3,9 @@
     product:  y = x @ W        or, transposed,  y = x @ Wᵀ
     sampled:  values of xᵀ @ g at the places where W stores something
     int8_dot: codes by int8 W, in integers
+    convolution: x @ W for the patches of images, on CPUs by blocks of them
 
-The first two accumulate in float32 at least. How a storage is multiplied is for its layout to say
+Floats accumulate in float32 at least. How a storage is multiplied is for its layout to say
 (`jaxsparse.kernels.layouts`): here are the dtypes, the same for all of them.
 """
 
@@ -15,6 +16,7 @@ from jax import lax
 
 from jaxsparse.kernels.layouts import Layout
 from jaxsparse.kernels.layouts.base import dot
+from jaxsparse.kernels.windows import Window, by_patches
 
 platforms = None  # every platform
 exportable = True
@@ -43,6 +45,23 @@ def sampled(x, g, *index, layout: Layout, out_dtype):
     compute, to = _dtypes(x, g, out_dtype)
     values = layout.sampled(x.astype(compute), g.astype(compute), *index, to=to)
     return values.astype(out_dtype)
+
+
+def convolution(x, values, *index, layout: Layout, window: Window, out_dtype):
+    """Images x (batch, *sizes, channels) under windows by W (taps * channels, N)."""
+    options = {"layout": layout, "transpose": False, "out_dtype": out_dtype}
+
+    def convolve(x, values, *index, blocks):
+        multiply = functools.partial(product, **options)
+        return by_patches(x, window, lambda rows: multiply(rows, values, *index), blocks)
+
+    return lax.platform_dependent(
+        x,
+        values,
+        *index,
+        cpu=functools.partial(convolve, blocks=True),
+        default=functools.partial(convolve, blocks=False),
+    )
 
 
 def int8_dot(

@@ -176,7 +176,7 @@ scaled_product_p = product_primitive(
 # --- differentiation -----------------------------------------------------------------------------
 
 
-def _bilinear_jvp(primitive, primals, tangents, **params):
+def bilinear_jvp(primitive, primals, tangents, **params):
     a, b, *index = primals
     da, db, *_ = tangents
     out = primitive.bind(a, b, *index, **params)
@@ -207,9 +207,9 @@ def _scaled_product_jvp(primals, tangents, **params):
     x, values, scales, *index = primals
     dx, dvalues, dscales, *dindex = tangents
     if type(dscales) is ad.Zero:
-        return _bilinear_jvp(scaled_product_p, primals, tangents, **params)
+        return bilinear_jvp(scaled_product_p, primals, tangents, **params)
     # dscales multiplies the product without scales: compute that once, for both.
-    y, dy = _bilinear_jvp(
+    y, dy = bilinear_jvp(
         product_p, (x, values, *index), (dx, dvalues, *dindex), transpose=False, **params
     )
     tangent = _times(y, dscales)
@@ -239,7 +239,7 @@ def _sampled_transpose(ct, x, g, *index, layout, out_dtype, implementation):
     return [None, ct_g, *[None] * len(index)]
 
 
-def _unless_zero(transpose):
+def unless_zero(transpose):
     """A rule for cotangents that are something; of zero no operand gets any."""
 
     def rule(ct, *operands, **params):
@@ -250,12 +250,12 @@ def _unless_zero(transpose):
     return rule
 
 
-ad.primitive_jvps[product_p] = functools.partial(_bilinear_jvp, product_p)
-ad.primitive_jvps[sampled_p] = functools.partial(_bilinear_jvp, sampled_p)
+ad.primitive_jvps[product_p] = functools.partial(bilinear_jvp, product_p)
+ad.primitive_jvps[sampled_p] = functools.partial(bilinear_jvp, sampled_p)
 ad.primitive_jvps[scaled_product_p] = _scaled_product_jvp
-ad.primitive_transposes[product_p] = _unless_zero(_product_transpose)
-ad.primitive_transposes[sampled_p] = _unless_zero(_sampled_transpose)
-ad.primitive_transposes[scaled_product_p] = _unless_zero(_scaled_product_transpose)
+ad.primitive_transposes[product_p] = unless_zero(_product_transpose)
+ad.primitive_transposes[sampled_p] = unless_zero(_sampled_transpose)
+ad.primitive_transposes[scaled_product_p] = unless_zero(_scaled_product_transpose)
 
 
 # --- batching ------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def rows_batching(primitive, operands, axes, **params):
     """The batching rule of a product whose first operand has rows, and the others none."""
     x, *weight = operands
     if any(axis is not None for axis in axes[1:]):
-        return _scan_batching(primitive, operands, axes, **params)
+        return scan_batching(primitive, operands, axes, **params)
     # One weight for the whole batch: its rows are more rows of x.
     x = jnp.moveaxis(x, axes[0], 0)
     y = primitive.bind(x.reshape(x.shape[0] * x.shape[1], x.shape[2]), *weight, **params)
@@ -279,7 +279,7 @@ def _scaled_product_batching(operands, axes, **params):
     return jax.vmap(steps, axes)(*operands), 0
 
 
-def _scan_batching(primitive, operands, axes, **params):
+def scan_batching(primitive, operands, axes, **params):
     """One call after another, for weights that differ along the batch."""
     batched = {
         i: jnp.moveaxis(operand, axis, 0)
@@ -294,5 +294,5 @@ def _scan_batching(primitive, operands, axes, **params):
 
 
 batching.primitive_batchers[product_p] = functools.partial(rows_batching, product_p)
-batching.primitive_batchers[sampled_p] = functools.partial(_scan_batching, sampled_p)
+batching.primitive_batchers[sampled_p] = functools.partial(scan_batching, sampled_p)
 batching.primitive_batchers[scaled_product_p] = _scaled_product_batching

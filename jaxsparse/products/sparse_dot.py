@@ -111,8 +111,8 @@ def as_rows(x: Array, packed: Packed) -> tuple[Array, Callable[[Array], Array]]:
     return x.reshape(math.prod(batch), math.prod(inputs)), shaped
 
 
-def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, out_dtype=None):
-    """x (M, K) by W (K, N), or x (M, N) by Wᵀ."""
+def check_product(x, packed: Packed, implementation: str | None):
+    """Raises unless x can be multiplied by a packed weight, by an implementation that is here."""
     if implementation is not None:
         kernels.check(implementation)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -128,6 +128,11 @@ def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, o
             f"this packed weight stacks {packed.batch_shape} kernels: map over them with "
             "jax.vmap or jax.lax.scan."
         )
+
+
+def matrix_product(x, packed: Packed, *, transpose=False, implementation=None, out_dtype=None):
+    """x (M, K) by W (K, N), or x (M, N) by Wᵀ."""
+    check_product(x, packed, implementation)
     scales = packed.scales
     out_dtype = _out_dtype(x, packed, out_dtype)
     if transpose and scales is not None:

@@ -307,7 +307,7 @@ class Run(control.Evaluator):
         if isinstance(x, StandIn) or groups != 1:
             return None
         out = equation.outvars[0].aval
-        return convolution(x, w, params, out, self.matrix_product(out.dtype))
+        return convolution(x, w, params, out, self.implementation, self.matrix_product(out.dtype))
 
 
 def _one_of(w, starts, sizes):

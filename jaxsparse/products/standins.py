@@ -183,6 +183,14 @@ class StandIn(Factored):
         shape = [self.shape[i] for i in batched], [self.shape[i] for i in free]
         return y.reshape(*shape[0], rows, *shape[1])
 
+    def matrix(self, summed) -> Packed | None:
+        """The packed weight where this array, summed over these axes, is its matrix as it is."""
+        free = [i for i in range(len(self.axes)) if i not in summed]
+        ends = ([f for i in part for f in self.axes[i]] for part in (summed, free))
+        if self.packed.batch_shape or [*map(tuple, ends)] != [self.inputs, self.outputs]:
+            return None
+        return self.packed
+
     def take(self, axis, ids) -> jax.Array | None:
         """Slices of a matrix at positions of one axis, of shape (*ids, the other axis)."""
         if self.batch or self.packed.batch_shape or len(self.axes) != 2:

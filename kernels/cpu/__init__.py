@@ -1,9 +1,10 @@
 """Native CPU kernels: C++ microkernels behind the XLA FFI, on XLA's own threads.
 
-    product   y = x @ W,  or x @ Wᵀ            every storage
-    scaled    (x @ W) * scales, in one pass    every storage
-    sampled   xᵀ @ g where W stores something  every storage
-    int8_dot  codes by int8 W, in integers     blocks
+    product      y = x @ W,  or x @ Wᵀ            every storage
+    scaled       (x @ W) * scales, in one pass    every storage
+    sampled      xᵀ @ g where W stores something  every storage
+    int8_dot     codes by int8 W, in integers     blocks
+    convolution  x @ W for what windows see in an image, of which no patches are made
 
 x in float32 or bfloat16, weights in float32, bfloat16 or int8; they compute in float32,
 for AVX-512, AVX2 with FMA, or any processor the compiler knows, chosen when the library
@@ -28,8 +29,10 @@ from jaxsparse.kernels.cpu.int8 import int8_dot
 from jaxsparse.kernels.cpu.library import instruction_set, int8_instruction_set, missing
 from jaxsparse.kernels.cpu.limits import fma_peak, read_bandwidth
 from jaxsparse.kernels.layouts import BitmapLayout, BlockLayout, CSCLayout, CSRLayout, NMLayout
+from jaxsparse.kernels.windows import Window
 
 __all__ = [
+    "convolution",
     "fma_peak",
     "instruction_set",
     "int8_dot",
@@ -70,6 +73,10 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
         return f"it computes in float32, {out_dtype} was asked for"
     if x.dtype.name not in _X:
         return f"x must be float32 or bfloat16, not {x.dtype}"
+    if op == "convolution" and isinstance(layout, CSRLayout):
+        return "weights by input are not among the storages of its convolution"
+    if op == "convolution" and x.ndim not in (3, 4):
+        return f"its convolution has one or two spatial axes, not {x.ndim - 2}"
     # The second factor of a sampled product is an activation, stored in any float.
     if op != "sampled" and values.dtype.name not in _VALUES:
         return f"weights must be float32, bfloat16 or int8, not {values.dtype}"
@@ -102,11 +109,26 @@ def sampled(x, g, *index, layout, out_dtype):
     return _call("sampled", layout.values_shape, out_dtype, layout, x, g, index)
 
 
+def convolution(x, values, *index, layout, window: Window, out_dtype):
+    """Images x (batch, *sizes, channels) under windows by W (taps * channels, N), in `out_dtype`.
+
+    There are one or two spatial axes.
+    """
+    places = window.places(x.shape[1:-1])
+    if len(places) == 1:
+        x, window = x[:, None], window.lifted
+    (top, _), (left, _) = window.padding
+    numbers = (*window.size, *window.strides, *window.dilation, top, left)
+    shape = x.shape[0], *window.places(x.shape[1:-1]), layout.shape[1]
+    y = _call("convolution", shape, out_dtype, layout, x, values, index, window=numbers)
+    return y.reshape(x.shape[0], *places, y.shape[-1])
+
+
 def _call(op, shape, out_dtype, layout, x, second, index, *scales, **attributes):
     library.register()
     if isinstance(layout, NMLayout):
         attributes |= {"n": layout.n, "m": layout.m}
-    x = jnp.asarray(x, jnp.float32)
+    x = x if op == "convolution" else jnp.asarray(x, jnp.float32)
     if isinstance(layout, CSRLayout):
         if op == "sampled":
             x, second = second, x

@@ -12,7 +12,7 @@ TARGETS = (
     *(
         f"jaxsparse_{storage}_{op}"
         for storage in ("block", "csc", "bitmap", "nm")
-        for op in ("product", "sampled")
+        for op in ("product", "sampled", "convolution")
     ),
     "jaxsparse_block_int8",
     *(f"jaxsparse_cloud_{op}" for op in ("pairs", "outer", "sort", "distinct", "map")),

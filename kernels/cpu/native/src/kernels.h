@@ -26,7 +26,7 @@ constexpr int kFmaChains = 12;
 // Rows of x that the bitmap kernel takes, at most.
 constexpr int kBitmapRows = 8;
 
-// Places of a column that it takes at once.
+// Pixels of a column that it takes at once.
 constexpr int kBitmapPlaces = 64;
 
 // Bytes of the widest vector: what a kernel may touch past the end of an array where its comment
@@ -74,6 +74,15 @@ struct NmGroups {
   long groups, columns;
   const void* values;
   const uint32_t* positions;
+};
+
+// Rows of a panel that are copied from images, at most.
+constexpr int kMostPixels = 64;
+
+// Lanes of a vector that lie side by side, and where its first lane would lie.
+struct Piece {
+  const float* from;
+  uint32_t lanes;
 };
 
 // A few rows of x and those of y that they give.
@@ -124,6 +133,14 @@ struct Kernels {
   // which may write up to 2 * lanes floats past the end.
   void (*pack_panel)(const float* x, long ld, int rows, long depth, int width, float* panel);
   void (*pack_rows)(const float* x, long ld, int rows, long depth, int width, float* panel);
+  // to[channel * ld + pixel] = from[pixel * step + channel], widened; zeros up to a multiple of
+  // lanes pixels.
+  void (*turn)(int dtype, const void* from, long step, int pixels, long channels, float* to,
+               long ld);
+  // panel[row][width], the first `lanes` of it, = a vector of `count` pieces, of which row after
+  // row lies `step` further.
+  void (*copy_pieces)(const Piece* pieces, int count, int lanes, long step, long depth, int width,
+                      float* panel);
   // Reads up to a vector past the end of outs where width is no multiple of lanes.
   void (*store_panel)(const float* outs, int columns, int width, int rows, float* y, long ld);
 

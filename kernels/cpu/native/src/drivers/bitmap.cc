@@ -233,6 +233,11 @@ const char* dot(Pool& pool, const Matrix& x, const BitmapWeights& w, float* y) {
   return good ? nullptr : kBadBits;
 }
 
+const char* convolve(Pool& pool, const Image& x, const BitmapWeights& w, float* y) {
+  if (!inside(w)) return kBadBits;
+  return tiled_convolve(pool, x, BitmapTiles(w), w.nnz, y) ? nullptr : kBadBits;
+}
+
 const char* dot_transposed(Pool& pool, const Matrix& dy, const BitmapWeights& w, float* dx) {
   if (!inside(w)) return kBadBits;
   return tiled_dot_transposed(pool, dy, BitmapTiles(w), dx) ? nullptr : kBadBits;

@@ -6,6 +6,7 @@
 
 #include "drivers/panels.h"
 #include "drivers/parallel.h"
+#include "drivers/patches.h"
 #include "drivers/products.h"
 #include "drivers/scratch.h"
 #include "kernels.h"
@@ -111,8 +112,8 @@ void row_columns(const Kernels& k, const Sums& s, long j0, long j1, int dtype, c
 }
 
 // prepare(j, to): block column j's weights as floats; unused where the stored ones serve.
-template <class Prepare>
-void dot_panels(Pool& pool, const Matrix& x, const Sums& s, long depth, const float* stored,
+template <class Rows, class Prepare>
+void dot_panels(Pool& pool, const Rows& x, const Sums& s, long depth, const float* stored,
                 const Prepare& prepare, float* y) {
   const Kernels& k = kernels();
   const bool narrow = s.outs == k.lanes;
@@ -173,21 +174,39 @@ void dot_rows(Pool& pool, const Matrix& x, const BlockWeights& w, const Sums& s,
   });
 }
 
+Sums sums_of(const BlockWeights& w) {
+  return {w.block_columns(), w.indptr, w.indices, w.bk, w.bn, w.n};
+}
+
+template <class Rows>
+void dot_many(Pool& pool, const Rows& x, const BlockWeights& w, float* y) {
+  const Sums s = sums_of(w);
+  const float* stored = w.dtype == kF32 ? static_cast<const float*>(w.values) : nullptr;
+  const auto prepare = [&](long j, float* to) {
+    kernels().widen(w.dtype, w.from(w.indptr[j]), blocks_in(s, j) * w.block(), to);
+  };
+  dot_panels(pool, x, s, w.block_rows() * w.bk, stored, prepare, y);
+}
+
+// Bytes of what the windows of some places see, that a second cache holds beside the weights.
+constexpr long kPlacesBytes = 256 * 1024;
+
 }  // namespace
 
 const char* dot(Pool& pool, const Matrix& x, const BlockWeights& w, float* y) {
   if (x.rows == 0) return nullptr;
-  const Kernels& k = kernels();
-  const Sums s{w.block_columns(), w.indptr, w.indices, w.bk, w.bn, w.n};
-  if (x.rows <= k.most_rows) {
-    dot_rows(pool, x, w, s, y);
-    return nullptr;
-  }
-  const float* stored = w.dtype == kF32 ? static_cast<const float*>(w.values) : nullptr;
-  const auto prepare = [&](long j, float* to) {
-    k.widen(w.dtype, w.from(w.indptr[j]), blocks_in(s, j) * w.block(), to);
-  };
-  dot_panels(pool, x, s, w.block_rows() * w.bk, stored, prepare, y);
+  if (x.rows <= kernels().most_rows) dot_rows(pool, x, w, sums_of(w), y);
+  else dot_many(pool, x, w, y);
+  return nullptr;
+}
+
+const char* convolve(Pool& pool, const Image& image, const BlockWeights& w, float* y) {
+  const long bytes = image.columns() * (long)sizeof(float);
+  const long count = std::max<long>(1, kPlacesBytes / bytes / kMostRows) * kMostRows;
+  by_rows_of_places(pool, image, w.n, y, [&](Pool& pool, const Patches& x, float* y) {
+    for (long begin = 0; begin < x.rows; begin += count)
+      dot_many(pool, x.part(begin, std::min(count, x.rows - begin)), w, y + begin * w.n);
+  });
   return nullptr;
 }
 
@@ -229,7 +248,7 @@ const char* sampled(Pool& pool, const Matrix& x, const Matrix& dy, const BlockWe
   });
   // Both operands of this many steps of the batch fit the first cache.
   const long step = std::max<long>(32, 5 * 1024 / (w.bk + w.bn) / 16 * 16);
-  const Sums s{w.block_columns(), w.indptr, w.indices, w.bk, w.bn, w.n};
+  const Sums s = sums_of(w);
   const auto begins = group_columns(s, pool.threads() * 4, kGroupBytes);
   parallel_for(pool, (long)begins.size() - 1, [&](long g) {
     float* dys = scratch().get<float>(kWeights, batch * w.bn);

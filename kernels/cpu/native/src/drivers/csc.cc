@@ -220,6 +220,12 @@ const char* dot(Pool& pool, const Matrix& x, const CscWeights& w, float* y) {
   return good ? nullptr : kBadRow;
 }
 
+const char* convolve(Pool& pool, const Image& x, const CscWeights& w, float* y) {
+  return with_tiles(w, [&](const Scattered& tiles) {
+    return tiled_convolve(pool, x, tiles, w.indptr[w.n], y);
+  });
+}
+
 const char* dot_transposed(Pool& pool, const Matrix& dy, const CscWeights& w, float* dx) {
   if (dy.rows <= kScatterRows) return scatter_transposed(pool, dy, w, dx) ? nullptr : kBadRow;
   return with_tiles(

@@ -3,6 +3,7 @@
 //     product   x, values, index..., [scales] -> y      attribute transpose, and n, m of N:M
 //     sampled   x, dy, index...               -> values     n, m of N:M
 //     int8      see int8_ffi-inl.h
+//     convolution   x, values, index... -> y    attribute window, and n, m of N:M
 #include "xla/ffi/api/ffi.h"
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 #include "drivers/clouds.h"
 #include "drivers/panels.h"
 #include "drivers/parallel.h"
+#include "drivers/patches.h"
 #include "drivers/products.h"
 #include "kernels.h"
 
@@ -35,13 +37,6 @@ class XlaPool : public Pool {
 
  private:
   ffi::ThreadPool& pool_;
-};
-
-// The calling thread and no other.
-class OneThread : public Pool {
- public:
-  int threads() const override { return 1; }
-  void schedule(std::function<void()> task) override { task(); }
 };
 
 // The first thing wrong ends a call.
@@ -240,6 +235,40 @@ ffi::Error sampled_product(ffi::ThreadPool threads, ffi::Dictionary attributes, 
   });
 }
 
+// What windows see in x where it gives y. `window` holds size, strides, dilation and padding before
+// the first row and column, each of both axes.
+Image image(const Buffer& x, const Buffer& y, const ffi::Dictionary& attributes) {
+  const auto found = attributes.get<ffi::Span<const int64_t>>("window");
+  require(found.has_value() && found->size() == 8, "window must be eight numbers");
+  require(rank(x) == 4 && rank(y) == 4, "x and y must have four axes");
+  require(dim(x, 0) == dim(y, 0), "the batches differ");
+  require(y.element_type() == Type::F32, "y must be float32");
+  const bool wide = x.element_type() == Type::F32;
+  require(wide || x.element_type() == Type::BF16, "x must be float32 or bfloat16");
+  Image all{x.untyped_data(), wide ? kF32 : kBf16, dim(x, 0), dim(x, 1), dim(x, 2), dim(x, 3),
+            {}, {dim(y, 1), dim(y, 2)}};
+  Window& w = all.window;
+  long* const parts[] = {w.size, w.strides, w.dilation, w.low};
+  for (int i = 0; i < 8; i++) {
+    const long value = (*found)[i], least = i < 6 ? 1 : 0;
+    require(value >= least && value < 1L << 30, "a number of the window is out of range");
+    parts[i / 2][i % 2] = value;
+  }
+  return all;
+}
+
+template <class Weights>
+ffi::Error convolution(ffi::ThreadPool threads, ffi::Dictionary attributes, Buffer x, Buffer values,
+                       ffi::RemainingArgs rest, ffi::Result<Buffer> y) {
+  return run(threads, [&](Pool& pool) {
+    const Image in = image(x, *y, attributes);
+    Weights w;
+    read({in.columns(), dim(*y, 3), values, true, rest, attributes}, &w);
+    if (y->element_count() == 0) return;
+    require_none(convolve(pool, in, w, static_cast<float*>(y->untyped_data())));
+  });
+}
+
 #include "drivers/clouds_ffi.h"
 
 }  // namespace
@@ -260,6 +289,7 @@ ffi::Error sampled_product(ffi::ThreadPool threads, ffi::Dictionary attributes, 
                                     .Ret<ffi::AnyBuffer>());
 #define STORAGE(name, Weights)                                                \
   HANDLER(jaxsparse_##name##_product, jaxsparse::product<jaxsparse::Weights>) \
+  HANDLER(jaxsparse_##name##_convolution, jaxsparse::convolution<jaxsparse::Weights>) \
   HANDLER(jaxsparse_##name##_sampled, jaxsparse::sampled_product<jaxsparse::Weights>)
 
 STORAGE(block, BlockWeights)

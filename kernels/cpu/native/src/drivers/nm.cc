@@ -152,6 +152,11 @@ const char* dot(Pool& pool, const Matrix& x, const NmWeights& w, float* y) {
   return nullptr;
 }
 
+const char* convolve(Pool& pool, const Image& x, const NmWeights& w, float* y) {
+  tiled_convolve(pool, x, NmTiles(w), w.groups() * w.n * w.n_columns, y);
+  return nullptr;
+}
+
 const char* dot_transposed(Pool& pool, const Matrix& dy, const NmWeights& w, float* dx) {
   tiled_dot_transposed(pool, dy, NmTiles(w), dx);
   return nullptr;

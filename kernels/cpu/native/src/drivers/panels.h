@@ -15,11 +15,20 @@ struct Matrix {
   long rows, columns;  // row-major, contiguous
 };
 
+// Columns [k0, k1) of rows of x to panel[k1 - k0][width].
+inline void pack(const Matrix& x, long r0, int rows, long k0, long k1, int width, float* panel) {
+  const Kernels& k = kernels();
+  const auto pack = width % k.lanes == 0 ? k.pack_panel : k.pack_rows;
+  pack(x.at + r0 * x.columns + k0, x.columns, rows, k1 - k0, width, panel);
+}
+
 class Panels {
  public:
+  // x: a Matrix, or anything else that `pack` takes.
   // depth >= x.columns: the rest of a panel is zero. width: a multiple of the lanes, or
   // at most kMostRows.
-  Panels(Pool& pool, const Matrix& x, long depth, int width)
+  template <class Rows>
+  Panels(Pool& pool, const Rows& x, long depth, int width)
       : width(width),
         count((x.rows + width - 1) / width),
         stride_(width * depth + kSpill),
@@ -27,7 +36,6 @@ class Panels {
     const Kernels& k = kernels();
     float* to = scratch().get<float>(kInput, (size_t)count * stride_);
     at_ = to;
-    const auto pack = width % k.lanes == 0 ? k.pack_panel : k.pack_rows;
     // pack_rows spills past its end: pieces of one panel cannot be packed side by side.
     const long piece = width % k.lanes == 0 ? std::max<long>(kPiece / width / 16 * 16, 16) : depth;
     const long pieces = piece > 0 ? (depth + piece - 1) / piece : 0;
@@ -35,8 +43,7 @@ class Panels {
       const long p = i / pieces, k0 = i % pieces * piece, k1 = std::min(depth, k0 + piece);
       const long filled = std::max(k0, std::min(k1, x.columns));
       float* panel = to + p * stride_;
-      pack(x.at + p * width * x.columns + k0, x.columns, rows(p), filled - k0, width,
-           panel + k0 * width);
+      pack(x, p * width, rows(p), k0, filled, width, panel + k0 * width);
       std::fill(panel + filled * width, panel + k1 * width, 0.f);
     });
   }

@@ -23,6 +23,13 @@ class Pool {
   virtual void schedule(std::function<void()> task) = 0;
 };
 
+// The calling thread and no other.
+class OneThread : public Pool {
+ public:
+  int threads() const override { return 1; }
+  void schedule(std::function<void()> task) override { task(); }
+};
+
 namespace internal {
 
 struct Loop {

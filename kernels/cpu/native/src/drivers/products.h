@@ -7,6 +7,7 @@
 
 #include "drivers/panels.h"
 #include "drivers/parallel.h"
+#include "drivers/patches.h"
 #include "kernels.h"
 
 namespace jaxsparse {
@@ -72,11 +73,13 @@ const char* check_pointers(const int32_t* indptr, long count, long nnz);
 const char* check_indices(const BlockWeights& w);
 
 // y = x @ W, dx = dy @ W^T and the entries of x^T @ dy where W stores any: float32 throughout.
-// Every one returns the first fault found in W, or null.
+// Every one returns the first fault found in W, or null. convolve is y = x @ W for the x that
+// windows see in an image.
 #define PRODUCTS(Weights)                                                             \
   const char* dot(Pool& pool, const Matrix& x, const Weights& w, float* y);           \
   const char* dot_transposed(Pool& pool, const Matrix& dy, const Weights& w, float* dx); \
-  const char* sampled(Pool& pool, const Matrix& x, const Matrix& dy, const Weights& w, float* out);
+  const char* sampled(Pool& pool, const Matrix& x, const Matrix& dy, const Weights& w, float* out); \
+  const char* convolve(Pool& pool, const Image& x, const Weights& w, float* y);
 PRODUCTS(BlockWeights)
 PRODUCTS(CscWeights)
 PRODUCTS(BitmapWeights)

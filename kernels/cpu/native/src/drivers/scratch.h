@@ -15,8 +15,8 @@
 
 namespace jaxsparse {
 
-// kInput is filled by the calling thread and read by its helpers; the others belong to
-// the tile in hand.
+// kInput, kTurned and what is cut for a whole call are filled by the calling thread and read by
+// its helpers; the others belong to the tile in hand.
 enum Slot {
   kInput,
   kWeights,
@@ -25,6 +25,10 @@ enum Slot {
   kTile,
   kFlippedColumns,
   kFlippedWeights,
+  kTurned,
+  kCutTiles,
+  kCutRows,
+  kCutValues,
   kSlots
 };
 

@@ -10,6 +10,7 @@
 
 #include "drivers/panels.h"
 #include "drivers/parallel.h"
+#include "drivers/patches.h"
 #include "drivers/scratch.h"
 #include "kernels.h"
 
@@ -129,5 +130,7 @@ bool tiled_dot(Pool& pool, const Matrix& x, int width, long n, int tile_rows, co
 
 bool tiled_dot_transposed(Pool& pool, const Matrix& dy, const Scattered& w, float* dx);
 bool tiled_sampled(Pool& pool, const Matrix& x, const Matrix& dy, const Scattered& w, float* out);
+// `entries`: how many there are at most, of all tiles together.
+bool tiled_convolve(Pool& pool, const Image& x, const Scattered& w, long entries, float* y);
 
 }  // namespace jaxsparse

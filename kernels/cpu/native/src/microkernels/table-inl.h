@@ -6,6 +6,7 @@
 #include "microkernels/csc_panel-inl.h"
 #include "microkernels/csc_scatter-inl.h"
 #include "microkernels/csc_tiles-inl.h"
+#include "microkernels/image-inl.h"
 #include "microkernels/nm_quads-inl.h"
 #include "microkernels/nm_rows-inl.h"
 #include "microkernels/outer-inl.h"
@@ -18,7 +19,7 @@ namespace jaxsparse {
 
 extern const Kernels TABLE = {
     TABLE_NAME,       LANES,       kRowsHeld,   kNarrowRows,
-    kTileVectors,     pack_panel,  pack_rows,   store_panel,
+    kTileVectors,     pack_panel,  pack_rows,   turn,        copy_pieces, store_panel,
     block_panel,      block_rows,  widen_any,   widen_transposed,
     outer,            tile_dot,    nm_quads,    quads_dot,
     csc_cut,          csc_copy,    descents,
