@@ -1,0 +1,1 @@
+"""What EIE's storage and machine make of the paper's layers and of trained ones."""
