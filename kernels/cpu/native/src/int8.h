@@ -18,7 +18,7 @@ constexpr int kStripColumns = 16;
 
 // What becomes of sums: y = relu(sum * scale + bias), as it is or in codes; or the sums.
 enum Int8Out { kOutF32, kOutBf16, kOutI32, kOutU8, kOutI8 };
-inline long out_bytes(int out) { return out <= kOutI32 ? (out == kOutBf16 ? 2 : 4) : 1; }
+constexpr long out_bytes(int out) { return out <= kOutI32 ? (out == kOutBf16 ? 2 : 4) : 1; }
 struct Int8Finish {
   int out;
   bool relu;
@@ -41,7 +41,8 @@ struct Int8Kernels {
   // zero: u8, int8 codes raised by 128; or int16 less the zero point.
   void (*widen_row)(const void* codes, bool with_sign, long count, long depth, int zero, void* to);
   // Rows of 16 weights, `step` apart, in the order of the kernels, four to a quad of
-  // 64 * words bytes; rows that fill the last quad are zero. Adds up the columns into `sums`.
+  // 64 * words bytes; rows that fill the last quad are zero. Adds up the columns into `sums`
+  // where they are needed, which is with words of four codes.
   void (*arrange)(const int8_t* rows, long step, long count, void* to, int32_t* sums);
   // The words of a panel for quads whose inputs lie anywhere: of quad i the inputs at[4 * i + ...].
   void (*gather)(int rows, long quads, const int32_t* at, const uint32_t* panel, uint32_t* to);

@@ -20,6 +20,7 @@
 #endif
 
 #include "drivers/products.h"
+#include "int8.h"
 
 namespace jaxsparse {
 namespace {
@@ -355,6 +356,67 @@ void test_nm(Pool& pool, Problem& p, int dtype) {
     if (at[e] < k) p.check_sampled(at[e], e % n, sampled[e]);
 }
 
+// Codes by int8 blocks: the sums exactly, and what is made of them within a rounding.
+void test_int8(Pool& pool, const Problem& p, const Density& density) {
+  const long k = p.k, n = p.n, batch = p.batch;
+  const int bk = one_in(3) ? 1 << random_below(6) : random_between(1, 40);
+  const int bn = one_in(2) ? 16 * random_between(1, 3) : random_between(1, 40);
+  std::snprintf(drawn + std::strlen(drawn), 40, ", blocks %dx%d", bk, bn);
+  Columns<int32_t> index((k + bk - 1) / bk, (n + bn - 1) / bn, density);
+  Exact<int8_t> values(index.rows.size * bk * bn);
+  Exact<uint8_t> x(batch * k);
+  const int most = one_in(3);
+  for (size_t i = 0; i < values.size; i++)
+    values[i] = (int8_t)(most ? (one_in(2) ? -128 : 127) : random_below(256));
+  for (size_t i = 0; i < x.size; i++)
+    x[i] = (uint8_t)(most ? 255 * random_below(2) : random_below(256));
+  const bool with_sign = one_in(2);
+  const int least = with_sign ? -128 : 0;
+  const int zero = least + (one_in(3) ? 255 * random_below(2) : random_below(256));
+  std::vector<long> dense(k * n), sums(batch * n);
+  for (size_t j = 0; j + 1 < index.indptr.size; j++)
+    for (long e = index.indptr[j]; e < index.indptr[j + 1]; e++)
+      for (long r = 0; r < bk; r++)
+        for (long c = 0; c < bn; c++) {
+          const long row = index.rows[e] * bk + r, column = (long)j * bn + c;
+          if (row < k && column < n) dense[row * n + column] = values[(e * bk + r) * bn + c];
+        }
+  for (long m = 0; m < batch; m++)
+    for (long i = 0; i < k; i++) {
+      const long code = with_sign ? (int8_t)x[m * k + i] : x[m * k + i];
+      for (long c = 0; c < n; c++) sums[m * n + c] += (code - zero) * dense[i * n + c];
+    }
+  Exact<float> scales(n), bias(n);
+  for (long c = 0; c < n; c++) {
+    scales[c] = 0.01f + std::fabs(random_float());
+    bias[c] = random_float();
+  }
+  const BlockWeights w{k,  n, bk, bn, kI8, values.get(), index.indptr.get(), index.rows.get(),
+                       (long)index.rows.size};
+  const Codes codes{x.get(), with_sign, batch, k, 0.003f, zero};
+  Exact<int32_t> exact(batch * n);
+  int8_dot(pool, codes, w, scales.get(), nullptr, {kOutI32, false, 1.f, 0}, exact.get());
+  const bool relu = one_in(2), signed_out = one_in(2);
+  const int out_zero = random_below(256) - (signed_out ? 128 : 0);
+  Exact<float> floats = unwritten(batch * n);
+  int8_dot(pool, codes, w, scales.get(), bias.get(), {kOutF32, relu, 1.f, 0}, floats.get());
+  Exact<uint8_t> bytes(batch * n);
+  int8_dot(pool, codes, w, scales.get(), bias.get(),
+           {signed_out ? kOutI8 : kOutU8, relu, 4.f, out_zero}, bytes.get());
+  for (long i = 0; i < batch * n; i++) {
+    if (exact[i] != sums[i]) return fail("an integer sum differs");
+    double y = (double)(0.003f * scales[i % n]) * (double)sums[i];
+    const double near = 1e-6 * (1 + std::fabs(y));
+    y += bias[i % n];
+    y = relu ? std::fmax(y, 0) : y;
+    if (!(std::fabs(floats[i] - y) <= near)) return fail("a float of sums differs");
+    const double low = signed_out ? -128 : 0;
+    const double code = std::fmin(std::fmax(4 * y + out_zero, low), low + 255);
+    const int found = signed_out ? (int8_t)bytes[i] : bytes[i];
+    if (!(std::fabs(found - code) <= 0.5 + 4 * near)) return fail("a code of sums differs");
+  }
+}
+
 // Small, or as large as `most`: edges lie near multiples of a vector and of a tile.
 int random_size(int most) {
   if (one_in(20)) return 0;
@@ -365,7 +427,7 @@ int random_size(int most) {
 void run(long i) {
   rng.seed((unsigned)i);
   number = i;
-  const int storage = random_below(5), dtype = random_below(3);
+  const int storage = random_below(6), dtype = random_below(3);
   const Density density;
   // One case in ten is deep, so that weights are cut into tiles and few columns share a thread.
   const bool deep = one_in(10);
@@ -373,7 +435,7 @@ void run(long i) {
   const long n = random_size(deep ? 40 : 150);
   const long batch = one_in(10) ? random_between(100, 200) : random_size(80);
   Threads pool(one_in(2) ? 1 : random_between(2, 6));
-  static const char* const kNames[] = {"block", "csc 16", "csc 32", "bitmap", "nm"};
+  static const char* const kNames[] = {"block", "csc 16", "csc 32", "bitmap", "nm", "int8"};
   std::snprintf(drawn, sizeof drawn, "%s, dtype %d, %ld x %ld x %ld, %d %%, %d threads",
                 kNames[storage], dtype, batch, k, n, density.percent, pool.threads());
   Problem p(batch, k, n);
@@ -382,7 +444,8 @@ void run(long i) {
     case 1: return test_csc<uint16_t>(pool, p, dtype, density);
     case 2: return test_csc<int32_t>(pool, p, dtype, density);
     case 3: return test_bitmap(pool, p, dtype, density);
-    default: return test_nm(pool, p, dtype);
+    case 4: return test_nm(pool, p, dtype);
+    default: return test_int8(pool, p, density);
   }
 }
 

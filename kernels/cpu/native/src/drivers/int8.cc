@@ -80,15 +80,15 @@ class Product {
       rows = filled;
       step = kStripColumns;
     }
-    int32_t sums[kStripColumns];
-    k_.arrange(rows, step, count, to.weights, sums);
-    const int zero = x_.zero + (x_.with_sign ? 128 : 0);
+    // Of codes that are multiplied as they are the zero point is taken off afterwards.
+    const int zero = k_.words == 1 ? x_.zero + (x_.with_sign ? 128 : 0) : 0;
+    int32_t sums[kStripColumns] = {};
+    k_.arrange(rows, step, count, to.weights, zero ? sums : nullptr);
     const long n0 = j * w_.bn + c0, n1 = std::min<long>(w_.n, n0 + wide);
     for (int c = 0; c < kStripColumns; c++) {
       const bool there = n0 + c < n1;
       // Sums wrap around, and come out right whatever they passed through.
-      to.columns->offset[c] =
-          k_.words == 1 ? (int32_t)(0u - (uint32_t)zero * (uint32_t)sums[c]) : 0;
+      to.columns->offset[c] = (int32_t)(0u - (uint32_t)zero * (uint32_t)sums[c]);
       to.columns->scale[c] = there ? x_.scale * scales_[n0 + c] : 0.f;
       to.columns->bias[c] = there && bias_ ? bias_[n0 + c] : 0.f;
     }
