@@ -44,9 +44,8 @@ class DLRM(nnx.Module):
         small = nnx.initializers.normal(0.05)
         # One table for all columns: one gather, and one leaf for a rule to match.
         self.ids = nnx.Embed(sum(sizes), width, embedding_init=small, rngs=rngs)
-        self.genres = None
-        if genres:
-            self.genres = nnx.Linear(genres, width, use_bias=False, kernel_init=small, rngs=rngs)
+        options = {"use_bias": False, "kernel_init": small, "rngs": rngs}
+        self.genres = nnx.Linear(genres, width, **options) if genres else None
         self.bottom = MLP((dense, *bottom, width), rngs=rngs)
         vectors = len(sizes) + 1 + bool(genres)
         self.dropout = nnx.Dropout(dropout)
