@@ -152,5 +152,5 @@ def _distinct(keys, room):
     return kept.at[jnp.where(first, rank - 1, room)].set(keys, mode="drop"), rank[-1]
 
 
-_SORT = TwoFold("sort", clouds.sort, _sort)
-_DISTINCT = TwoFold("sort", clouds.distinct, _distinct)
+_SORT = TwoFold("cloud_sort", clouds.sort, _sort)
+_DISTINCT = TwoFold("cloud_distinct", clouds.distinct, _distinct)

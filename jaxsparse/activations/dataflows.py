@@ -172,5 +172,7 @@ def sum_dtype(x: jax.Array) -> Any:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-_PAIRS = TwoFold("product", clouds.pairs, lambda x, w, index, order: implicit(x, w, index))
-_OUTER = TwoFold("product", clouds.outer, lambda x, g, index, order: weight_gradient(x, g, index))
+_PAIRS = TwoFold("cloud_product", clouds.pairs, lambda x, w, index, order: implicit(x, w, index))
+_OUTER = TwoFold(
+    "cloud_product", clouds.outer, lambda x, g, index, order: weight_gradient(x, g, index)
+)

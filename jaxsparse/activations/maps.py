@@ -254,7 +254,7 @@ def _searched(*leaves, tree, window, mirrors):
     return _mirrored(fine, window) if mirrors else _pairs(fine, coarse, window)
 
 
-_MAP = TwoFold("kernel map", _native, _searched)
+_MAP = TwoFold("cloud_map", _native, _searched)
 
 
 def _mirrored(fine: Sites, window: Window):

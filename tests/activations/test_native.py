@@ -116,7 +116,9 @@ def test_where_they_cannot_run_another_is_taken_or_the_name_refused(small):
     exported = jax.export.export(jax.jit(run))(x.features, w)
     assert "jaxsparse_cloud" not in exported.mlir_module()
     np.testing.assert_allclose(exported.call(x.features, w), run(x.features, w), atol=1e-5)
-    with pytest.raises(ValueError, match="native product cannot be used: it cannot be exported"):
+    with pytest.raises(
+        ValueError, match="native cloud_product cannot be used: it cannot be exported"
+    ):
         jax.export.export(jax.jit(lambda f, w: run(f, w, "native")))(x.features, w)
     with jax.enable_x64(True):
         wide = x.map(lambda f: f.astype(jnp.float64))

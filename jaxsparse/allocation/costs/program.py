@@ -21,7 +21,7 @@ from jaxsparse.products.sights import Product
 from jaxsparse.trees import Tree, leaves_by_path, near_misses
 
 # What multiplies by a program of its own that no trace shows.
-OPAQUE = ("pallas_call", "ffi_call", "custom_partitioning")
+OPAQUE = ("pallas_call", "ffi_call", "custom_partitioning", "cloud_product")
 # What makes no new numbers.
 VIEWS = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "stop_gradient")
 Op = Literal["dense", "conv", "depthwise"]
