@@ -107,12 +107,33 @@ def test_an_index_that_lies_is_refused():
         int8_dot(jnp.ones((2, 24), jnp.uint8), wrong, scale=1.0, implementation="cpu")
 
 
-def test_storages_that_have_no_kernel_say_so_by_name():
-    packed = js.pack(np.eye(24, dtype=np.float32), js.NM(2, 4), dtype=jnp.int8)
-    x = jnp.ones((2, 24), jnp.uint8)
-    with pytest.raises(ValueError, match="NMLayout is not among its storages of codes"):
+@pytest.mark.parametrize(
+    ("pattern", "storage"),
+    [(js.NM(2, 4), None), (js.Unstructured(), js.CSC), (js.Unstructured(), js.Bitmap)],
+)
+def test_storages_without_blocks_are_spread_out(pattern, storage):
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((30, 21)).astype(np.float32)
+    mask = np.arange(30)[:, None] % 4 < [2] * 21
+    packed = js.pack(weight, pattern, mask, dtype=jnp.int8, storage=storage)
+    x = rng.integers(0, 256, (5, 30)).astype(np.uint8)
+    asked = {"scale": 1.0, "zero_point": 17, "preferred_element_type": jnp.int32}
+    sums = int8_dot(jnp.asarray(x), packed, implementation="cpu", **asked)
+    dense = np.asarray(packed.layout.todense(packed.values, *packed.index)).astype(np.int64)
+    np.testing.assert_array_equal(sums, (x.astype(np.int64) - 17) @ dense)
+
+
+def test_sides_that_are_too_long_are_left_to_xla():
+    packed = js.pack(
+        np.ones((4, 40_000), np.float32),
+        js.Unstructured(),
+        np.arange(40_000) < [[1], [0], [2], [0]],
+        dtype=jnp.int8,
+    )
+    x = jnp.ones((1, 4), jnp.uint8)
+    with pytest.raises(ValueError, match="at most 32768, got"):
         int8_dot(x, packed, scale=1.0, implementation="cpu")
-    np.testing.assert_array_equal(int8_dot(x, packed, scale=1.0), np.ones((2, 24)))
+    np.testing.assert_allclose(int8_dot(x, packed, scale=1.0)[0, :3], [2, 1, 0], rtol=1e-6)
 
 
 def test_many_rows_and_weights_beyond_a_cache():
