@@ -49,6 +49,7 @@ SAMPLED = {
     "test_distributions.py::test_global_total_is_exact_with_ties_over_leaves_and_layers": 3,
     "test_docs.py::test_docstring_examples": 4,
     "test_grouping.py": 30,
+    "test_int8_dot.py::test_sums_are_those_of_integers": 5,
     "test_interop.py": 9,
     "test_leaves.py::test_what_is_pruned": 12,
     "test_lookups.py": 5,
