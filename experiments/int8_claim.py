@@ -23,8 +23,9 @@ from jaxsparse.trees import replace_by_path
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 RUNS = {"dense": "movielens_dlrm_dense.py", "sparse": "movielens_dlrm.py"}
-# The lasso of the published recipe: gradients masked, lasso, step, weights masked.
-LASSO = {"dense": {}, "sparse": {"recipe.group_lasso": 1e-3}}
+# The published recipe: gradients masked, lasso, step, weights masked. Its lasso has to be weak
+# before Adam: AUC of seed 0 is 0.7858 without, 0.7848 with 1e-4 and 0.7805 with 1e-3.
+LASSO = {"dense": {}, "sparse": {"recipe.group_lasso": 1e-5}}
 RULES = (js.Rule(r"(bottom|top)/layers_\d+/kernel", js.Block(4, 16, pad=True)),)
 MODELS = ("f32 dense", "f32 sparse", "INT8 dense", "INT8 sparse")
 BATCHES, LEAST = 8, 0.998  # to calibrate with; of the AUC of f32 dense
