@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ class Window:
 def by_patches(
     x: jax.Array,
     window: Window,
-    product: Callable[[jax.Array], jax.Array],
+    product: Callable[[jax.Array], Any],
     blocks: bool = False,
 ) -> jax.Array:
     """(batch, *places, outputs) of an image, by a product of the matrix of its patches.
