@@ -54,7 +54,8 @@ def voxelize(
       size: the edge of a voxel, or one an axis.
       bounds: of voxels, not of points; None takes the smallest where values are known.
       batch: the cloud of each point; None for one cloud.
-      reduce: "mean", "sum", "max", or "first" in the order given.
+      reduce: "mean", "sum", "max", or "first" in the order given. Integers are summed in the
+        dtype of `jnp.sum`, their mean is float32.
       capacity: of voxels; None for as many as points.
       valid: which points there are; None for all. What others hold is not read.
       outside: points beyond the bounds are refused (flagged under `jit`), or dropped.
@@ -211,7 +212,8 @@ def _by_segment(keys, features, capacity, reduce):
         return jnp.where(counts[:, None] > 0, values, 0), rows, counts
     floats = jnp.issubdtype(features.dtype, jnp.floating)
     if reduce == "sum" and not floats:
-        return segments(sorted_features)[:-1], rows, counts
+        whole = jax.eval_shape(jnp.sum, features).dtype  # 8 bits do not hold a sum of many
+        return segments(sorted_features.astype(whole))[:-1], rows, counts
     values = segments(sorted_features.astype(sum_dtype(features)))[:-1]
     if reduce == "mean":
         values = values / jnp.maximum(counts, 1).astype(values.dtype)[:, None]

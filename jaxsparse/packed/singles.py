@@ -99,7 +99,8 @@ class CSR(Packed):
         return cls, arrays, static
 
     def check_index(self, indptr, columns):
-        turned = self.matrix_shape[::-1]
+        inputs, outputs = self.matrix_shape
+        turned = outputs, inputs
         indices.check_columns(indptr, columns, turned, "weight", line="input", place="column")
 
 

@@ -37,4 +37,5 @@ class CSRLayout(Layout):
 
     @property
     def _turned(self) -> CSCLayout:
-        return CSCLayout(self.shape[::-1], self.nnz)
+        inputs, outputs = self.shape
+        return CSCLayout((outputs, inputs), self.nnz)

@@ -106,3 +106,14 @@ def test_a_classifier_learns_and_says_what_was_lost():
     run = act.checked(lambda state, x: nnx.merge(graph, state)(x))
     with pytest.raises(ValueError, match="do not fit a capacity of 3"):
         run(state, x)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, bool])
+def test_sums_of_small_integers_do_not_wrap(dtype):
+    bounds = act.Bounds(batch=1, lower=(-8,), upper=(8,))
+    features = np.full((300, 1), 100).astype(dtype)
+    found = act.voxelize(np.zeros((300, 1)), features, 1.0, bounds, reduce="sum", capacity=1)
+    np.testing.assert_array_equal(found.tensor.features, features.sum(0, keepdims=True))
+    rows = np.zeros((300, 2), np.int32)
+    found = act.coalesce(rows, features, bounds, reduce="sum", capacity=1)
+    np.testing.assert_array_equal(found.tensor.features, features.sum(0, keepdims=True))
