@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, DTypeLike, Float, Integer
+from jaxtyping import Array, Bool, DTypeLike, Float, Integer
 
 from jaxsparse.kernels.xla import to_codes
 from jaxsparse.registration import pytree
@@ -51,7 +51,7 @@ class Affine:
             raise TypeError(f"dtype={name}: codes are {' or '.join(DTYPES)}.")
         object.__setattr__(self, "dtype", name)
         if all(
-            isinstance(value, Array | np.ndarray | np.generic | int | float)
+            isinstance(value, Array | np.ndarray | np.generic | int | float | complex)
             for value in (self.scale, self.zero_point)
         ):  # else a tree of something that is no number
             scale, zero_point = scalars(self.scale, self.zero_point, name)
@@ -77,6 +77,17 @@ class Affine:
         zero_point = jnp.asarray(self.zero_point, jnp.int32)
         return to_codes(x.astype(jnp.float32) * inverse, zero_point, self.dtype)
 
+    def covers(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        """Where x is no further than half a step from the nearest code, and so does not saturate.
+
+        The zero point is rounded, so that the ends of a range may lie beyond the last code, by
+        less than what rounding changes anyway. NaN is nowhere near.
+        """
+        low, high = self.limits
+        inverse = jnp.float32(1) / jnp.asarray(self.scale, jnp.float32)
+        places = x.astype(jnp.float32) * inverse + jnp.asarray(self.zero_point, jnp.float32)
+        return (places >= low - 0.5) & (places <= high + 0.5)
+
     def dequantize(self, codes: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
         """What the codes stand for, in float32.
 
@@ -96,8 +107,9 @@ def limits(dtype: DTypeLike) -> tuple[int, int]:
 
 def check_scale(value: Any) -> None:
     """Raises unless the value is a scale that has a reciprocal in float32."""
-    if value.shape or not jnp.issubdtype(value.dtype, jnp.number):
-        raise TypeError(f"scale of shape {value.shape} and {value.dtype} is no scalar number.")
+    real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    if value.shape or not real:
+        raise TypeError(f"scale of shape {value.shape} and {value.dtype} is no scalar real number.")
     if not SMALLEST <= float(value) <= 1 / SMALLEST:
         raise ValueError(f"scale={value} is not from {SMALLEST:.3g} to {1 / SMALLEST:.3g}.")
 

@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxsparse.calibration.observe import observe
 from jaxsparse.calibration.ranges import ends, minmax
 from jaxsparse.calibration.reducers import Reducer, widened
 from jaxsparse.calibration.site import Site
+from jaxsparse.packed.base import is_packed
 from jaxsparse.patterns.rules import Rule, check_rules, resolve
 from jaxsparse.quantized.affine import Affine
-from jaxsparse.trees import Tree, any_of, leaves_by_path, near_misses
+from jaxsparse.trees import Tree, any_of, flatten, leaves_by_path, near_misses
 
 
 def of_range(low: Any, high: Any) -> Affine:
@@ -22,13 +24,22 @@ def of_range(low: Any, high: Any) -> Affine:
 
         scale = (high - low) / 255,    zero point = round(-low / scale)
 
-    A range of nothing but 0 has scale 1. The arguments may be traced.
+    A range of nothing but 0 has scale 1. The arguments may be traced, and then are not checked.
+
+    Raises:
+      ValueError: the ends are not finite, or in the other order.
 
     Example:
       >>> codes = of_range(-1.0, 1.55)
       >>> round(float(codes.scale), 4), int(codes.zero_point)
       (0.01, 100)
     """
+    if not any(isinstance(end, Tracer) for end in (low, high)):
+        each = [float(end) for end in (low, high)]
+        if not (each[0] <= each[1] and np.isfinite(each).all()):
+            raise ValueError(
+                f"of_range: from {each[0]} to {each[1]} is no finite range; low <= high would work"
+            )
     low, high = jnp.minimum(jnp.float32(low), 0), jnp.maximum(jnp.float32(high), 0)
     scale = (high - low) / 255
     # Below the normal numbers a quotient by it is none.
@@ -102,14 +113,13 @@ def calibrate(
             )
         found.setdefault(site.path, []).append((low.min(), high.max()))
     ranges = {path: tuple(zip(*each, strict=True)) for path, each in found.items()}
-    codes = {path: of_range(min(low), max(high)) for path, (low, high) in ranges.items()}
-    for path, affine in codes.items():
-        if not np.isfinite(affine.scale):
+    for path, (low, high) in ranges.items():
+        if max(map(float, high)) - min(map(float, low)) > float(np.finfo("float32").max):
             raise ValueError(
                 f"calibrate: the range of what {path!r} meets, {ranges[path]}, is too wide for "
                 "float32; scaling the activations would work"
             )
-    return codes
+    return {path: of_range(min(low), max(high)) for path, (low, high) in ranges.items()}
 
 
 class Saturation(NamedTuple):
@@ -148,7 +158,7 @@ def saturation(
       most: the share of a layer above which it is named in a warning.
 
     Raises:
-      ValueError: no batches, or a path that is no weight of the program.
+      ValueError: no batches, no codes, a packed weight, or a path that is no weight of the program.
 
     Warns:
       UserWarning: layers of which more than `most` saturates.
@@ -162,11 +172,7 @@ def saturation(
     """
 
     def update(state, met, site):
-        affine = codes[site.path]
-        low, high = affine.limits
-        steps = widened(met.array) * (jnp.float32(1) / affine.scale)
-        places = jnp.round(steps) + affine.zero_point
-        inside = (places >= low) & (places <= high)  # NaN is neither
+        inside = codes[site.path].covers(widened(met.array))
         return {
             "saturated": state["saturated"] + jnp.sum(~inside, dtype=jnp.int32),
             "size": state["size"] + met.array.size,
@@ -174,8 +180,16 @@ def saturation(
 
     zeros = {"saturated": jnp.zeros((), jnp.int32), "size": jnp.zeros((), jnp.int32)}
     counting = Reducer(lambda site: zeros, update)
+    if not codes:
+        raise ValueError("saturation: there are no codes; what calibrate returns would work")
     known = leaves_by_path(params)
+    packed = {path for path, leaf in flatten(params, is_packed) if is_packed(leaf)}
     for path in codes:
+        if path in packed:
+            raise ValueError(
+                f"saturation: {path!r} is packed, and values are those of the float program; "
+                "js.unpack_params(params) would work"
+            )
         if path not in known:
             raise ValueError(
                 f"saturation: codes for {path!r}, which is no leaf; {near_misses(path, known)}"
@@ -188,7 +202,7 @@ def saturation(
             old = counts[site.path]
             counts[site.path] = Saturation(*(a + b for a, b in zip(old, new, strict=True)))
     if not any(count.size for count in counts.values()):
-        raise ValueError("saturation: there are no batches; [(x,)] would work")
+        raise ValueError("saturation: there are no batches, or no rows in them; [(x,)] would work")
     many = {path: count for path, count in counts.items() if count.share > most}
     if many:
         listed = ", ".join(f"{path!r} {count.share:.1%}" for path, count in many.items())

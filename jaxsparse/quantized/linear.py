@@ -28,9 +28,9 @@ def linear(
     """A layer on codes: activation(x̂ W + bias), where x̂ is what the codes of x stand for.
 
     Forwards it is `int8_dot` of `inputs.quantize(x)`. Backwards it is straight-through: rounding
-    is passed as if it were none, and what lies outside of the codes' range has no gradient. There
-    are gradients for x, the bias and the weight's scales; int8 values and the codes' own scale
-    have none.
+    is passed as if it were none, and what saturates (`Affine.covers`) has no gradient. There are
+    gradients for x, the bias and the weight's scales; int8 values and the codes' own scale have
+    none. They are in reverse mode.
 
     Layers hand each other codes where `out` of one is `inputs` of the next. Codes are integers,
     and to differentiate through them is an error: leave `out` away to train.
@@ -49,7 +49,8 @@ def linear(
       y of shape (..., *outputs): x's dtype, float32 for codes x, or that of `out`.
 
     Raises:
-      TypeError: x is neither floating point nor codes of `inputs`.
+      TypeError: x is neither floating point nor codes of `inputs`; `inputs` or `out` is no
+        `Affine`.
       ValueError, TypeError: as `int8_dot`.
 
     Example:
@@ -61,6 +62,12 @@ def linear(
       >>> jax.grad(lambda x: js.quantized.linear(x, packed, codes).sum())(x).shape
       (16,)
     """
+    for name, value in (("inputs", inputs), ("out", out)):
+        if not isinstance(value, Affine | None):
+            raise TypeError(
+                f"linear: {name}= is of type {type(value).__name__}, no Affine; what calibrate "
+                "returns for one weight would work"
+            )
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     if not floating and (inputs is None or x.dtype != inputs.dtype):
         codes = " or ".join(DTYPES) if inputs is None else inputs.dtype
@@ -126,14 +133,9 @@ def _backward(form, saved, gradient):
     *moving, (packed, inputs) = saved
 
     def smooth(x, scales, bias):
-        low, high = (
-            (limit - jnp.asarray(inputs.zero_point, jnp.float32)) * inputs.scale
-            for limit in inputs.limits
-        )
-        inside = (x >= low) & (x <= high)
         rounded = inputs.dequantize(inputs.quantize(lax.stop_gradient(x))).astype(x.dtype)
         # The value of the codes, and the slope of x.
-        x = rounded + jnp.where(inside, x - lax.stop_gradient(x), 0)
+        x = rounded + jnp.where(inputs.covers(x), x - lax.stop_gradient(x), 0)
         y = sparse_dot(x, packed.replace(scales=scales), preferred_element_type=form.dtype)
         y = y if bias is None else y + bias.astype(y.dtype)
         return jax.nn.relu(y) if form.activation == "relu" else y

@@ -67,7 +67,7 @@ def sparsify(
       A function of the same arguments, where any array may be a packed weight.
 
     Raises:
-      TypeError: codes that are no `Affine`.
+      TypeError: `inputs` is no dict, or codes are no `Affine`.
       ValueError: (when called) codes for a path that no int8 product has; `on_float="error"` or
         `on_dense="error"` and there is such a weight.
 
@@ -83,6 +83,11 @@ def sparsify(
     """
     if on_float not in ("warn", "error", "ignore"):
         raise ValueError(f"on_float={on_float!r} is none of 'warn', 'error', 'ignore'.")
+    if not isinstance(inputs, Mapping | None):
+        raise TypeError(
+            f"sparsify: inputs is of type {type(inputs).__name__}, no dict of an Affine by path; "
+            "what calibrate returns would work"
+        )
     for path, affine in (inputs or {}).items():
         if not isinstance(affine, Affine):
             raise TypeError(
@@ -182,7 +187,7 @@ class _Integers(Run):
                 return None
             with _naming(w.name):
                 return w.product(x, summed, batched, self._sums)
-        if not _is_quantized(w.packed):
+        if not _is_quantized(w.packed) or not jnp.issubdtype(x.dtype, jnp.floating):
             return super().product(x, w, summed, batched, dtype)
         if self._has_codes(w):
             inputs = self._codes(w)

@@ -50,6 +50,13 @@ def test_a_pytree_that_jit_takes():
     assert jax.tree.structure(codes) == jax.tree.structure(Affine(1.0, 0, "int8"))
 
 
+def test_what_rounds_to_a_code_does_not_saturate():
+    x = jnp.array([-10.6, -10.4, 0.0, 245.4, 245.6, np.inf, np.nan])
+    expected = [False, True, True, True, False, False, False]
+    np.testing.assert_array_equal(Affine(1.0, 10).covers(x), expected)
+    np.testing.assert_array_equal(Affine(0.5, -118, "int8").covers(x / 2), expected)
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
@@ -65,6 +72,7 @@ def test_a_pytree_that_jit_takes():
         ({"scale": 1.0, "zero_point": 128, "dtype": "int8"}, ValueError, "zero_point=128 .* int8"),
         ({"scale": 1.0, "zero_point": 1.5}, TypeError, "zero_point"),
         ({"scale": 1.0, "dtype": "int16"}, TypeError, "int16"),
+        ({"scale": 1 + 0j}, TypeError, "complex128 is no scalar real number"),
     ],
 )
 def test_what_is_no_description_of_codes(fields, error, words):

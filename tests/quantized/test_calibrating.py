@@ -39,6 +39,12 @@ def test_a_range_of_subnormal_numbers_has_a_scale():
     assert float(of_range(0.0, 1e-40).scale) == 1.0
 
 
+@pytest.mark.parametrize("ends", [(1.0, -1.0), (0.0, np.nan), (-np.inf, 0.0)])
+def test_what_is_no_range_is_refused(ends):
+    with pytest.raises(ValueError, match=r"of_range: from .* is no finite range; low <= high"):
+        of_range(*ends)
+
+
 def test_codes_of_a_model():
     codes = calibrate(model, PARAMS, BATCHES, RULES)
     assert set(codes) == {"up", "down"}
@@ -103,8 +109,24 @@ def test_what_cannot_be_calibrated_is_named(batches, rules, words):
         calibrate(model, params, batches, rules)
 
 
+def test_a_range_wider_than_float32_is_named():
+    x = np.array([[-3e38, 3e38, 0, 0]], np.float32)
+    with pytest.raises(ValueError, match=r"of what 'w' meets, .* is too wide for float32"):
+        calibrate(
+            lambda params, x: x @ params["w"],
+            {"w": jnp.eye(4)},
+            [(x,)],
+            [js.Rule("w", js.Block(2, 2))],
+        )
+
+
 def test_saturation_of_nothing_is_refused():
     with pytest.raises(ValueError, match="saturation: there are no batches"):
         saturation(model, PARAMS, [], {"up": of_range(0, 1)})
     with pytest.raises(ValueError, match="'upp', which is no leaf; did you mean 'up'"):
         saturation(model, PARAMS, BATCHES, {"upp": of_range(0, 1)})
+    with pytest.raises(ValueError, match="saturation: there are no codes"):
+        saturation(model, PARAMS, BATCHES, {})
+    packed = js.pack_params(PARAMS, {}, RULES, dtype=jnp.int8)
+    with pytest.raises(ValueError, match=r"'up' is packed, .* js\.unpack_params\(params\) would"):
+        saturation(model, packed, BATCHES, {"up": of_range(0, 1)})

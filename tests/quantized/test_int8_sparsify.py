@@ -225,6 +225,13 @@ def test_what_stays_in_floating_point_is_named(function, codes, words):
         quantized.sparsify(function, codes, on_float="error")(params, X)
 
 
+def test_complex_numbers_have_no_codes():
+    params, x = {"w": packed_of(8, 8)}, X.astype(np.complex64) * 1j
+    with pytest.warns(UserWarning, match="w .* is made dense for dot_general"):
+        found = quantized.sparsify(lambda params, x: x @ params["w"])(params, x)
+    np.testing.assert_allclose(found, x @ js.unpack(params["w"]), rtol=1e-5, atol=1e-5)
+
+
 def test_codes_that_nothing_uses_are_refused():
     codes = CODES | {"up/kernal": of_range(0, 1)}
     with pytest.raises(ValueError, match=r"codes for 'up/kernal', .*; did you mean 'up/kernel'"):
@@ -236,6 +243,8 @@ def test_codes_that_nothing_uses_are_refused():
 def test_wrong_codes_and_scales_are_named():
     with pytest.raises(TypeError, match=r"inputs\['up/kernel'\] is a tuple, no Affine"):
         quantized.sparsify(mlp, {"up/kernel": (1.0, 0)})
+    with pytest.raises(TypeError, match="inputs is of type Affine, no dict"):
+        quantized.sparsify(mlp, of_range(0, 1))
     kernel = PARAMS["down"]["kernel"]
     broken = kernel.replace(scales=kernel.scales.at[2].set(jnp.nan))
     params = PARAMS | {"down": PARAMS["down"] | {"kernel": broken}}

@@ -86,6 +86,15 @@ def test_gradients_are_those_without_rounding(activation):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
 
 
+def test_the_ends_of_a_range_have_gradients():
+    packed = packed_of(10, 8)
+    for seed in range(8):  # zero points are rounded up and down
+        x = jnp.asarray(numbers(3, 10, seed=seed))
+        slopes = jax.grad(lambda x: linear(x, packed).sum())(x)
+        expected = jnp.broadcast_to(js.unpack(packed).sum(1), x.shape)
+        np.testing.assert_allclose(slopes, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_layer_under_vmap():
     packed, x = packed_of(), jnp.asarray(numbers(2, 3, 10))
     found = jax.vmap(lambda x: linear(x, packed, CODES))(x)
@@ -103,6 +112,13 @@ def test_a_layer_under_vmap():
 def test_codes_of_another_kind_are_refused(x, inputs, words):
     with pytest.raises(TypeError, match=words):
         linear(x, packed_of(), inputs)
+
+
+def test_codes_that_are_no_affine_are_refused():
+    with pytest.raises(TypeError, match="linear: inputs= is of type dict, no Affine"):
+        linear(jnp.asarray(X), packed_of(), {"up": CODES})
+    with pytest.raises(TypeError, match="linear: out= is of type str, no Affine"):
+        linear(jnp.asarray(X), packed_of(), CODES, out="uint8")
 
 
 def test_what_is_no_int8_weight_is_refused():
