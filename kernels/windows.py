@@ -70,6 +70,10 @@ class Window:
         """
         batch, *sizes, channels = x.shape
         reach = [d * (k - 1) for d, k in zip(self.dilation, self.size, strict=True)]
+        # A window larger than the image has no place, and its taps lie outside.
+        if any(isinstance(n, int) and n <= r for n, r in zip(sizes, reach, strict=True)):
+            bare = dataclasses.replace(self, padding=((0, 0),) * len(sizes))
+            return jnp.zeros((batch, *bare.places(sizes), math.prod(self.size), channels), x.dtype)
 
         def tap(place):
             begin = [d * p for d, p in zip(self.dilation, place, strict=True)]
@@ -154,7 +158,7 @@ def _large(x, window, places):
     symbolic = any(not isinstance(size, int) for size in x.shape)  # in an export
     if symbolic or math.prod(window.size) == 1:
         return False
-    return math.prod(places) * _bytes_a_place(x, window) >= _LARGE
+    return math.prod(places) * _bytes_a_place(x, window) > _LARGE
 
 
 def _bytes_a_place(x, window):

@@ -30,6 +30,13 @@ GEOMETRIES = {
     "one axis": ((3, 11), (4,), {"window_strides": (2,), "padding": "SAME"}),
     "three axes": ((1, 4, 3, 5), (2, 2, 3), {"padding": "SAME_LOWER"}),
 }
+# The same where windows have no place, or one.
+EDGES = {
+    "larger than the image": ((2, 5, 2), (3, 3), {"padding": [(0, 0), (0, -1)]}),
+    "larger by dilation": ((1, 3, 4), (2, 2), {"rhs_dilation": (4, 1), "padding": "VALID"}),
+    "no image": ((2, 0, 3), (2, 2), {"padding": "VALID"}),
+    "strides beyond the image": ((1, 4, 5), (3, 2), {"window_strides": (2**31, 2**30)}),
+}
 
 
 def convolve(axes, **options):
@@ -52,9 +59,9 @@ def loops(function, *args):
 
 
 @pytest.mark.parametrize("pattern", [Block(4, 16), Unstructured(), NM(2, 4)], ids=str)
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", [*GEOMETRIES, *EDGES])
 def test_packed_convolutions_are_dense_ones(name, pattern):
-    (batch, *sizes), window, options = GEOMETRIES[name]
+    (batch, *sizes), window, options = (GEOMETRIES | EDGES)[name]
     dense, packed = weight((*window, 8, 16), pattern, in_axis=-2)
     x = jax.random.normal(jax.random.key(1), (batch, *sizes, 8))
     same(convolve(len(window), **options), dense, packed, x)

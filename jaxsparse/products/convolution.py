@@ -91,5 +91,9 @@ def _seen(x, size, params):
         edges = [(*edge, n - 1) for edge, n in zip(padding, inner, strict=True)]
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
         padding = ((0, 0),) * len(padding)
-    strides, dilation = params["window_strides"], params["rhs_dilation"]
-    return x, Window(tuple(size), tuple(strides), tuple(dilation), padding)
+    strides = tuple(
+        # One beyond the image leads nowhere, and is a number that kernels may have no room for.
+        min(stride, max(1, n + sum(edge))) if isinstance(n, int) else stride
+        for stride, n, edge in zip(params["window_strides"], x.shape[1:-1], padding, strict=True)
+    )
+    return x, Window(tuple(size), strides, tuple(params["rhs_dilation"]), padding)
