@@ -12,6 +12,7 @@ from jaxsparse.activations import dataflows, native
 from jaxsparse.activations.maps import KernelMap
 from jaxsparse.activations.sites import same_sites
 from jaxsparse.activations.tensor import SparseTensor, flagged
+from jaxsparse.packed.base import is_packed
 
 Dataflow = Literal["native", "implicit", "fetch_on_demand", "gather_scatter"]
 DATAFLOWS = ("native", "implicit", "fetch_on_demand", "gather_scatter")
@@ -47,10 +48,10 @@ def sparse_conv(
       Features on the map's outputs, of the dtype of x and the weights together.
 
     Raises:
-      ValueError: weights of another window or number of channels, a map of other
+      ValueError: weights of another window or number of channels, or of none; a map of other
         coordinates (flagged under `jit`), a dataflow that is unknown, lacks lists or cannot
         be had: "native" in an export, say, or on another platform.
-      TypeError: features or weights that are no floats.
+      TypeError: features or weights that are no floats, weights that are packed.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,12 +61,19 @@ def sparse_conv(
       Array([[2.],
              [2.]], dtype=float32)
     """
+    if is_packed(weights):
+        raise TypeError(
+            f"weights are packed, {weights}, and sums over pairs need them dense: "
+            "js.unpack(weights) would work."
+        )
     size = kernel_map.window.size
     if weights.shape[:-2] != size or weights.ndim < 3 or weights.shape[-2] != x.channels:
         raise ValueError(
             f"weights have shape {weights.shape}, need {(*size, x.channels)} and the outputs: the "
             f"map's window, then the channels of x."
         )
+    if 0 in weights.shape[-2:]:
+        raise ValueError(f"weights have shape {weights.shape}, need one channel or more each way.")
     if bias is not None and bias.shape != weights.shape[-1:]:
         raise ValueError(f"bias has shape {bias.shape}, needs {weights.shape[-1:]}.")
     for name, array in (("features", x.features), ("weights", weights)):

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.test_util import check_grads
 
+import jaxsparse as js
 from jaxsparse import activations as act
 
 named = pytest.mark.parametrize
@@ -441,3 +442,21 @@ def test_traced_coordinates_are_flagged(rows, quoted):
         act.checked(make)(jnp.array(rows))
     with pytest.raises(ValueError, match="need bounds="):
         jax.jit(lambda rows: act.sites(rows))(jnp.array(rows))
+
+
+@pytest.mark.parametrize("channels", [(0, 4), (4, 0)])
+def test_weights_without_channels_are_refused(channels):
+    x = act.sparse_tensor(np.array([[0, 1], [0, 2]]), jnp.ones((2, channels[0])))
+    with pytest.raises(ValueError, match="need one channel or more"):
+        act.sparse_conv(x, jnp.ones((3, *channels)), act.kernel_map(x, 3))
+
+
+def test_packed_weights_are_refused_with_advice():
+    x = act.sparse_tensor(np.array([[0, 1], [0, 2]]), jnp.ones((2, 4)))
+    packed = js.pack(jnp.ones((3, 4, 4)), js.Unstructured(), in_axis=(0, 1), out_axis=2)
+    with pytest.raises(TypeError, match=r"weights are packed, .* js\.unpack\(weights\) would work"):
+        act.sparse_conv(x, packed, act.kernel_map(x, 3))
+    assert (
+        act.sparse_conv(x, js.unpack(packed), act.kernel_map(x, 3)).features.tolist()
+        == [[8] * 4] * 2
+    )
