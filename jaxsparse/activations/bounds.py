@@ -125,7 +125,8 @@ def smallest_bounds(coordinates: np.ndarray) -> Bounds:
 
 def sorted_places(keys: Int32[Array, "n"]) -> tuple[Int32[Array, "n"], Int32[Array, "n"]]:
     """Keys in rising order, none of them negative, and the row each came from."""
-    return _SORT(keys)
+    keys, rows = _SORT(keys)
+    return keys, rows
 
 
 def distinct_places(
@@ -136,7 +137,8 @@ def distinct_places(
     Returns:
       The keys, and how many there are.
     """
-    return _DISTINCT(keys, room=room)
+    keys, count = _DISTINCT(keys, room=room)
+    return keys, count
 
 
 def _sort(keys):
