@@ -46,7 +46,7 @@ def convolution(
         size = tuple(kernel.shape[axis] for axis in (*axes, into))
 
         def product(patches):
-            patches = patches.reshape(len(patches), *size)
+            patches = patches.reshape(patches.shape[0], *size)
             return kernel.product(patches, (*axes, into), (), matrix_product)
 
         patches = jax.eval_shape(lambda x: window.patches(window.pad(x)), x)

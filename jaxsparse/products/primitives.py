@@ -177,6 +177,7 @@ scaled_product_p = product_primitive(
 
 
 def bilinear_jvp(primitive, primals, tangents, **params):
+    """The derivative of what is linear in its first operand and in its second."""
     a, b, *index = primals
     da, db, *_ = tangents
     out = primitive.bind(a, b, *index, **params)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxsparse import activations as act
+from jaxsparse.activations import convolution, native
 
 
 @pytest.mark.parametrize("case", EDGE["grouping"], ids=str)
@@ -129,7 +130,8 @@ def test_bad_input_is_refused_and_named():
         act.group_pairs(maps, whole)
 
 
-def test_the_choice_is_by_how_many_pairs_are_listed():
+def test_without_native_kernels_the_choice_is_by_how_many_pairs_are_listed(monkeypatch):
+    monkeypatch.setattr(convolution, "no_native", lambda dtype: "there are none")
     text = {}
     for name, side in (("sparse", 3), ("full", 1)):
         places = side * np.arange(8)
@@ -155,7 +157,8 @@ def test_the_tuner_times_every_dataflow_and_each_grouping_once():
     assert [t.seconds for t in timings] == sorted(t.seconds for t in timings)
     groupings = [t.grouping for t in timings if t.dataflow == "gather_scatter"]
     assert len(groupings) == len(set(groupings)) == 3  # one by one, and batched at each epsilon
-    assert {t.dataflow for t in timings} == {"implicit", "fetch_on_demand", "gather_scatter"}
+    own = {"native"} if native.missing() is None else set()
+    assert {t.dataflow for t in timings} == own | {"implicit", "fetch_on_demand", "gather_scatter"}
     act.group_pairs(maps, groupings[0])
     with pytest.raises(ValueError, match="outside of jit"):
         jax.jit(lambda maps: act.tune_dataflow(x, w, maps))(maps)

@@ -34,7 +34,7 @@ TINY = {
     "batch_size": 32,
     "model.width": 16,
     "model.bottom": (16,),
-    "model.top": (32, 16),
+    "model.top": (64, 64),
     "model.dropout": 0.0,
     "learning_rate.peak": 1e-2,
     "eval_every": 10,

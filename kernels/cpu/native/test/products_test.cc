@@ -106,21 +106,26 @@ void fail(const char* what) {
   std::printf("case %ld, %s: %s\n", number, drawn, what);
 }
 
-// got[rows][columns] against a(r, i) * b(i, c) summed over i.
+// got[rows][columns] against a(r, i) * b(i, c) summed over i. Errors are measured by the largest
+// sum of magnitudes, for a single sum may cancel to nothing.
 template <class A, class B>
 void compare(const char* what, const float* got, long rows, long columns, long depth, const A& a,
              const B& b) {
   double worst = 0, most = 1e-30;
   for (long r = 0; r < rows; r++) {
     for (long c = 0; c < columns; c++) {
-      double sum = 0;
-      for (long i = 0; i < depth; i++) sum += a(r, i) * b(i, c);
+      double sum = 0, magnitude = 0;
+      for (long i = 0; i < depth; i++) {
+        const double term = a(r, i) * b(i, c);
+        sum += term;
+        magnitude += std::fabs(term);
+      }
       const double error = std::fabs(got[r * columns + c] - sum);
       worst = std::isnan(error) ? INFINITY : std::fmax(worst, error);
-      most = std::fmax(most, std::fabs(sum));
+      most = std::fmax(most, magnitude);
     }
   }
-  if (!(worst / most < 1e-5)) fail(what);
+  if (!(worst / most < 2e-6)) fail(what);
 }
 
 // One weight's three products; entries(visit) calls visit(entry, row, column).
