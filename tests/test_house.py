@@ -14,6 +14,10 @@ PATTERNS = {"kernels", "foundations"}
 PRUNING = PACKED = PATTERNS | {"patterns"}
 PRODUCTS = PACKED | {"packed"}
 ABOVE = PRODUCTS | {"products", "pruning"}
+ALL = ABOVE | {
+    *("activations", "allocation", "calibration", "export", "graph", "nn", "quantized", "recipes"),
+    "tools",
+}
 MAY_IMPORT = {
     "kernels": set(),
     "foundations": {"kernels"},
@@ -30,31 +34,8 @@ MAY_IMPORT = {
     "allocation": ABOVE | {"graph", "calibration"},
     "recipes": ABOVE | {"graph", "calibration", "allocation"},
     "tools": ABOVE | {"graph", "export"},
-    "jaxsparse": ABOVE
-    | {
-        "activations",
-        "allocation",
-        "calibration",
-        "export",
-        "graph",
-        "nn",
-        "quantized",
-        "recipes",
-        "tools",
-    },
-    "experiments": ABOVE
-    | {
-        "activations",
-        "allocation",
-        "calibration",
-        "export",
-        "graph",
-        "nn",
-        "quantized",
-        "recipes",
-        "tools",
-    }
-    | {"jaxsparse"},
+    "jaxsparse": ALL,
+    "experiments": ALL | {"jaxsparse"},
 }
 TOOLS = {"reports", "checkpoint"}
 

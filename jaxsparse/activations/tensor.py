@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
 
 from jaxsparse.activations.bounds import Bounds
 from jaxsparse.activations.faults import poison, require
@@ -26,7 +26,7 @@ class SparseTensor:
       sites: where they stand.
     """
 
-    features: Float[Array, "capacity channels"]
+    features: Shaped[Array, "capacity channels"]
     sites: Sites
 
     @property
@@ -59,7 +59,7 @@ class SparseTensor:
         """Features of a row."""
         return self.features.shape[-1]
 
-    def with_features(self, features: Float[Array, "capacity channels"]) -> "SparseTensor":
+    def with_features(self, features: Shaped[Array, "capacity channels"]) -> "SparseTensor":
         """Other features at the same sites.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
 
 from jaxsparse.activations.bounds import NOWHERE, Bounds, smallest_bounds, sorted_places
 from jaxsparse.activations.dataflows import sum_dtype
@@ -35,7 +35,7 @@ class Voxels(NamedTuple):
 
 def voxelize(
     points: Float[Array | np.ndarray, "n axes"],
-    features: Float[Array | np.ndarray, "n channels"],
+    features: Shaped[Array | np.ndarray, "n channels"],
     size: float | Float[Array | np.ndarray, "axes"],
     bounds: Bounds | None = None,
     *,
@@ -108,8 +108,8 @@ def voxelize(
 
 
 def coalesce(
-    coordinates: Int[Array, "n axes"],
-    features: Float[Array | np.ndarray, "n channels"],
+    coordinates: Int[Array | np.ndarray, "n axes"],
+    features: Shaped[Array | np.ndarray, "n channels"],
     bounds: Bounds | None = None,
     *,
     reduce: Reduction = "sum",
@@ -153,7 +153,7 @@ def coalesce(
         wide = np.asarray(coordinates).astype(np.int64)
         inside = np.all((wide >= lower) & (wide < upper), axis=1)
     else:
-        inside = bounds.contains(bounds.relative(coordinates))
+        inside = bounds.contains(bounds.relative(jnp.asarray(coordinates)))
     relative = bounds.relative(jnp.asarray(coordinates))
     keys = bounds.keys(list(relative.T))
     return _reduce(keys, features, meant, jnp.asarray(inside), bounds, reduce, capacity, count <= n)
