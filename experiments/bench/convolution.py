@@ -14,7 +14,7 @@ import jax
 from jax import lax
 
 import jaxsparse as js
-from experiments.measurements import RESULTS, write
+from experiments.measurements import RESULTS, machine, write
 from jaxsparse.kernels import cpu
 from jaxsparse.timing import interleave, ratios
 
@@ -122,14 +122,18 @@ def main() -> None:
     parser.add_argument("--network", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--name", default="convolution")
     options = parser.parse_args()
+    lists = {"batches": options.batches, "network": options.network}
+    asked = [f"--rounds {options.rounds}"]
+    asked += [f"--{name} {' '.join(map(str, given))}".rstrip() for name, given in lists.items()]
     result = {
+        "command": f"python -m experiments.bench.convolution {' '.join(asked)}",
         "instruction_set": cpu.instruction_set(),
         "cells": cells(options.batches, options.rounds),
         "resnet50": [row for b in options.network for row in network(b, options.rounds)],
     }
     write(options.name, result)
     text = markdown(result)
-    (RESULTS / f"{options.name}.md").write_text(text)
+    (RESULTS / f"{options.name}.md").write_text(f"{text}\n`{result['command']}`; {machine()}\n")
     print(text)
 
 

@@ -182,8 +182,8 @@ def timed(part: str, batch: int, runs: Mapping[str, Run], rounds: int) -> list[d
             "model": name,
             "qps": round(batch / middle[name]),
             **{
-                f"p{p}_ms": round(1e3 * float(np.percentile(found, p)), 4)
-                for p, found in zip(PERCENTILES, [times[name]] * len(PERCENTILES), strict=True)
+                f"p{p}_ms": round(1e3 * float(np.percentile(times[name], p)), 4)
+                for p in PERCENTILES
             },
             "speedup": round(1 / relative[name], 3),
         }

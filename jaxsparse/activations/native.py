@@ -11,10 +11,10 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
-from jax.sharding import ManualAxisType, PartitionSpec
 
 from jaxsparse import kernels
 from jaxsparse.products.partitioning import sharded, without_mesh
+from jaxsparse.products.primitives import rows_result
 
 
 class TwoFold:
@@ -63,7 +63,7 @@ def _primitive(fold: TwoFold) -> Primitive:
         del only
         plain = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
         found = jax.eval_shape(function(options, axes, native=False), *plain)
-        return [_result(one, operands) for one in found]
+        return [rows_result(operands[0], one.shape, one.dtype, *operands) for one in found]
 
     @functools.cache
     def compiled(params):
@@ -104,17 +104,3 @@ def _unsuited(ctx, on_cpu: bool) -> str | None:
     if sharded(ctx):
         return "the compiler cannot divide it among devices"
     return missing()
-
-
-def _result(one: jax.ShapeDtypeStruct, operands):
-    """A type on the mesh of the operands, varying wherever one of them does."""
-    varying = frozenset().union(*(operand.manual_axis_type.varying for operand in operands))
-    manual = {"manual_axis_type": ManualAxisType(varying=varying)} if varying else {}
-    like = operands[0]
-    return like.update(
-        shape=one.shape,
-        dtype=one.dtype,
-        sharding=like.sharding.update(spec=PartitionSpec(*[None] * one.ndim)),
-        weak_type=False,
-        **manual,
-    )

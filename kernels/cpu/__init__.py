@@ -59,7 +59,6 @@ _X = ("float32", "bfloat16")
 _VALUES = ("float32", "bfloat16", "int8")
 _UNSIGNED = (jnp.uint16, jnp.uint32)
 _GROUPS = (2, 4, 8, 16)
-_LARGEST = 32768  # side of a block
 
 
 def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None:
@@ -80,7 +79,9 @@ def unsupported(op, layout, x, values, out_dtype, transpose=False) -> str | None
     # The second factor of a sampled product is an activation, stored in any float.
     if op != "sampled" and values.dtype.name not in _VALUES:
         return f"weights must be float32, bfloat16 or int8, not {values.dtype}"
-    if isinstance(layout, BlockLayout) and (layout.block[1] % 16 or max(layout.block) > _LARGEST):
+    if isinstance(layout, BlockLayout) and (
+        layout.block[1] % 16 or max(layout.block) > int8.LARGEST
+    ):
         return f"a block's columns must be a multiple of 16, got block={layout.block}"
     if isinstance(layout, NMLayout):
         if layout.columns > 1:
