@@ -11,7 +11,6 @@ results/sparse_conv.json and results/sparse_conv.md.
 
 import argparse
 import functools
-import importlib
 import json
 import os
 import pathlib
@@ -23,6 +22,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from experiments.bench import sparse_conv_peers as peers
 
 CHANNELS = ((16, 16), (32, 64), (64, 64), (128, 128))
 MAIN = (32, 64)
@@ -61,17 +62,6 @@ def multiply_adds() -> tuple[Callable[[], Any], float]:
 
     work = library.load().jaxsparse_fma
     return lambda: (work(1 << 22), ())[1], work(1 << 22) / 1e9
-
-
-def spconv() -> tuple[Any, str]:
-    """The module, or None and why it cannot be had."""
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-
-        torch.set_num_threads(1)
-        return importlib.import_module("spconv.pytorch"), ""
-    except ImportError as error:
-        return None, f"spconv: it is not installed ({error})"
 
 
 def tensor(voxels: np.ndarray, channels: int) -> Any:
@@ -116,9 +106,9 @@ def products(name: str, voxels: np.ndarray, channels: tuple[int, int], rounds: i
         runs[dataflow] = functools.partial(forward, x, w, given, dataflow)
         if dataflow in ("native", "implicit"):
             runs[f"{dataflow}, gradients"] = functools.partial(backward, x, w, given, dataflow)
-    peer, _ = spconv()
+    peer, _ = peers.spconv()
     if peer:
-        runs["spconv"] = spconv_run(peer, voxels, x, channels, w, runs["native"]())
+        runs["spconv"] = peers.spconv_run(peer, voxels, x, channels, w, runs["native"]())
     runs["peak"], gflop = multiply_adds()
     pairs = int(jnp.sum(maps.sizes))
     seconds = least(runs, rounds)
@@ -132,42 +122,6 @@ def products(name: str, voxels: np.ndarray, channels: tuple[int, int], rounds: i
         "peak GFLOP/s": round(peak, 1),
         "ms": {flow: round(1e3 * taken, 3) for flow, taken in seconds.items()},
     }
-
-
-def spconv_run(peer, voxels, x, channels, w, expected) -> Callable[[], Any]:
-    """spconv's product on a map that it has, checked against ours."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    layer = peer.SubMConv3d(*channels, 3, bias=False, indice_key="map")
-    with torch.no_grad():
-        # Outputs, window, inputs.
-        layer.weight.copy_(torch.from_numpy(np.array(w).transpose(4, 0, 1, 2, 3).copy()))
-    given = spconv_tensor(peer, voxels, np.array(x.features))
-    with torch.no_grad():
-        first = layer(given)
-    found = first.features.numpy()
-    # A wrong row in some hundred runs is its own.
-    wrong = np.mean(np.abs(found - np.asarray(expected)).max(1) > 1e-3)
-    if wrong > 1e-3:
-        raise AssertionError(f"{wrong:.1%} of the rows of spconv differ from ours")
-    ready = first.replace_feature(given.features)
-
-    def run():
-        with torch.no_grad():
-            layer(ready)
-        return ()
-
-    return run
-
-
-def spconv_tensor(peer, voxels: np.ndarray, features: np.ndarray) -> Any:
-    """Voxels as spconv has them: int32 with the batch first, from 0 on."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    low = voxels.min(0)
-    rows = torch.from_numpy(np.pad(voxels - low, ((0, 0), (1, 0))).astype(np.int32))
-    shape = (voxels.max(0) - low + 1).tolist()
-    return peer.SparseConvTensor(torch.from_numpy(features), rows, shape, 1)
 
 
 def maps(name: str, voxels: np.ndarray, rounds: int) -> Row:
@@ -188,19 +142,9 @@ def maps(name: str, voxels: np.ndarray, rounds: int) -> Row:
     native = jax.jit(build)
     xla = jax.jit(jax.export.export(native)(rows).call)  # an export has XLA's alone
     runs = {"native": lambda: native(rows), "XLA": lambda: xla(rows)}
-    peer, _ = spconv()
+    peer, _ = peers.spconv()
     if peer:
-        layer = peer.SubMConv3d(1, 1, 3, bias=False, indice_key="map")
-        features = np.zeros((len(voxels), 1), np.float32)
-
-        def with_map():
-            import torch  # pyright: ignore[reportMissingImports]
-
-            with torch.no_grad():
-                layer(spconv_tensor(peer, voxels, features))
-            return ()
-
-        runs["spconv, with a product of 1 channel"] = with_map
+        runs["spconv, with a product of 1 channel"] = peers.spconv_map(peer, voxels)
     found = least(runs, rounds)
     per_thousand = {k: round(1e6 * seconds / len(voxels), 4) for k, seconds in found.items()}
     return {"cloud": name, "voxels": len(voxels), "ms for 1,000 voxels": per_thousand}
@@ -236,40 +180,12 @@ def network(name: str, voxels: np.ndarray, rounds: int) -> Row:
     for dataflow in ("native", "implicit"):
         runs[f"{dataflow}, forward"] = functools.partial(forward, weights, x, dataflow)
         runs[f"{dataflow}, gradients"] = functools.partial(slopes, weights, x, dataflow)
-    peer, _ = spconv()
+    peer, _ = peers.spconv()
     if peer:
-        runs |= spconv_network(peer, voxels, np.array(x.features))
+        runs |= peers.spconv_network(peer, voxels, np.array(x.features))
     found = least(runs, rounds)
     ms = {name: round(1e3 * seconds, 2) for name, seconds in found.items()}
     return {"cloud": name, "voxels": len(voxels), "ms": ms}
-
-
-def spconv_network(peer, voxels, features) -> dict[str, Callable[[], Any]]:
-    """The same network by spconv, whose wheel for CPUs has no gradients: it asks for CUDA there."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    make = functools.partial(peer.SubMConv3d, bias=False)
-    fine = [make(a, b, 3, indice_key="fine") for a, b in ((4, 32), (32, 32), (32, 16))]
-    down = peer.SparseConv3d(32, 64, 2, stride=2, bias=False, indice_key="down")
-    coarse = make(64, 64, 3, indice_key="coarse")
-    up = peer.SparseInverseConv3d(64, 32, 2, bias=False, indice_key="down")
-
-    def relu(x):
-        return x.replace_feature(torch.relu(x.features))
-
-    def loss():
-        x = spconv_tensor(peer, voxels, features)
-        y = relu(fine[1](relu(fine[0](x))))
-        z = up(relu(coarse(relu(down(y)))))
-        y = relu(y.replace_feature(z.features + y.features))
-        return (fine[2](y).features ** 2).mean()
-
-    def forward():
-        with torch.no_grad():
-            loss()
-        return ()
-
-    return {"spconv, forward": forward}
 
 
 def grid(occupancy: float, rounds: int) -> Row:
@@ -304,16 +220,8 @@ def grid(occupancy: float, rounds: int) -> Row:
         "native, with its map": lambda: sparse(rows, features, w),
         "lax.conv": lambda: dense(dense_x, w),
     }
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-
-        torch.set_num_threads(1)
-        other = torch.from_numpy(np.array(dense_x)).permute(0, 4, 1, 2, 3)
-        kernel = torch.from_numpy(np.array(w)).permute(4, 3, 0, 1, 2).contiguous()
-        convolve = functools.partial(torch.nn.functional.conv3d, other, kernel, padding=1)
-        runs["torch conv3d"] = lambda: (convolve(), ())[1]
-    except ImportError:
-        pass
+    if other := peers.torch_conv3d(dense_x, w):
+        runs["torch conv3d"] = other
     found = least(runs, rounds)
     return {"occupancy": occupancy, "ms": {k: round(1e3 * v, 2) for k, v in found.items()}}
 
@@ -352,7 +260,7 @@ def measure(rounds: int, cores: int) -> Row:
     name = next(reversed(found))
     result["network"] = network(name, found[name], rounds)
     result["grids"] = [grid(occupancy, rounds) for occupancy in OCCUPANCIES]
-    peer, reason = spconv()
+    peer, reason = peers.spconv()
     result["skipped"] = missing + ([] if peer else [reason])
     return result
 
